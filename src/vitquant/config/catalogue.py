@@ -1,0 +1,137 @@
+"""The points of a Vision Transformer: the one place that knows their names, kinds and order.
+
+A *point* is a named place where a tensor becomes integers. A linear layer has two, ``X.weight`` and ``X.output``;
+every other layer has one, named like the layer. Inside a model a block's points carry its number:
+``blocks.3.attn_qkv.weight``. The name without that prefix is the point's *section*, what a file calls it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import Enum
+from types import MappingProxyType
+
+from vitquant.errors import ConfigError
+
+
+class Kind(Enum):
+    """What a point's tensor is. The value is the name of its global section."""
+
+    WEIGHT = "weight"
+    OUTPUT = "output"
+    ACTIVATION = "activation"
+    NORM = "norm"
+    INTSOFT = "intsoft"
+
+    @property
+    def fallbacks(self) -> tuple[Kind, ...]:
+        """Global sections that speak for this kind, in the order they are asked; the first present one answers."""
+        return _FALLBACKS[self]
+
+
+_FALLBACKS = {
+    Kind.WEIGHT: (Kind.WEIGHT,),
+    Kind.OUTPUT: (Kind.OUTPUT,),
+    Kind.ACTIVATION: (Kind.ACTIVATION, Kind.OUTPUT),
+    Kind.NORM: (Kind.NORM, Kind.ACTIVATION, Kind.OUTPUT),
+    Kind.INTSOFT: (Kind.INTSOFT, Kind.ACTIVATION, Kind.OUTPUT),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer section of a configuration file.
+
+    ``group`` is the part of the model it belongs to, ``about`` one line on its tensor, ``kind`` that of its single
+    point, or ``None`` for a linear layer, which has a weight and an output.
+    """
+
+    name: str
+    group: str
+    kind: Kind | None
+    about: str
+
+    @property
+    def linear(self) -> bool:
+        """Whether the layer has the two points ``weight`` and ``output``."""
+        return self.kind is None
+
+    @property
+    def points(self) -> Mapping[str, Kind]:
+        """Section name of each of its points -> kind."""
+        if self.kind is not None:
+            return {self.name: self.kind}
+        return {f"{self.name}.weight": Kind.WEIGHT, f"{self.name}.output": Kind.OUTPUT}
+
+
+LAYERS: tuple[Layer, ...] = (
+    Layer("patch_embed", "embedding", None, "projection of the flattened patches"),
+    Layer(
+        "pos_embed", "embedding", Kind.ACTIVATION, "patches + prefix tokens + positions: start of the residual stream"
+    ),
+    Layer("norm1", "attention", Kind.NORM, "LayerNorm before attention, the input of attn_qkv"),
+    Layer("attn_qkv", "attention", None, "projection to Q, K and V"),
+    Layer("attn_q_out", "attention", Kind.ACTIVATION, "Q after the split"),
+    Layer("attn_k_out", "attention", Kind.ACTIVATION, "K after the split"),
+    Layer("attn_kv_out", "attention", Kind.ACTIVATION, "attention scores, Q @ K^T * head_dim^-1/2"),
+    Layer("intSoft", "attention", Kind.INTSOFT, "attention probabilities"),
+    Layer("attn_v_input", "attention", Kind.ACTIVATION, "V after the split"),
+    Layer("attn_v_out", "attention", Kind.ACTIVATION, "probabilities @ V, the input of attn_proj"),
+    Layer("attn_proj", "attention", None, "output projection of the attention"),
+    Layer("residual1", "attention", Kind.ACTIVATION, "residual stream after the attention"),
+    Layer("norm2", "mlp", Kind.NORM, "LayerNorm before the MLP, the input of mlp_fc1"),
+    Layer("mlp_fc1", "mlp", None, "first linear layer of the MLP"),
+    Layer("mlp_gelu", "mlp", Kind.ACTIVATION, "GELU, the input of mlp_fc2"),
+    Layer("mlp_fc2", "mlp", None, "second linear layer of the MLP"),
+    Layer("residual2", "mlp", Kind.ACTIVATION, "residual stream after the MLP"),
+    Layer("final_norm", "head", Kind.NORM, "last LayerNorm, the input of the head"),
+    Layer("head", "head", None, "classifier; DeiT's second one, head_dist, reads this section too"),
+)
+
+LAYER: Mapping[str, Layer] = MappingProxyType({layer.name: layer for layer in LAYERS})
+
+KINDS: Mapping[str, Kind] = MappingProxyType({point: kind for layer in LAYERS for point, kind in layer.points.items()})
+"""Section name of every point -> kind, in model order."""
+
+BLOCK_GROUPS = ("attention", "mlp")
+"""The groups whose layers every block repeats."""
+
+
+def section_of(point: str) -> str:
+    """The section that speaks for a point of a model.
+
+    >>> section_of("blocks.3.attn_qkv.weight")
+    'attn_qkv.weight'
+    >>> section_of("head_dist.output")
+    'head.output'
+
+    Raises:
+        ConfigError: no such point exists.
+    """
+    section = re.sub(r"^blocks\.\d+\.", "", point)
+    section = re.sub(r"^head_dist\.", "head.", section)
+    if section not in KINDS:
+        raise ConfigError(
+            "not a point of a Vision Transformer", where=point, expected=closest(section, KINDS) or ", ".join(KINDS)
+        )
+    return section
+
+
+def point_names(depth: int, *, head: bool = True, distilled: bool = False) -> tuple[str, ...]:
+    """All points of a model with ``depth`` blocks, in model order; ``distilled`` adds DeiT's second head."""
+
+    def of(*groups: str) -> list[str]:
+        return [point for layer in LAYERS if layer.group in groups for point in layer.points]
+
+    names = of("embedding")
+    names += [f"blocks.{index}.{point}" for index in range(depth) for point in of(*BLOCK_GROUPS)]
+    names += [point for point in of("head") if head or not point.startswith("head.")]
+    return (*names, "head_dist.weight", "head_dist.output") if head and distilled else tuple(names)
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Up to three names that look like ``name``, as text for an error; ``None`` if nothing does."""
+    return ", ".join(get_close_matches(name, list(known), n=3, cutoff=0.55)) or None

@@ -1,0 +1,239 @@
+"""A configuration file as sections: which of the three forms it has, and what each section says.
+
+*Global*: ``outputs / weight / activation / norm / intsoft``. *Per-layer*: a section for each layer, beside global
+sections to fall back on. *Model*: ``defaults`` (the global sections), layer sections, and ``overrides`` by point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from vitquant.config.catalogue import LAYER, Kind, closest
+from vitquant.config.explain import FieldError, show, unknown_field
+from vitquant.config.quant_config import PARTIAL, SOFTMAX_FIELDS, BitType, QuantConfig
+from vitquant.config.source import Leaf, Node, Place, Table
+from vitquant.errors import ConfigError
+
+GLOBAL_KEYS: Mapping[str, Kind] = {"outputs": Kind.OUTPUT, **{kind.value: kind for kind in Kind}}
+"""Keys of the global sections; ``output`` is another spelling of ``outputs``."""
+
+_LINEAR_PARTS = ("weight", "output")
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one section says: some fields of a :class:`QuantConfig`.
+
+    ``name`` is its dotted key in the file; ``fields`` maps dotted fields (``bit_type.bits``) to values, ``places``
+    the same fields to where they were written.
+    """
+
+    name: str
+    place: Place
+    fields: Mapping[str, object]
+    places: Mapping[str, Place]
+
+    def where(self, field: str) -> str:
+        """``FILE:LINE KEY`` of one field."""
+        return f"{self.places.get(field, self.place)} {self.name}.{field}"
+
+
+@dataclass(frozen=True)
+class Override:
+    """A section for the points whose full name matches ``pattern``."""
+
+    pattern: str
+    section: Section
+
+
+@dataclass(frozen=True)
+class Document:
+    """One configuration. ``layers`` is keyed by the section name of a point (``attn_qkv.weight``)."""
+
+    form: str
+    name: str
+    defaults: Mapping[Kind, Section]
+    layers: Mapping[str, Section]
+    overrides: tuple[Override, ...]
+
+    def sections_of(self, section: str, kind: Kind) -> tuple[Section, ...]:
+        """The sections that speak for a point, the weakest first: at most one global and one of its layer."""
+        spoken = next((self.defaults[key] for key in kind.fallbacks if key in self.defaults), None)
+        return tuple(found for found in (spoken, self.layers.get(section)) if found is not None)
+
+
+def read_document(root: Table) -> Document:
+    """Sort the entries of a file.
+
+    Raises:
+        ConfigError: an unknown or ill-placed key, an empty section, or a value that is not allowed.
+    """
+    form = form_of(root)
+    top = {key: node for key, node in root.entries.items() if key in GLOBAL_KEYS}
+    nested = _entries(root.entries["defaults"], "defaults") if "defaults" in root.entries else {}
+    sections = [(key, key, node) for key, node in top.items()]
+    sections += [(key, f"defaults.{key}", node) for key, node in nested.items()]
+    return Document(
+        form=form,
+        name=root.place.file,
+        defaults=_read_defaults(sections),
+        layers={k: v for key, node in root.entries.items() if key in LAYER for k, v in _read_layer(key, node)},
+        overrides=_read_overrides(root.entries["overrides"]) if "overrides" in root.entries else (),
+    )
+
+
+def form_of(root: Table) -> str:
+    """``"global"``, ``"per-layer"`` or ``"model"``.
+
+    Raises:
+        ConfigError: a top-level key belongs to none of the forms.
+    """
+    known = (*LAYER, *GLOBAL_KEYS, "defaults", "overrides")
+    for key, node in root.entries.items():
+        if key not in known:
+            near = closest(key, known)
+            raise ConfigError(
+                f"unknown layer or section `{key}`" + (f", did you mean `{near.split(', ')[0]}`" if near else ""),
+                where=f"{node.place} {key}",
+                expected=near or "a layer, a global section, defaults or overrides",
+                fix=f"the layers are {', '.join(LAYER)}; the global sections {', '.join(GLOBAL_KEYS)}",
+            )
+    if "defaults" in root.entries or "overrides" in root.entries:
+        return "model"
+    return "per-layer" if any(key in LAYER for key in root.entries) else "global"
+
+
+def _read_defaults(sections: list[tuple[str, str, Node]]) -> Mapping[Kind, Section]:
+    found: dict[Kind, Section] = {}
+    for key, name, node in sections:
+        if key not in GLOBAL_KEYS:
+            raise unknown_field(key, key, tuple(GLOBAL_KEYS)).at(f"{node.place} {name}")
+        kind = GLOBAL_KEYS[key]
+        if kind in found:
+            other = f"`{found[kind].name}` ({found[kind].place})"
+            raise ConfigError(f"says the same as {other}", where=f"{node.place} {name}", fix="remove one of them")
+        found[kind] = read_section(node, name, softmax=kind is Kind.INTSOFT)
+    return found
+
+
+def _read_layer(name: str, node: Node) -> Iterator[tuple[str, Section]]:
+    layer = LAYER[name]
+    if layer.kind is not None:
+        yield name, read_section(node, name, softmax=layer.kind is Kind.INTSOFT)
+        return
+    parts = _entries(node, name)
+    for part, child in parts.items():
+        if part not in _LINEAR_PARTS:
+            raise ConfigError(
+                f"unknown key `{part}`",
+                where=f"{child.place} {name}.{part}",
+                expected="weight and output, as it is a linear layer",
+                fix=f"nest the settings under {name}: weight: or output:",
+            )
+        if not (isinstance(child, Leaf) and child.value is None and child.place.line is None):
+            yield f"{name}.{part}", read_section(child, f"{name}.{part}", softmax=False)
+    if not parts:
+        raise ConfigError("empty section", where=f"{node.place} {name}", expected="weight, output or both")
+
+
+def _read_overrides(node: Node) -> tuple[Override, ...]:
+    found: dict[str, Override] = {}
+    for override in _each_override(node):
+        first = found.setdefault(override.pattern, override)
+        if first is not override:
+            raise ConfigError(
+                f"says the same as {first.section.name} ({first.section.place})",
+                where=f"{override.section.place} {override.section.name}",
+                fix="merge the two",
+            )
+    return tuple(found.values())
+
+
+def _each_override(node: Node) -> Iterator[Override]:
+    for pattern, child in _entries(node, "overrides").items():
+        name = f"overrides.{pattern}"
+        if isinstance(child, Table) and any(key in _LINEAR_PARTS for key in child.entries):
+            for part, settings in child.entries.items():
+                if part not in _LINEAR_PARTS:
+                    raise unknown_field(part, part, _LINEAR_PARTS).at(f"{settings.place} {name}.{part}")
+                yield Override(f"{pattern}.{part}", read_section(settings, f"{name}.{part}", softmax=True))
+        else:
+            yield Override(pattern, read_section(child, name, softmax=True))
+
+
+def read_section(node: Node, name: str, *, softmax: bool) -> Section:
+    """The settings of one section, checked field by field.
+
+    ``softmax`` tells whether the fields of intSoft may stand here.
+    """
+    if isinstance(node, Leaf) and isinstance(node.value, QuantConfig):
+        return Section(name, node.place, flatten(node.value), {})
+    entries = _entries(node, name)
+    places = dict(_places(entries))
+    section = Section(name, node.place, {}, places)
+    data = {key: _plain(child) for key, child in entries.items()}
+    try:
+        config = QuantConfig.model_validate(data, context=PARTIAL)
+    except FieldError as error:
+        raise error.at(section.where(error.key)) from error
+    stray = next((field for field in SOFTMAX_FIELDS if field in data), None)
+    if stray and not softmax:
+        raise ConfigError(f"`{stray}` is a setting of intSoft only", where=section.where(stray), fix="remove it")
+    given = {path for path in places if "." in path or path != "bit_type"}
+    fields = {path: value for path, value in flatten(config).items() if path in given}
+    return Section(name, node.place, fields, places)
+
+
+def flatten(config: QuantConfig) -> dict[str, object]:
+    """All fields of a config by dotted name."""
+    fields: dict[str, object] = {}
+    for name in QuantConfig.model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BitType):
+            fields.update({f"{name}.{inner}": getattr(value, inner) for inner in BitType.model_fields})
+        else:
+            fields[name] = value
+    return fields
+
+
+def unflatten(fields: Mapping[str, object]) -> dict[str, object]:
+    """The inverse of :func:`flatten`, as nested plain mappings."""
+    nested: dict[str, object] = {}
+    bit_type: dict[str, object] = {}
+    for path, value in fields.items():
+        if path.startswith(BitType.key_prefix):
+            nested["bit_type"] = bit_type
+            bit_type[path.removeprefix(BitType.key_prefix)] = value
+        else:
+            nested[path] = value
+    return nested
+
+
+def tree(value: object, place: Place) -> Node:
+    """Plain Python mappings as the tree that :func:`read_document` takes."""
+    if isinstance(value, BitType):
+        value = value.model_dump()
+    if isinstance(value, Mapping):
+        return Table({str(key): tree(child, place) for key, child in value.items()}, place)
+    return Leaf(value, place)
+
+
+def _entries(node: Node, name: str) -> Mapping[str, Node]:
+    if isinstance(node, Table):
+        return node.entries
+    fix = "write {} to mean the built-in defaults, or remove the key" if node.value is None else None
+    raise ConfigError(
+        "not a section", where=f"{node.place} {name}", got=show(node.value), expected="a mapping", fix=fix
+    )
+
+
+def _places(entries: Mapping[str, Node], prefix: str = "") -> Iterator[tuple[str, Place]]:
+    for key, node in entries.items():
+        yield f"{prefix}{key}", node.place
+        if isinstance(node, Table):
+            yield from _places(node.entries, f"{prefix}{key}.")
+
+
+def _plain(node: Node) -> object:
+    return node.value if isinstance(node, Leaf) else {key: _plain(child) for key, child in node.entries.items()}

@@ -1,0 +1,67 @@
+"""Configurations back to YAML text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import yaml
+
+from vitquant.config.catalogue import KINDS, LAYERS, Kind, section_of
+from vitquant.config.document import flatten, unflatten
+from vitquant.config.quant_config import SOFTMAX_FIELDS, QuantConfig
+
+_ALWAYS = ("calibration_mode", "bit_type.bits", "bit_type.signed", "observer_type")
+_DEFAULTS = flatten(QuantConfig())
+
+
+def settings(config: QuantConfig, kind: Kind) -> dict[str, object]:
+    """What to write for a config: the fields every reader looks for, and all that differ from the defaults."""
+    always = (*_ALWAYS, *SOFTMAX_FIELDS) if kind is Kind.INTSOFT else _ALWAYS
+    return unflatten({k: v for k, v in flatten(config).items() if k in always or v != _DEFAULTS[k]})
+
+
+def difference(config: QuantConfig, base: QuantConfig) -> dict[str, object]:
+    """The fields of ``config`` that are not those of ``base``."""
+    there = flatten(base)
+    return unflatten({k: v for k, v in flatten(config).items() if v != there[k]})
+
+
+def layer_sections(configs: Mapping[str, QuantConfig]) -> dict[str, object]:
+    """Nested layer sections from configs keyed by section name (``attn_qkv.weight``), in model order."""
+    nested: dict[str, object] = {}
+    for layer in LAYERS:
+        told = {name: settings(configs[name], kind) for name, kind in layer.points.items() if name in configs}
+        if told:
+            parts: dict[str, object] = {name.removeprefix(f"{layer.name}."): said for name, said in told.items()}
+            nested[layer.name] = parts if layer.linear else parts[layer.name]
+    return nested
+
+
+def model_sections(table: Mapping[str, QuantConfig | None]) -> dict[str, object]:
+    """A resolved table as layer sections with the commonest settings and overrides for the exceptions.
+
+    A layer that stays float in some block gets no section, since a section would speak for all blocks.
+    """
+    by_section: dict[str, list[QuantConfig | None]] = {section: [] for section in KINDS}
+    for point, config in table.items():
+        by_section[section_of(point)].append(config)
+    common: dict[str, QuantConfig] = {}
+    for section, found in by_section.items():
+        present = [config for config in found if config is not None]
+        if present and len(present) == len(found):
+            common[section] = Counter(present).most_common(1)[0][0]
+    overrides = {}
+    for point, config in table.items():
+        base = common.get(section_of(point))
+        if config is not None and config != base:
+            overrides[point] = difference(config, base) if base else settings(config, KINDS[section_of(point)])
+    document = layer_sections(common)
+    if overrides:
+        document["overrides"] = overrides
+    return document or {"defaults": {}}
+
+
+def dump(sections: Mapping[str, object]) -> str:
+    """YAML text, in the given order; innermost mappings on one line."""
+    return yaml.safe_dump(dict(sections), sort_keys=False, default_flow_style=None, width=120)

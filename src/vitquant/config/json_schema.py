@@ -1,0 +1,90 @@
+"""A JSON Schema of configuration files, for completion and checks in an editor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitquant.config.catalogue import LAYERS, Kind
+from vitquant.config.document import GLOBAL_KEYS
+from vitquant.config.quant_config import SOFTMAX_FIELDS, QuantConfig
+
+_ABOUT_GLOBAL = {
+    Kind.WEIGHT: "All weights of linear layers.",
+    Kind.OUTPUT: "All outputs of linear layers; also whatever has no section of its own kind, weights excepted.",
+    Kind.ACTIVATION: "All activations; also norm and intsoft where these have no section.",
+    Kind.NORM: "All LayerNorm outputs.",
+    Kind.INTSOFT: "All attention probabilities.",
+}
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema (draft 2020-12) of all three forms of a file."""
+    sections = {key: _described(_ref_of(kind), _ABOUT_GLOBAL[kind]) for key, kind in GLOBAL_KEYS.items()}
+    layers = {
+        layer.name: _described(_ref("linear") if layer.kind is None else _ref_of(layer.kind), layer.about)
+        for layer in LAYERS
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "vitquant configuration",
+        "description": "How each point of a Vision Transformer is quantized.",
+        **_mapping({**sections, **layers, "defaults": _defaults(sections), "overrides": _overrides()}),
+        "minProperties": 1,
+        "not": {"required": ["output", "outputs"]},
+        "$defs": {
+            "tensor": _tensor(softmax=False),
+            "intsoft": _tensor(softmax=True),
+            "linear": {**_mapping({"weight": _ref("tensor"), "output": _ref("tensor")}), "minProperties": 1},
+        },
+    }
+
+
+def _tensor(*, softmax: bool) -> dict[str, Any]:
+    schema = QuantConfig.model_json_schema()
+    fields = {name: _plain(_inlined(field, schema)) for name, field in schema["properties"].items()}
+    kept = {name: field for name, field in fields.items() if softmax or name not in SOFTMAX_FIELDS}
+    return _mapping(kept)
+
+
+def _inlined(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """A field's schema without the reference that stands for a nested model."""
+    reference = next((part["$ref"] for part in (field, *field.get("allOf", ())) if "$ref" in part), None)
+    return {**schema["$defs"][reference.rpartition("/")[2]], **field} if reference else field
+
+
+def _plain(field: dict[str, Any]) -> dict[str, Any]:
+    """Without pydantic's titles, which only repeat the names, and the references that were replaced."""
+    plain = {key: value for key, value in field.items() if key not in ("$ref", "allOf", "title")}
+    if "properties" in plain:
+        plain["properties"] = {name: _plain(inner) for name, inner in plain["properties"].items()}
+    return plain
+
+
+def _defaults(sections: dict[str, Any]) -> dict[str, Any]:
+    about = "Settings by kind, for layers without a section and for fields that their sections leave out."
+    return _described({**_mapping(sections), "not": {"required": ["output", "outputs"]}}, about)
+
+
+def _overrides() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": "Settings by point (blocks.0.attn_kv_out) or glob (blocks.*.mlp_fc2.output); the more "
+        "specific name wins, and fields merge.",
+        "additionalProperties": {"anyOf": [_ref("intsoft"), _ref("linear")]},
+    }
+
+
+def _mapping(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _ref_of(kind: Kind) -> dict[str, Any]:
+    return _ref("intsoft" if kind is Kind.INTSOFT else "tensor")
+
+
+def _described(schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {**schema, "description": description}

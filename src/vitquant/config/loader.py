@@ -1,0 +1,71 @@
+"""``load_config_from_yaml``: a file as a plain dict of :class:`QuantConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from vitquant.config.catalogue import LAYER, Layer
+from vitquant.config.document import Document, unflatten
+from vitquant.config.model_config import ModelConfig
+from vitquant.config.quant_config import QuantConfig
+from vitquant.config.resolve import resolve_default, resolve_section
+from vitquant.errors import ConfigError
+
+LayerConfig = QuantConfig | dict[str, QuantConfig | None] | None
+
+
+def load_config_from_yaml(path: str | Path) -> dict[str, object]:
+    """Read a configuration file; its form is told from its keys.
+
+    Args:
+        path: a file, or the name of a shipped one (``attn_config.yaml``, ``configs/attn_config.yaml``).
+
+    Returns:
+        *Global form*: ``'weight'``, ``'output'``, ``'activation'``, ``'norm'``, ``'intsoft'`` (those that the file
+        has) -> :class:`QuantConfig`. *Per-layer form*: layer -> :class:`QuantConfig`, or for a linear layer a dict
+        with ``'weight'`` and ``'output'`` (``None`` where nothing speaks for it: it stays float); then the global
+        sections that stand beside. *Model form*: every layer that the file speaks for, with the defaults merged in,
+        and ``'overrides'`` -> {pattern: {field: value}}.
+
+    Raises:
+        ConfigError: the file or something in it is wrong; the message gives the line and the key.
+    """
+    document = ModelConfig.from_yaml(path).document
+    configs: dict[str, object] = {}
+    for layer in LAYER.values():
+        told = any(point in document.layers for point in layer.points)
+        config = _layer(document, layer) if told or document.form == "model" else None
+        if config is not None:
+            configs[layer.name] = config
+    if document.form == "model":
+        overrides = {rule.pattern: unflatten(rule.section.fields) for rule in document.overrides}
+        return {**configs, "overrides": overrides} if overrides else configs
+    return {**configs, **{kind.value: resolve_default(section) for kind, section in document.defaults.items()}}
+
+
+def get_layer_config(configs: Mapping[str, object], layer_name: str) -> LayerConfig:
+    """The settings of one layer from what :func:`load_config_from_yaml` returned, in any form.
+
+    A layer without a section falls back to the global ones. Overrides name points of a whole model and are not
+    consulted.
+
+    Returns:
+        A :class:`QuantConfig`; for a linear layer a dict with ``'weight'`` and ``'output'``, either of which may be
+        ``None``; ``None`` where nothing speaks for the layer.
+
+    Raises:
+        ConfigError: no such layer, or the settings do not fit it.
+    """
+    if layer_name not in LAYER:
+        raise ConfigError("no such layer", where=layer_name, expected=f"one of {', '.join(LAYER)}")
+    return _layer(ModelConfig.from_dict(configs).document, LAYER[layer_name])
+
+
+def _layer(document: Document, layer: Layer) -> LayerConfig:
+    configs = {point: resolve_section(document, point).config for point in layer.points}
+    if not layer.linear:
+        return configs[layer.name]
+    if not any(configs.values()):
+        return None
+    return {part: configs[f"{layer.name}.{part}"] for part in ("weight", "output")}

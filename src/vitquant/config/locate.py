@@ -1,0 +1,38 @@
+"""Where configuration files are: the path as given, or one of ours by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitquant.errors import ConfigError
+
+
+def shipped_folder() -> Path:
+    """The folder of shipped files: inside the installed package, or ``configs/`` of the checkout in development."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent.parent / "configs"
+
+
+def shipped_names() -> tuple[str, ...]:
+    """Names of the shipped files, sorted."""
+    return tuple(sorted(path.name for path in shipped_folder().glob("*.yaml")))
+
+
+def find_config(path: str | Path) -> Path:
+    """The file that ``path`` means: itself, or the shipped file for ``NAME.yaml`` or ``configs/NAME.yaml``.
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    given = Path(path)
+    if given.exists() and not given.is_dir():
+        return given
+    shipped = shipped_folder() / given.name
+    if given in (Path(given.name), Path("configs", given.name)) and shipped.is_file():
+        return shipped
+    raise ConfigError(
+        "is a folder" if given.is_dir() else "no such file",
+        where=str(path),
+        expected=f"a YAML file, or one of the shipped {', '.join(shipped_names())}",
+    )

@@ -1,0 +1,88 @@
+"""The configuration of a whole model, before and after it is resolved against the model's points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitquant.config.document import Document, read_document, tree
+from vitquant.config.emit import dump, model_sections
+from vitquant.config.explain import show
+from vitquant.config.locate import find_config
+from vitquant.config.quant_config import QuantConfig
+from vitquant.config.resolve import Resolution, resolve_points
+from vitquant.config.source import Place, Table, read_file
+from vitquant.errors import ConfigError
+
+
+class ResolvedConfig(Mapping[str, QuantConfig | None]):
+    """Point name -> settings, in model order; ``None`` for a point that stays float. Equal if the settings are."""
+
+    def __init__(self, resolutions: Mapping[str, Resolution]) -> None:
+        self._resolutions = dict(resolutions)
+
+    def __getitem__(self, point: str) -> QuantConfig | None:
+        return self._resolutions[point].config
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._resolutions)
+
+    def __len__(self) -> int:
+        return len(self._resolutions)
+
+    def source(self, point: str) -> str:
+        """Which rules gave the settings, as ``defaults.weight:4, overrides.*.weight:31 (bits)``.
+
+        The number is the rule's line; each rule after the first is followed by the fields that it decided.
+        """
+        return self._resolutions[point].source
+
+    def to_yaml(self) -> str:
+        """YAML that resolves to the same table: layer sections, and overrides for the points that differ."""
+        return dump(model_sections(self))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A configuration that was read and checked, not yet applied to a model.
+
+    >>> config = ModelConfig.from_dict({"weight": {"bit_type": {"bits": 4}}})
+    >>> config.resolve(["head.weight", "head.output"])["head.weight"].bit_type.bits
+    4
+    """
+
+    document: Document
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> ModelConfig:
+        """Read a file of any of the three forms; shipped files are found by name.
+
+        Raises:
+            ConfigError: the file or something in it is wrong; the message gives the line and the key.
+        """
+        found = find_config(path)
+        return cls(read_document(read_file(found, str(found))))
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, object]) -> ModelConfig:
+        """The same from Python: nested mappings as in a file, in which a :class:`QuantConfig` may stand for a section.
+
+        Takes what :func:`load_config_from_yaml` returns. A :class:`QuantConfig` states all of its fields.
+        """
+        root = tree(mapping, Place("configuration"))
+        if not isinstance(root, Table):
+            raise ConfigError("not a configuration", got=show(mapping), expected="a mapping")
+        return cls(read_document(root))
+
+    def resolve(self, point_names: Sequence[str]) -> ResolvedConfig:
+        """Decide every point of a model.
+
+        Args:
+            point_names: the model's points, in order, such as :func:`vitquant.config.point_names` gives.
+
+        Raises:
+            ConfigError: an override matches no point, two equally specific overrides contradict each other, or merged
+                settings do not go together.
+        """
+        return ResolvedConfig(dict(resolve_points(self.document, tuple(point_names))))

@@ -1,0 +1,140 @@
+"""How one point is quantized."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic.functional_validators import ModelWrapValidatorHandler
+from typing_extensions import Self
+
+from vitquant.config.explain import FieldError, explain
+
+CalibrationMode = Literal["layer_wise", "channel_wise", "head_wise"]
+ObserverType = Literal["MinmaxObserver", "PercentileObserver", "KLObserver", "OmseObserver"]
+QuantizationMethod = Literal["uniform", "power_of_two"]
+SoftmaxForm = Literal["uniform", "row", "log2"]
+SoftmaxApproximation = Literal["table", "ibert", "shiftmax"]
+
+PARTIAL = "partial"
+"""Validation context of a file's section: it need not stand alone, so combinations are judged after merging."""
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+class Settings(BaseModel):
+    """Frozen, strict settings; what is wrong with them is said as a :class:`FieldError`."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    key_prefix: ClassVar[str] = ""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise explain(error, cls.model_json_schema(), cls.key_prefix) from error
+
+
+class BitType(Settings):
+    """The integer type of the codes.
+
+    >>> BitType(bits=4, signed=False)
+    BitType(bits=4, signed=False)
+    """
+
+    key_prefix: ClassVar[str] = "bit_type."
+
+    bits: int = Field(8, ge=2, le=16, description="Width of a code in bits, 2 to 16.")
+    signed: bool = Field(
+        True,
+        description="true: symmetric around zero, zero_point 0. false: unsigned affine, with a zero point.",
+    )
+
+
+class QuantConfig(Settings):
+    """How one point is quantized. Every field has a default, so ``QuantConfig()`` is 8-bit, signed, per tensor.
+
+    Raises:
+        FieldError: a :class:`vitquant.errors.ConfigError`; an unknown field, a value of the wrong type or out of
+            range, or a softmax form that the bit type does not allow.
+
+    >>> QuantConfig(calibration_mode="channel_wise", bit_type=BitType(bits=4)).bit_type.bits
+    4
+    """
+
+    calibration_mode: CalibrationMode = Field(
+        "layer_wise",
+        description="How many scales the tensor has: layer_wise one, channel_wise one per channel (for scores and "
+        "probabilities the channel is the head), head_wise one per attention head.",
+    )
+    bit_type: BitType = Field(default_factory=BitType, description="Width and sign of the codes.")
+    observer_type: ObserverType = Field(
+        "MinmaxObserver",
+        description="How the range is chosen from the calibration images: the extremes, a percentile, least "
+        "Kullback-Leibler divergence, or least squared error.",
+    )
+    quantization_method: Annotated[QuantizationMethod, BeforeValidator(_lower)] = Field(
+        "uniform",
+        description="uniform: any scale. power_of_two: each scale is rounded up to a power of two, so that "
+        "requantization is a shift. In any letter case.",
+    )
+    percentile_alpha: float = Field(
+        0.99999,
+        gt=0.5,
+        le=1,
+        description="PercentileObserver: the range spans the quantiles 1 - alpha and alpha of a batch.",
+    )
+    percentile_sigma: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="PercentileObserver: weight of the newest batch in the moving average over batches.",
+    )
+    kl_bins: int = Field(
+        2048,
+        ge=64,
+        le=65536,
+        multiple_of=2,
+        description="Bins of the histogram that KLObserver and OmseObserver read.",
+    )
+    enable_profiler: bool = Field(False, description="Collect SQNR, range, clipping and the like at this point.")
+    output_quant_enable: bool = Field(True, description="false: this point stays float.")
+    softmax: SoftmaxForm = Field(
+        "uniform",
+        description="intSoft only, the codes of the probabilities. uniform: one scale, from the observer. row: each "
+        "row is scaled by its own maximum. log2: codes are exponents of 1/2. row and log2 need unsigned codes and "
+        "read no observer.",
+    )
+    approximation: SoftmaxApproximation = Field(
+        "table",
+        description="intSoft only, the integer exponential: an exact table, I-BERT's polynomial (Kim et al., 2021), "
+        "or Shiftmax (Li and Gu, 2023, I-ViT).",
+    )
+
+    @model_validator(mode="after")
+    def _combination(self, info: ValidationInfo) -> Self:
+        if info.context != PARTIAL and self.softmax != "uniform" and self.bit_type.signed:
+            raise FieldError(
+                "softmax",
+                f"softmax: {self.softmax} needs unsigned codes",
+                got="bit_type.signed: true",
+                expected="bit_type.signed: false",
+                fix="set bit_type: {signed: false}, or softmax: uniform",
+            )
+        return self
+
+
+SOFTMAX_FIELDS = ("softmax", "approximation")
+"""Fields that mean something on intSoft only."""

@@ -1,0 +1,165 @@
+"""Which settings a point ends up with, and which rule gave them.
+
+Fields merge, the more specific rule wins: built-in defaults, then the global section of the point's kind, then its
+layer's section, then the overrides that match its name (a glob with more literal characters over one with fewer, the
+exact name over all).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from vitquant.config.catalogue import KINDS, LAYER, Kind, closest, section_of
+from vitquant.config.document import Document, Override, Section, unflatten
+from vitquant.config.explain import FieldError
+from vitquant.config.quant_config import SOFTMAX_FIELDS, QuantConfig
+from vitquant.errors import ConfigError
+
+HEAD_WISE_WEIGHTS = ("attn_qkv.weight", "attn_proj.weight")
+FLOAT_SOURCE = "no rule, stays float"
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The settings of one point (``None``: no rule speaks for it, it stays float) and the rules that gave them."""
+
+    config: QuantConfig | None
+    source: str
+
+
+def is_glob(pattern: str) -> bool:
+    """Whether a pattern can match more than its own text."""
+    return any(char in pattern for char in "*?[")
+
+
+def specificity(pattern: str) -> tuple[bool, int]:
+    """Sorts patterns: an exact name above every glob, globs by their number of literal characters."""
+    return not is_glob(pattern), len(re.sub(r"\[!?\]?[^\]]*\]|[*?]", "", pattern))
+
+
+def matches(pattern: str, point: str) -> bool:
+    """Whether the whole name matches; ``*`` crosses dots."""
+    return fnmatchcase(point, pattern)
+
+
+def resolve_section(document: Document, section: str) -> Resolution:
+    """What a file says of a layer in general, before any override. ``section`` is as in the catalogue."""
+    return _merge(section, section, document.sections_of(section, KINDS[section]), ())
+
+
+def resolve_default(section: Section) -> QuantConfig:
+    """What a global section says on its own."""
+    return _build(dict.fromkeys(section.fields, section), section.name)
+
+
+def resolve_points(document: Document, points: Sequence[str]) -> Iterator[tuple[str, Resolution]]:
+    """Resolve every point of a model, in order.
+
+    Raises:
+        ConfigError: an override matches no point, two equally specific ones contradict each other, or the merged
+            settings do not go together.
+    """
+    for override in document.overrides:
+        if not any(matches(override.pattern, point) for point in points):
+            raise _no_match(override, points)
+    for point in points:
+        section = section_of(point)
+        overrides = [rule for rule in document.overrides if matches(rule.pattern, point)]
+        yield point, _merge(point, section, document.sections_of(section, KINDS[section]), overrides)
+
+
+def _merge(point: str, section: str, base: Sequence[Section], overrides: Sequence[Override]) -> Resolution:
+    rules = [*base, *(rule.section for rule in sorted(overrides, key=lambda rule: specificity(rule.pattern)))]
+    if not rules:
+        return Resolution(None, FLOAT_SOURCE)
+    _refuse_ties(point, overrides)
+    winners = {field: rule for rule in rules for field in rule.fields}
+    config = _build(winners, point)
+    _check_point(point, section, winners, config)
+    return Resolution(config, _source(rules, winners))
+
+
+def _build(winners: Mapping[str, Section], name: str) -> QuantConfig:
+    """The merged config. ``winners`` maps each given field to the rule whose value counts."""
+    try:
+        return QuantConfig.model_validate(unflatten({field: rule.fields[field] for field, rule in winners.items()}))
+    except FieldError as error:
+        raise error.at(f"{winners[error.key].where(error.key)}, for {name}") from error
+
+
+def _refuse_ties(point: str, overrides: Sequence[Override]) -> None:
+    strongest: dict[str, Override] = {}
+    rivals: dict[str, Override] = {}
+    for rule in overrides:
+        for field, value in rule.section.fields.items():
+            held = strongest.get(field)
+            rank = specificity(rule.pattern)
+            if held is None or rank > specificity(held.pattern):
+                strongest[field] = rule
+                rivals.pop(field, None)
+            elif rank == specificity(held.pattern) and value != held.section.fields[field]:
+                rivals[field] = rule
+    for field, rule in rivals.items():
+        held = strongest[field]
+        other = f"{held.section.name} ({held.section.places.get(field, held.section.place)})"
+        raise ConfigError(
+            f"contradicts {other} at {point}, and neither is more specific",
+            where=rule.section.where(field),
+            got=f"{rule.section.fields[field]} against {held.section.fields[field]}",
+            fix=f"name {point} exactly, or narrow one of the patterns",
+        )
+
+
+def _check_point(point: str, section: str, winners: Mapping[str, Section], config: QuantConfig) -> None:
+    kind = KINDS[section]
+    stray = next((field for field in SOFTMAX_FIELDS if field in winners and _deliberate(field, winners[field])), None)
+    if stray and kind is not Kind.INTSOFT:
+        raise ConfigError(
+            f"`{stray}` is a setting of intSoft only, and the rule speaks for {point}",
+            where=winners[stray].where(stray),
+            fix="name blocks.*.intSoft",
+        )
+    if kind is Kind.WEIGHT and config.calibration_mode == "head_wise" and section not in HEAD_WISE_WEIGHTS:
+        raise ConfigError(
+            f"the rows of {point} belong to no attention head",
+            where=winners["calibration_mode"].where("calibration_mode"),
+            got="head_wise",
+            expected="layer_wise or channel_wise",
+            fix=f"give head_wise to {' and '.join(HEAD_WISE_WEIGHTS)} only",
+        )
+
+
+def _deliberate(field: str, rule: Section) -> bool:
+    """Whether a rule means to set a field. A whole QuantConfig from Python states all of them, the idle ones too."""
+    return field in rule.places or rule.fields[field] != QuantConfig.model_fields[field].default
+
+
+def _source(rules: Sequence[Section], winners: Mapping[str, Section]) -> str:
+    """The rules that gave at least one field, each but the first with the fields it gave."""
+    parts: list[str] = []
+    for rule in rules:
+        fields = [field.removeprefix("bit_type.") for field, winner in winners.items() if winner is rule]
+        if fields or not winners:
+            line = f":{rule.place.line}" if rule.place.line is not None else ""
+            parts.append(f"{rule.name}{line}" + (f" ({', '.join(fields)})" if parts else ""))
+    return ", ".join(parts)
+
+
+def _no_match(override: Override, points: Sequence[str]) -> ConfigError:
+    pattern = override.pattern
+    globs = [f"blocks.*.{section_of(point)}" for point in points if point.startswith("blocks.")]
+    layer = LAYER.get(pattern.split(".")[-1])
+    if layer is not None and layer.linear:
+        near: str | None = f"{pattern}.weight, {pattern}.output"
+    else:
+        near = closest(pattern, list(dict.fromkeys([*globs, *points] if is_glob(pattern) else [*points, *globs])))
+        near = f"blocks.*.{pattern}" if f"blocks.*.{pattern}" in globs else near
+    return ConfigError(
+        f"`{pattern}` matches no point of the model",
+        where=f"{override.section.place} {override.section.name}",
+        expected=near and f"a name such as {near}",
+        fix="list the points with `vitquant config show`",
+    )

@@ -1,0 +1,201 @@
+"""YAML text to a tree that knows where each key stood.
+
+A file is untrusted: size, depth and the number of values after aliases are expanded are bounded, and tags are refused,
+before anything is built (an alias bomb of 400 bytes would otherwise expand to gigabytes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from vitquant.config.explain import show, yaml_number
+from vitquant.errors import ConfigError
+
+MAX_BYTES = 1 << 20
+MAX_VALUES = 100_000
+MAX_DEPTH = 16
+
+_MERGE_TAG = "tag:yaml.org,2002:merge"
+_SCALAR_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float")}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something was written; ``line`` counts from 1 and is ``None`` for a mapping made in Python."""
+
+    file: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A value that is not a mapping."""
+
+    value: object
+    place: Place
+
+
+@dataclass(frozen=True)
+class Table:
+    """A mapping. The place of an entry is that of its key."""
+
+    entries: Mapping[str, Node]
+    place: Place
+
+
+Node = Leaf | Table
+
+
+class YamlSyntaxError(ConfigError):
+    """The text is not YAML; the message ends with the line and a caret under the spot."""
+
+    def __init__(self, problem: str, *, where: str, snippet: str, fix: str | None) -> None:
+        self.snippet = snippet
+        super().__init__(problem, where=where, fix=fix)
+
+    def _text(self) -> str:
+        return f"{super()._text()}\n{self.snippet}"
+
+
+def read_file(path: Path, name: str) -> Table:
+    """Read a YAML file; ``name`` is what error messages call it.
+
+    Raises:
+        ConfigError: unreadable, too large, not UTF-8, not YAML, empty, not a mapping, or a key given twice.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=name) from error
+    if len(data) > MAX_BYTES:
+        raise ConfigError("the file is too large", where=name, expected=f"at most {MAX_BYTES:,} bytes")
+    try:
+        return read_text(data.decode("utf-8-sig"), name)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError("not UTF-8 text", where=f"{name}:{line}", got=f"byte 0x{data[error.start]:02x}") from error
+
+
+def read_text(text: str, name: str) -> Table:
+    """As :func:`read_file`, for text that is already in memory."""
+    try:
+        _check_limits(text, name)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise _syntax_error(error, text, name) from error
+    node = _convert(root, Place(name, root.start_mark.line + 1)) if root else Leaf(None, Place(name))
+    if node in (Leaf(None, node.place), Table({}, node.place)):
+        raise ConfigError(
+            "the file is empty", where=name, expected="a mapping of sections", fix="start from a shipped file"
+        )
+    if not isinstance(node, Table):
+        raise ConfigError("not a configuration", where=str(node.place), got=show(node.value), expected="a mapping")
+    return node
+
+
+def _check_limits(text: str, name: str) -> None:
+    """Walk the events, which expands nothing, and count what composing and expanding would make."""
+    sizes: dict[str | None, int] = {}
+    open_collections: list[tuple[str | None, int]] = []
+    values = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        where = str(Place(name, event.start_mark.line + 1 if event.start_mark else None))
+        if isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in open_collections):
+                raise ConfigError(f"alias *{event.anchor} refers to itself", where=where)
+            values += sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
+            if event.tag is not None:
+                raise ConfigError(
+                    "tags are refused", where=where, got=event.tag, expected="plain values", fix="remove it"
+                )
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_collections.append((event.anchor, values))
+            elif event.anchor:
+                sizes[event.anchor] = 1
+            values += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_collections.pop()
+            if anchor:
+                sizes[anchor] = values - before
+        if values > MAX_VALUES:
+            raise ConfigError(
+                "too many values once aliases are expanded", where=where, expected=f"at most {MAX_VALUES:,}"
+            )
+        if len(open_collections) > MAX_DEPTH:
+            raise ConfigError("nested too deeply", where=where, expected=f"at most {MAX_DEPTH} levels")
+
+
+def _convert(node: yaml.Node, place: Place) -> Node:
+    if isinstance(node, yaml.MappingNode):
+        return _table(node, place)
+    if isinstance(node, yaml.SequenceNode):
+        items = [_convert(item, place) for item in node.value]
+        return Leaf([item.value if isinstance(item, Leaf) else "a mapping" for item in items], place)
+    return Leaf(_scalar(node, place), place)
+
+
+def _table(node: yaml.MappingNode, place: Place) -> Table:
+    entries: dict[str, Node] = {}
+    inherited: dict[str, Node] = {}
+    for key_node, value_node in node.value:
+        at = Place(place.file, key_node.start_mark.line + 1)
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError("a key must be a name", where=str(at))
+        key: str = key_node.value
+        if key_node.tag == _MERGE_TAG:
+            inherited = {**_merged(value_node, at), **inherited}
+        elif key in entries:
+            lines = f"lines {entries[key].place.line} and {at.line}"
+            raise ConfigError(f"the key is given twice, on {lines}", where=f"{at} {key}", fix="remove one of them")
+        else:
+            entries[key] = _convert(value_node, at)
+    return Table({**inherited, **entries}, place)
+
+
+def _merged(node: yaml.Node, at: Place) -> Mapping[str, Node]:
+    """The entries that YAML's merge key ``<<`` brings in; of several mappings the earlier one wins."""
+    merged: dict[str, Node] = {}
+    for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+        table = _convert(item, at)
+        if not isinstance(table, Table):
+            raise ConfigError("`<<` takes a mapping", where=f"{at} <<", got=show(table.value))
+        merged = {**table.entries, **merged}
+    return merged
+
+
+def _scalar(node: yaml.Node, place: Place) -> object:
+    if node.tag not in _SCALAR_TAGS:  # text; dates and the like have no meaning here and stay text too
+        return node.value
+    try:
+        return yaml.constructor.SafeConstructor().construct_object(node)
+    except ValueError as error:
+        fix = yaml_number(node.value[:40])
+        raise ConfigError("not a number", where=str(place), got=show(node.value), fix=fix and f"write {fix}") from error
+
+
+def _syntax_error(error: yaml.YAMLError, text: str, name: str) -> YamlSyntaxError:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        line, column, problem = error.problem_mark.line, error.problem_mark.column, error.problem or "unreadable"
+    else:  # yaml.reader.ReaderError: a character that YAML does not allow
+        index = getattr(error, "position", 0)
+        line, column = text.count("\n", 0, index), index - (text.rfind("\n", 0, index) + 1)
+        problem = str(getattr(error, "reason", "unreadable"))
+    lines = text.splitlines()
+    shown = lines[line] if line < len(lines) else ""
+    start = max(0, column - 60)
+    snippet = "".join(c if c.isprintable() else " " for c in shown[start : start + 100])
+    return YamlSyntaxError(
+        f"bad YAML, {problem}",
+        where=f"{name}:{line + 1}:{column + 1}",
+        snippet=f"  {snippet}\n  {' ' * (column - start)}^",
+        fix="YAML indents with spaces, replace the tab" if "\t" in shown[: column + 1] else None,
+    )

@@ -1,0 +1,171 @@
+"""What a model expects of an image: its size, how it is cut out, and the mean and deviation it is normalised by.
+
+The geometry is that of timm's evaluation transform (``timm.data.transforms_imagenet_eval``, crop mode ``center``):
+the shorter side is resized to ``floor(size / crop_pct)`` and the centre is cut out.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from vitquant.errors import ConfigError, DataError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+# What Pillow's decoders raise on damaged files; UnidentifiedImageError is an OSError.
+DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    TypeError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pictures become the model's input.
+
+    ``img_size`` is ``(height, width)`` in pixels. ``mean`` and ``std`` have one value per channel, for pixels scaled to
+    ``[0, 1]``; their length is the number of channels, 1 (grey) or 3 (RGB). ``interpolation`` is ``"bicubic"`` or
+    ``"bilinear"``. ``crop_pct`` is the share of the resized image's side that the centre crop keeps.
+
+    Raises:
+        ConfigError: if a value is out of its range.
+    """
+
+    img_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.9
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("img_size", len(self.img_size) == 2 and min(self.img_size) > 0, "two positive numbers (height, width)"),
+            ("mean", len(self.mean) in (1, 3), "one value per channel, 1 or 3"),
+            ("std", len(self.std) == len(self.mean) and min(self.std) > 0, "a positive value per channel, as in mean"),
+            ("interpolation", self.interpolation in RESAMPLING, " or ".join(RESAMPLING)),
+            ("crop_pct", 0 < self.crop_pct <= 1, "a number above 0, at most 1"),
+        )
+        for key, valid, expected in checks:
+            if not valid:
+                value = getattr(self, key)
+                raise ConfigError("bad value", where=f"preprocessing {key}", got=repr(value), expected=expected)
+
+    @property
+    def channels(self) -> int:
+        """Colour channels of the input: 1 (grey) or 3 (RGB)."""
+        return len(self.mean)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one input image, ``(C, h, w)``."""
+        return self.channels, *self.img_size
+
+    def load(self, path: str | PathLike[str]) -> Tensor:
+        """Read an image file as ``uint8 [C, h, w]``, turned upright as its EXIF orientation says.
+
+        Raises:
+            DataError: if the file cannot be decoded, or holds pixels that have no range (32-bit integers, floats).
+        """
+        try:
+            with Image.open(path) as image:
+                return self.apply(ImageOps.exif_transpose(image))
+        except DECODER_ERRORS as error:
+            raise DataError(f"the image cannot be read ({error or type(error).__name__})", where=str(path)) from error
+
+    def apply(self, image: Image.Image) -> Tensor:
+        """Convert, resize and crop a picture to ``uint8 [C, h, w]``."""
+        return to_tensor(_crop_center(self._resize(self.convert(image)), self.img_size))
+
+    def convert(self, image: Image.Image) -> Image.Image:
+        """The picture in the model's colours; an alpha channel is dropped, as timm does."""
+        if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8, and show white
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise ValueError(f"pixels of Pillow's mode {image.mode} have no known range")
+        elif image.mode in ("P", "PA"):
+            image = image.convert("RGBA")
+        return image.convert("L" if self.channels == 1 else "RGB")
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        target_h, target_w = (math.floor(size / self.crop_pct) for size in self.img_size)
+        width, height = image.size
+        if target_h == target_w:
+            short = target_h
+            size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        else:
+            ratio = min(height / target_h, width / target_w)
+            size = round(width / ratio), round(height / ratio)
+        return image.resize(size, RESAMPLING[self.interpolation])
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Pixels ``uint8 [B, C, h, w]`` to the model's input, ``float32`` of the same shape."""
+        mean, std = self._statistics(images)
+        return images.float().div_(255).sub_(mean).div_(std)
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """The inverse of :meth:`normalize`: normalised ``[B, C, h, w]`` to real numbers on the scale 0 to 255."""
+        mean, std = self._statistics(images)
+        return (images * std + mean) * 255
+
+    def to_pixels(self, images: Tensor) -> Tensor:
+        """Normalised ``[B, C, h, w]`` to the nearest pixels, ``uint8``; ``to_pixels(normalize(x))`` is ``x``."""
+        return self.denormalize(images).round_().clamp_(0, 255).to(torch.uint8)
+
+    def _statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device)
+        std = torch.tensor(self.std, dtype=torch.float32, device=images.device)
+        return mean.view(-1, 1, 1), std.view(-1, 1, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON or YAML."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ConfigError: if a key is missing or unknown, or a value is out of its range.
+        """
+        known = {field.name for field in fields(cls)}
+        if set(values) != known:
+            raise ConfigError("wrong keys", where="preprocessing", got=sorted(values), expected=str(sorted(known)))
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
+
+    def __str__(self) -> str:
+        height, width = self.img_size
+        colours = "grey" if self.channels == 1 else "RGB"
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"{height}x{width} {colours}, {self.interpolation}, crop {self.crop_pct:g}, mean {mean}, std {std}"
+
+
+def _crop_center(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    height, width = size
+    top, left = round((image.height - height) / 2), round((image.width - width) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """A grey or RGB picture as ``uint8 [C, h, w]``."""
+    pixels = np.array(image)
+    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())

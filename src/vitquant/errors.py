@@ -1,0 +1,70 @@
+"""One exception root. Every message says where, what, what was found, what was expected and how to mend it."""
+
+from __future__ import annotations
+
+
+class VitquantError(Exception):
+    """Root of all errors that vitquant raises on purpose.
+
+    ``str(error)`` reads ``WHERE: problem. Got X, expected Y. Fix: ...``; parts that were not given are left out.
+    ``exit_code`` is the command line's: 2 user input, 3 data or numerics, 4 environment.
+    """
+
+    exit_code = 3
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        where: str | None = None,
+        got: object | None = None,
+        expected: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        self.problem, self.where, self.got, self.expected, self.fix = problem, where, got, expected, fix
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        text = f"{self.where}: {self.problem}." if self.where else f"{self.problem}."
+        facts = [f"got {self.got}"] if self.got is not None else []
+        facts += [f"expected {self.expected}"] if self.expected is not None else []
+        if facts:
+            joined = ", ".join(facts)
+            text += f" {joined[0].upper()}{joined[1:]}."
+        return f"{text} Fix: {self.fix}." if self.fix else text
+
+
+class ConfigError(VitquantError):
+    """A configuration file, key, value or pattern is wrong."""
+
+    exit_code = 2
+
+
+class ModelError(VitquantError):
+    """A model cannot be taken: an unknown name, an unsupported layer, a checkpoint that does not fit."""
+
+    exit_code = 2
+
+
+class ArtifactError(VitquantError):
+    """A saved model is damaged, foreign or of a version this release does not read."""
+
+    exit_code = 2
+
+
+class DataError(VitquantError):
+    """Images are missing, unreadable or not of the shape the model expects."""
+
+
+class NumericsError(VitquantError):
+    """NaN or Inf where a number was needed."""
+
+
+class LifecycleError(VitquantError):
+    """A step was asked for before the one it stands on, such as quantizing a point that was never observed."""
+
+
+class MissingDependencyError(VitquantError):
+    """An optional package is needed for this and is not installed."""
+
+    exit_code = 4

@@ -1,0 +1,36 @@
+"""A quantized activation tensor."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vitquant.config import QuantConfig
+from vitquant.layers.point import Point
+
+
+class QAct(Point):
+    """Rounds the tensor that passes, after an optional activation function.
+
+    Args:
+        quant_config: settings of the point, or ``None`` to leave it float.
+        act_module: applied first, such as ``nn.GELU()``.
+        layer_name: the point's name.
+        head_dim: channels of one attention head, for ``head_wise``.
+    """
+
+    def __init__(
+        self,
+        quant_config: QuantConfig | None,
+        act_module: nn.Module | None = None,
+        layer_name: str = "act",
+        *,
+        head_dim: int | None = None,
+    ) -> None:
+        super().__init__(layer_name, quant_config, head_dim=head_dim)
+        self.act_module = act_module
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.act_module is not None:
+            x = self.act_module(x)
+        self.observe(x)
+        return self.emit(x, self.round(x))

@@ -1,0 +1,82 @@
+"""The patch embedding, whose input are pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vitquant.config import QuantConfig
+from vitquant.errors import DataError
+from vitquant.layers.linear import QuantLinear
+from vitquant.layers.point import Mode
+from vitquant.numerics.affine import QuantParams
+
+
+class QuantPatchEmbed(nn.Module):
+    """Normalised images ``[B, C, H, W]`` to patch tokens ``[B, P, D]``.
+
+    A pixel is an integer already: ``x = (pixel / 255 - mean) / std`` is an affine grid with a scale per colour and
+    a zero point of ``255 * mean``. Folded like any other grid, the device starts from the pixels themselves.
+
+    Args:
+        proj: the float convolution whose stride is its kernel.
+        mean, std: what the images are normalised with, one number a colour.
+        out_config, weight_config, layer_name: as for :class:`QuantLinear`.
+    """
+
+    def __init__(
+        self,
+        proj: nn.Conv2d,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        out_config: QuantConfig | None,
+        weight_config: QuantConfig | None,
+        layer_name: str,
+    ) -> None:
+        super().__init__()
+        height, width = (int(k) for k in proj.kernel_size)
+        self.patch_size = height, width
+        self.linear = QuantLinear(proj, out_config, weight_config, layer_name)
+        self.pixel_scale: Tensor
+        self.pixel_zero: Tensor
+        self.register_buffer("pixel_scale", 1 / (255 * torch.tensor(std)), persistent=False)
+        self.register_buffer("pixel_zero", 255 * torch.tensor(mean), persistent=False)
+        area = height * width
+        grid = QuantParams(self.pixel_scale.repeat_interleave(area), self.pixel_zero.repeat_interleave(area), 0, 255)
+        self.linear.fold(grid)
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = self.linear.weight
+        if weight.active and weight.mode is not Mode.FP32:
+            images = self.snap(images)
+        return self.linear(patchify(images, self.patch_size))  # type: ignore[no-any-return]
+
+    def snap(self, images: Tensor) -> Tensor:
+        """Images on the grid of their pixels; those that were pixels stay what they were.
+
+        Raises:
+            DataError: values lie outside what pixels can be: the images are normalised in another way.
+        """
+        scale, zero = self.pixel_scale[:, None, None], self.pixel_zero[:, None, None]
+        pixels = images / scale + zero
+        low, high = (float(v) for v in torch.aminmax(pixels))
+        if low < -1 or high > 256:
+            raise DataError(
+                "images are not normalised as the model expects",
+                got=f"values that stand for pixels from {low:.0f} to {high:.0f}",
+                expected=f"0 to 255 after mean {self._per_colour(zero / 255)}, std {self._per_colour(1 / (255 * scale))}",
+                fix="pass uint8 pixels, or normalise with this mean and std",
+            )
+        return (pixels.round_().clamp_(0, 255) - zero) * scale
+
+    @staticmethod
+    def _per_colour(x: Tensor) -> str:
+        return "(" + ", ".join(f"{v:.4g}" for v in x.flatten().tolist()) + ")"
+
+
+def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Cut images ``[B, C, H, W]`` into flattened patches ``[B, grid_h * grid_w, C * patch_h * patch_w]``."""
+    b, c, h, w = images.shape
+    ph, pw = patch_size
+    patches = images.reshape(b, c, h // ph, ph, w // pw, pw).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(b, (h // ph) * (w // pw), c * ph * pw)

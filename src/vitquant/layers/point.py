@@ -1,0 +1,221 @@
+"""A point: a named place where a tensor becomes integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitquant.config import QuantConfig
+from vitquant.errors import LifecycleError, NumericsError
+from vitquant.layers.layout import layout_of
+from vitquant.numerics.affine import QuantParams, fake_quantize, params_from_scale, scale_from_range
+from vitquant.observers import Observer, make_observer
+
+
+class Mode(Enum):
+    """What the points of a model do with the tensors that pass them."""
+
+    FP32 = "fp32"
+    CALIBRATE = "calibrate"
+    QUANTIZED = "quantized"
+
+
+Tap = Callable[["Point", Tensor, Tensor], None]
+"""Looks at a point's tensor as it came and as it went on, once per forward."""
+
+
+class Point(nn.Module):
+    """State and life of one point; the layers that own a point say in their ``forward`` when it acts.
+
+    Calibration feeds an observer, :meth:`finish` turns its statistics into :attr:`params`, and in mode ``QUANTIZED``
+    the point rounds to them. A point whose config is ``None`` or has ``output_quant_enable: false`` is not
+    :attr:`active`: it lets everything pass in every mode.
+
+    Args:
+        name: full name in the model, such as ``blocks.3.attn_kv_out``.
+        config: settings, or ``None`` to leave the tensor float.
+        head_dim: channels of one attention head, for ``head_wise``.
+        narrow: leave out the most negative code, as weights do.
+
+    Raises:
+        ConfigError: ``head_wise`` without ``head_dim``.
+    """
+
+    observes = True
+    """Whether the point's grid comes from statistics."""
+
+    def __init__(
+        self, name: str, config: QuantConfig | None, *, head_dim: int | None = None, narrow: bool = False
+    ) -> None:
+        super().__init__()
+        self.name, self.config, self.narrow = name, config, narrow
+        self.layout = layout_of(name, config, head_dim)
+        self.mode = Mode.FP32
+        self.params: QuantParams | None = None
+        self.observer: Observer | None = None
+        self.no_range = 0
+        self.shape: tuple[int, ...] | None = None
+        self.tap: Tap | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether the config wants this tensor to become integers."""
+        return self.config is not None and self.config.output_quant_enable
+
+    @property
+    def rounding(self) -> bool:
+        """Whether the point is rounding now: it is active and its mode is ``QUANTIZED``."""
+        return self.mode is Mode.QUANTIZED and self.active
+
+    @property
+    def grid(self) -> QuantParams | None:
+        """The grid that the point's output lies on now; ``None`` while it lets floats pass."""
+        return self.require_params() if self.rounding and self.observes else None
+
+    def require_params(self) -> QuantParams:
+        """The calibrated grid.
+
+        Raises:
+            LifecycleError: the point was never observed. There is no default scale.
+        """
+        if self.params is None:
+            raise LifecycleError(
+                f"no statistics for {self.name}",
+                expected="a calibration that reaches this point",
+                fix="call vitquant.calibrate(model, images) before quantizing",
+            )
+        return self.params
+
+    def set_mode(self, mode: Mode) -> None:
+        """Enter a mode; entering ``CALIBRATE`` starts with fresh statistics."""
+        if mode is Mode.CALIBRATE and self.active and self.observes:
+            self.observer = self.new_observer()
+        self.mode = mode
+
+    def new_observer(self) -> Observer:
+        """An empty observer as the config names it."""
+        config = self.require_config()
+        return make_observer(
+            config.observer_type,
+            self.layout,
+            percentile_alpha=config.percentile_alpha,
+            percentile_sigma=config.percentile_sigma,
+            kl_bins=config.kl_bins,
+        )
+
+    def require_config(self) -> QuantConfig:
+        """The config of an active point.
+
+        Raises:
+            LifecycleError: the point has none.
+        """
+        if self.config is None:
+            raise LifecycleError(f"{self.name} has no configuration", fix="add a section for it, or a global one")
+        return self.config
+
+    def observe(self, x: Tensor) -> None:
+        """In mode ``CALIBRATE``: note the tensor's shape and add it to the statistics."""
+        if self.mode is not Mode.CALIBRATE:
+            return
+        self.shape = tuple(x.shape[1:])
+        if self.observer is not None:
+            with self.named():
+                self.observer.observe(x)
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Put the point's name before an error of its numbers."""
+        try:
+            yield
+        except NumericsError as error:
+            raise NumericsError(
+                error.problem, where=self.name, got=error.got, expected=error.expected, fix=error.fix
+            ) from error
+
+    def round(self, x: Tensor) -> Tensor:
+        """``x`` on the point's grid while it is rounding, else ``x`` itself."""
+        grid = self.grid
+        return x if grid is None else fake_quantize(x, grid)
+
+    def emit(self, before: Tensor, after: Tensor) -> Tensor:
+        """Show both tensors to the tap, if there is one, and pass the second on."""
+        if self.tap is not None:
+            self.tap(self, before, after)
+        return after
+
+    def tight_scale(self) -> tuple[Tensor, Tensor]:
+        """From the statistics: the finest scale that covers the chosen range (0: no range), and its low end.
+
+        Both have one value per channel, ``[channels]``, float64.
+        """
+        config = self.require_config()
+        if self.observer is None or not self.observer.observed:
+            self.require_params()
+            raise LifecycleError(f"the statistics of {self.name} were used up", fix="calibrate again")
+        bits, signed = config.bit_type.bits, config.bit_type.signed
+        low, high = self.observer.range(bits=bits, signed=signed, narrow=self.narrow)
+        power_of_two = config.quantization_method == "power_of_two"
+        return scale_from_range(low, high, bits=bits, signed=signed, power_of_two=power_of_two), low
+
+    def finish(self) -> None:
+        """Turn the statistics into the grid; does nothing for a point that needs none."""
+        if self.active and self.observes:
+            self.adopt(*self.tight_scale())
+
+    def adopt(self, scale: Tensor, low: Tensor) -> None:
+        """Take a grid from a scale per channel and the low ends of the ranges, and let the statistics go."""
+        bits = self.require_config().bit_type
+        params = params_from_scale(scale, low, bits=bits.bits, signed=bits.signed, narrow=self.narrow)
+        self.no_range = int((scale == 0).sum())
+        self.params = QuantParams(
+            self.broadcast(params.scale), self.broadcast(params.zero_point), params.qmin, params.qmax
+        )
+        self.observer = None
+
+    def broadcast(self, per_channel: Tensor) -> Tensor:
+        """One value per channel to the form that meets the point's tensor."""
+        return self.layout.broadcast(per_channel, 1 + len(self.shape or ()))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.params is not None:
+            p = self.params
+            self.params = QuantParams(fn(p.scale), fn(p.zero_point), p.qmin, p.qmax)
+        return self
+
+    def extra_repr(self) -> str:
+        if self.config is None:
+            return f"{self.name}: float"
+        bits = self.config.bit_type
+        return f"{self.name}: {'int' if bits.signed else 'uint'}{bits.bits} {self.config.calibration_mode}"
+
+
+def points_of(module: nn.Module) -> list[Point]:
+    """All points of a module, in the order in which they were built."""
+    return [m for m in module.modules() if isinstance(m, Point)]
+
+
+def set_mode(module: nn.Module, mode: Mode) -> None:
+    """Put all points of a module into one mode."""
+    for point in points_of(module):
+        point.set_mode(mode)
+
+
+@contextmanager
+def only(points: list[Point], module: nn.Module) -> Iterator[None]:
+    """Within the block just these points of the module round; afterwards all modes are as they were."""
+    modes = [(point, point.mode) for point in points_of(module)]
+    try:
+        for point, _ in modes:
+            point.mode = Mode.FP32
+        for point in points:
+            point.mode = Mode.QUANTIZED
+        yield
+    finally:
+        for point, mode in modes:
+            point.mode = mode

@@ -1,0 +1,196 @@
+"""The quantized Vision Transformer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vitquant.config import ModelConfig, QuantConfig, ResolvedConfig
+from vitquant.data.preprocessing import Preprocessing
+from vitquant.errors import LifecycleError
+from vitquant.layers import Mode, Point, QuantLinear, QuantNorm, QuantResidual, points_of, set_mode
+from vitquant.layers.patch import QuantPatchEmbed
+from vitquant.models.quant_block import QuantBlock
+from vitquant.models.vit import VisionTransformer, pad_prefix
+from vitquant.numerics.affine import QuantParams
+
+
+class RangeWarning(UserWarning):
+    """Channels that were zero throughout the calibration."""
+
+
+@dataclass(frozen=True)
+class PointInfo:
+    """What there is to know about one point: settings, grid, and the shape of its tensor without the batch."""
+
+    name: str
+    config: QuantConfig | None
+    active: bool
+    params: QuantParams | None
+    shape: tuple[int, ...] | None
+
+
+def point_names(depth: int, *, head: bool = True, distilled: bool = False) -> list[str]:
+    """Names of all points of a model with ``depth`` blocks, in the order of computation."""
+    from vitquant.config.catalogue import points_of_model
+
+    return points_of_model(depth, head=head, distilled=distilled)
+
+
+class QuantViT(nn.Module):
+    """A :class:`VisionTransformer` whose tensors become integers at named points.
+
+    Args:
+        vit: the float model. It is read, not changed.
+        config: settings of all points.
+        preprocessing: how pixels become the model's input; its mean and standard deviation are folded into the patch
+            embedding.
+    """
+
+    def __init__(self, vit: VisionTransformer, config: ModelConfig, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.spec, self.preprocessing = vit.spec, preprocessing
+        spec = vit.spec
+        names = point_names(spec.depth, head=bool(spec.num_classes), distilled=vit.head_dist is not None)
+        self.config: ResolvedConfig = config.resolve(names)
+        self.mode = Mode.FP32
+
+        def linear(module: nn.Linear, name: str) -> QuantLinear:
+            return QuantLinear(module, self.config[f"{name}.output"], self.config[f"{name}.weight"], name)
+
+        self.patch_embed = QuantPatchEmbed(
+            vit.patch_embed.proj,
+            preprocessing.mean,
+            preprocessing.std,
+            self.config["patch_embed.output"],
+            self.config["patch_embed.weight"],
+            "patch_embed",
+        )
+        self.token_table: Tensor
+        self.register_buffer("token_table", vit.token_table().detach())
+        self.pos_embed = QuantResidual("pos_embed", self.config["pos_embed"], head_dim=spec.head_dim)
+        self.blocks = nn.ModuleList(
+            QuantBlock(block, self.config, prefix=f"blocks.{i}.") for i, block in enumerate(vit.blocks)
+        )
+        norm = vit.fc_norm if spec.pool == "avg" else vit.norm
+        self.final_norm = QuantNorm(norm, self.config["final_norm"], "final_norm", head_dim=spec.head_dim)
+        self.head = linear(vit.head, "head") if spec.num_classes else None
+        self.head_dist = linear(vit.head_dist, "head_dist") if vit.head_dist is not None else None
+        self.eval()
+
+    # The forward in four steps, so that a profile can start at any block.
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised images to the start of the residual stream, ``[B, N, D]``."""
+        patches = pad_prefix(self.patch_embed(images), self.spec.num_prefix)
+        return self.pos_embed(patches, self.token_table)  # type: ignore[no-any-return]
+
+    def run_block(self, index: int, x: Tensor) -> Tensor:
+        """One block, knowing the grid of the stream that enters it."""
+        return self.blocks[index](x, self.stream_grid(index))  # type: ignore[no-any-return]
+
+    def stream_grid(self, index: int) -> QuantParams | None:
+        """Grid of the residual stream before block ``index``; before the final norm for ``index == depth``."""
+        point = self.pos_embed if index == 0 else self.blocks[index - 1].residual2
+        return point.grid  # type: ignore[no-any-return, union-attr]
+
+    def normalize_tokens(self, x: Tensor) -> Tensor:
+        """The final norm: tokens ``[B, N, D]``, or with average pooling the pooled ``[B, D]``."""
+        if self.spec.pool == "avg":
+            return self.final_norm(x[:, self.spec.num_prefix :].mean(dim=1))  # type: ignore[no-any-return]
+        return self.final_norm(x, self.stream_grid(self.spec.depth))  # type: ignore[no-any-return]
+
+    def classify(self, x: Tensor) -> Tensor:
+        """What :meth:`normalize_tokens` gave to logits ``[B, num_classes]``, or pooled features without a head."""
+        if self.spec.pool == "avg":
+            return x if self.head is None else self.head(x)  # type: ignore[no-any-return]
+        if self.head is None:
+            return x[:, 0]
+        if not self.spec.dist_token:
+            return self.head(x[:, 0])  # type: ignore[no-any-return]
+        second = self.head if self.head_dist is None else self.head_dist
+        return (self.head(x[:, 0]) + second(x[:, 1])) / 2  # type: ignore[no-any-return]
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images ``[B, C, H, W]`` to the final norm."""
+        x = self.embed(images)
+        for index in range(self.spec.depth):
+            x = self.run_block(index, x)
+        return self.normalize_tokens(x)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classify(self.forward_features(images))
+
+    # Points and their life.
+
+    def points(self) -> list[PointInfo]:
+        """Every point in the order of computation, with its config, parameters and shape."""
+        return [PointInfo(p.name, p.config, p.active, p.params, p.shape) for p in self.point_modules().values()]
+
+    def point_modules(self) -> dict[str, Point]:
+        """The points themselves, by name, in the order of computation."""
+        found = {p.name: p for p in points_of(self)}
+        return {name: found[name] for name in self.config}
+
+    def set_mode(self, mode: Mode) -> None:
+        """Put all points into one mode.
+
+        Raises:
+            LifecycleError: ``QUANTIZED``, and an active point was never observed.
+        """
+        if mode is Mode.QUANTIZED:
+            self.require_calibrated()
+        set_mode(self, mode)
+        self.mode = mode
+
+    def require_calibrated(self) -> None:
+        """Refuse to go on while an active point has no grid.
+
+        Raises:
+            LifecycleError: naming the first such point, and how many there are.
+        """
+        blank = [p.name for p in self.point_modules().values() if p.active and p.observes and p.params is None]
+        if blank:
+            more = f" (and {len(blank) - 1} more points)" if len(blank) > 1 else ""
+            raise LifecycleError(
+                f"no statistics for {blank[0]}{more}",
+                expected="a calibration that reaches every active point",
+                fix="call vitquant.calibrate(model, images) first, or set output_quant_enable: false for these points",
+            )
+
+    def finish(self) -> None:
+        """Turn the statistics of a calibration into grids, and fold them into the weights.
+
+        Warns:
+            RangeWarning: once, with count and layers, if channels were zero throughout.
+        """
+        self.pos_embed.finish()
+        self.patch_embed.linear.output.finish()
+        for block in self.blocks:
+            block.finish()
+        self.final_norm.finish()
+        for head in self.heads():
+            head.fold(self.final_norm.params)
+            head.output.finish()
+        flat = {p.name: p.no_range for p in self.point_modules().values() if p.no_range}
+        if flat:
+            names = ", ".join(list(flat)[:5]) + (", ..." if len(flat) > 5 else "")
+            warnings.warn(
+                f"{sum(flat.values())} channels had no range during calibration, at {len(flat)} points ({names}); "
+                "their scale is 1 and they stay exactly 0",
+                RangeWarning,
+                stacklevel=3,
+            )
+
+    def heads(self) -> Iterator[QuantLinear]:
+        """The classification heads: none, one, or DeiT's two."""
+        return (head for head in (self.head, self.head_dist) if head is not None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.token_table.device

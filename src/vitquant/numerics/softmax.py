@@ -1,0 +1,85 @@
+"""Softmax on integers.
+
+Scores are codes, so the distance ``d`` of a code from its row's maximum is a small non-negative integer and
+``exp(-scale * d)`` is a table. Three ways to fill the table and three ways to write down the probabilities:
+
+approximation
+    ``table``     the exact exponential;
+    ``ibert``     second-order polynomial of I-BERT (Kim et al., 2021, algorithm 2);
+    ``shiftmax``  shifts and adds of I-ViT (Li and Gu, 2023, algorithm 1).
+form
+    ``row``       each row scaled by its own maximum, normalised by the sum of its own rounded codes;
+    ``uniform``   probabilities on one calibrated affine grid;
+    ``log2``      codes are rounded binary logarithms (FQ-ViT, Lin et al., 2022, section 3.2).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+EXPONENTIAL_BITS = 15
+"""Precision of the table behind ``uniform`` and ``log2``: 2,047 tokens of it stay below 2^26, far inside int32."""
+
+LOG2_MAX = 15
+"""Largest exponent of the ``log2`` form: products are shifted by it, and more shifts leave nothing of 16 bits."""
+
+FINE_SCALE = 2.0**-10
+"""Scale at which scores that are not on a grid of their own, or on too coarse a one, enter an approximation."""
+
+
+def exponential(distance: Tensor, scale: float, approximation: str) -> Tensor:
+    """``exp(-scale * distance)`` as the approximation gives it, float64, 1 at distance 0.
+
+    ``distance`` holds non-negative whole numbers. ``ibert`` and ``shiftmax`` compute in integers, on the distances
+    shifted left until their scale is at most :data:`FINE_SCALE`, as a coarse scale would spoil their constants.
+    """
+    if approximation == "table":
+        return torch.exp(-scale * distance.double())
+    refine = max(0, math.ceil(math.log2(scale / FINE_SCALE)))
+    fine, step = distance.long() << refine, scale / 2**refine
+    integer_exponential = {"ibert": _ibert, "shiftmax": _shiftmax}[approximation]
+    peak = integer_exponential(fine.new_zeros(()), step)
+    return integer_exponential(fine, step).double() / peak.double()
+
+
+def _ibert(d: Tensor, step: float) -> Tensor:
+    """I-BERT's i-exp: ``0.3585 (p + 1.353)^2 + 0.344`` on ``p`` in ``(-ln 2, 0]``, halved once for every ``ln 2``."""
+    ln2 = int(math.log(2) / step)
+    halvings = d // ln2
+    p = -(d - halvings * ln2)
+    value = (p + int(1.353 / step)) ** 2 + int(0.344 / (0.3585 * step**2))
+    return value >> halvings.clamp(max=62)
+
+
+def _shiftmax(d: Tensor, step: float) -> Tensor:
+    """I-ViT's ShiftExp: base 2 by ``x + x/2 - x/16``, then ``2^-f ~ 1 - f/2`` on the fraction ``f``."""
+    one = round(1 / step)
+    y = d + (d >> 1) - (d >> 4)
+    halvings = y // one
+    fraction = y - halvings * one
+    return ((one - (fraction >> 1)) << 20) >> halvings.clamp(max=62)
+
+
+def exponential_table(scale: float, levels: int, approximation: str) -> Tensor:
+    """:func:`exponential` of all distances ``0 .. levels - 1``, float64 ``[levels]``."""
+    return exponential(torch.arange(levels), scale, approximation)
+
+
+def row_codes(exponentials: Tensor, bits: int) -> Tensor:
+    """Form ``row``: codes ``round((2^bits - 1) * e)``. The probability of a code is its share of its row's sum."""
+    return (exponentials * (2**bits - 1)).round_()
+
+
+def probabilities(exponentials: Tensor) -> Tensor:
+    """What ``uniform`` and ``log2`` round: shares of 15-bit exponentials in their row's sum."""
+    numerator = (exponentials * (2**EXPONENTIAL_BITS - 1)).round_()
+    return numerator / numerator.sum(-1, keepdim=True)
+
+
+def log2_quantize(p: Tensor, bits: int) -> Tensor:
+    """Form ``log2``: the probabilities ``2^-q`` nearest in the logarithm; beyond the last code, exactly 0."""
+    q = (-torch.log2(p)).round_()  # p = 0 gives infinity, which is beyond every code
+    return torch.where(q > min(2**bits - 1, LOG2_MAX), 0.0, torch.exp2(-q))

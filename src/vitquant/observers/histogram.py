@@ -1,0 +1,96 @@
+"""A histogram that grows with its data and does not depend on their order."""
+
+from __future__ import annotations
+
+from math import gcd
+
+import torch
+from torch import Tensor
+
+COUNTED_PER_IMAGE = 2**14
+_SMALLEST_EXPONENT = -1000  # 2^1000, the reciprocal of the width, is still a float64
+_LARGEST_INT32 = 2**31 - 1
+
+
+class Histogram:
+    """Counts per channel over bins whose width is a power of two and whose edges are multiples of it.
+
+    Bin ``i`` of a channel covers ``[(i - bins/2) * 2^e, (i + 1 - bins/2) * 2^e)`` with the channel's own exponent
+    ``e``, the smallest with which all its values fit. Larger values raise ``e``, and pairs of bins add up to the
+    wider ones; so the histogram is the same in whatever order values come, and two of them add up exactly.
+
+    Attributes:
+        counts: integers ``[channels, bins]``, 32 bits wide until these could overflow.
+        exponent: int64 ``[channels]``.
+        counted: how many values there are in all channels together.
+    """
+
+    def __init__(self, channels: int, bins: int, device: torch.device) -> None:
+        self.counts = torch.zeros(channels, bins, dtype=torch.int32, device=device)
+        self.exponent = torch.full((channels,), _SMALLEST_EXPONENT, device=device)
+        self.counted = 0
+
+    @property
+    def width(self) -> Tensor:
+        """Width of the bins, float64 ``[channels]``."""
+        return power_of_two(self.exponent)
+
+    def add(self, values: Tensor, peak: Tensor, weight: int = 1) -> None:
+        """Count each of ``[n, channels, m]`` as ``weight`` values; ``peak`` (``[channels]``) bounds their magnitude."""
+        channels, bins = self.counts.shape
+        self._widen(smallest_exponent(peak, bins))
+        self._make_room(weight * values.numel())
+        scaled = values.double() * power_of_two(-self.exponent).unsqueeze(1)
+        offset = torch.arange(channels, device=values.device) * bins + bins // 2
+        index = scaled.floor_().long().add_(offset.unsqueeze(1)).flatten()
+        self.counts.view(-1).scatter_add_(0, index, torch.full_like(index, weight, dtype=self.counts.dtype))
+
+    def merge(self, other: Histogram) -> None:
+        """Add the counts of a histogram with as many channels and bins; ``other`` stays as it is."""
+        self._widen(other.exponent)
+        self._make_room(other.counted)
+        self.counts += coarsen(other.counts, self.exponent - other.exponent)
+
+    def _widen(self, exponent: Tensor) -> None:
+        changed = (exponent > self.exponent).nonzero().flatten()
+        if len(changed):
+            doublings = (exponent - self.exponent)[changed]
+            self.counts[changed] = coarsen(self.counts[changed], doublings)
+            self.exponent = torch.maximum(self.exponent, exponent)
+
+    def _make_room(self, more: int) -> None:
+        self.counted += more
+        if self.counted > _LARGEST_INT32 and self.counts.dtype == torch.int32:
+            self.counts = self.counts.long()
+
+
+def smallest_exponent(peak: Tensor, bins: int) -> Tensor:
+    """The exponent of the narrowest bins with which magnitudes up to ``peak`` (float64) fit; int64, as ``peak``."""
+    exponent = torch.frexp(peak / (bins // 2)).exponent.long()
+    return torch.where(peak > 0, exponent, _SMALLEST_EXPONENT).clamp(min=_SMALLEST_EXPONENT)
+
+
+def power_of_two(exponent: Tensor) -> Tensor:
+    """``2^exponent`` exactly, float64, for int64 exponents from -1022 to 1023: the bits of the number are written."""
+    return ((exponent + 1023) << 52).view(torch.float64)
+
+
+def coarsen(counts: Tensor, doublings: Tensor) -> Tensor:
+    """Counts ``[channels, bins]`` over bins that are ``2^doublings`` times as wide (``[channels]``), zero in place."""
+    bins = counts.shape[1]
+    signed_bin = torch.arange(bins, device=counts.device) - bins // 2
+    index = (signed_bin >> doublings.clamp(max=32).unsqueeze(1)) + bins // 2
+    return torch.zeros_like(counts).scatter_add_(1, index, counts)
+
+
+def thinning_stride(rows: int, elements: int, images: int) -> int:
+    """Which of a tensor's rows (tokens) to count, one in so many, so that about 2^14 elements an image are counted.
+
+    A histogram needs no more to place a threshold. The stride depends on the shape only and has no divisor in common
+    with the number of rows (images times tokens, for activations), so over a batch all token positions are visited
+    alike. Tensors with no more than 2^14 elements an item of their first dimension, such as weights, are taken whole.
+    """
+    stride = -(-elements // (COUNTED_PER_IMAGE * images))
+    while gcd(stride, rows) > 1 and stride < rows:
+        stride += 1
+    return min(stride, rows)

@@ -1,0 +1,101 @@
+"""Observers that search a histogram for the range that clips best."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vitquant.errors import ConfigError
+from vitquant.numerics.entropy import entropy_range
+from vitquant.numerics.squared_error import least_error_range
+from vitquant.observers.base import Extremes, Observer
+from vitquant.observers.histogram import Histogram, thinning_stride
+from vitquant.observers.layout import ChannelLayout
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class HistogramObserver(Observer):
+    """Keeps exact extremes and a histogram of each channel.
+
+    Of a tensor with more than 2^14 elements an image only every so many rows are counted, each for as many as it
+    stands for (:func:`~vitquant.observers.histogram.thinning_stride`), and the batch's extremes once.
+
+    Args:
+        layout: which elements share a scale.
+        bins: of a channel's histogram over negative and positive values together; even, 64 to 65536.
+
+    Raises:
+        ConfigError: ``bins`` is out of bounds.
+    """
+
+    def __init__(self, layout: ChannelLayout, bins: int) -> None:
+        if bins % 2 or not 64 <= bins <= 65536:
+            raise ConfigError("kl_bins is out of bounds", got=bins, expected="an even number from 64 to 65536")
+        super().__init__(layout)
+        self.bins = bins
+        self._histogram: Histogram | None = None
+
+    @property
+    def settings(self) -> dict[str, object]:
+        return {**super().settings, "bins": self.bins}
+
+    @property
+    def histogram(self) -> Histogram:
+        """The counts.
+
+        Raises:
+            LifecycleError: nothing was observed.
+        """
+        if self._histogram is None:
+            raise self._unobserved()
+        return self._histogram
+
+    def range(self, *, bits: int, signed: bool, narrow: bool = False) -> tuple[Tensor, Tensor]:
+        return self._choose(self.histogram, self.extremes, bits=bits, signed=signed, narrow=narrow)
+
+    @abstractmethod
+    def _choose(
+        self, histogram: Histogram, extremes: Extremes, *, bits: int, signed: bool, narrow: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The range that clips best."""
+
+    def _accumulate(self, values: Tensor, batch: Extremes, images: int) -> None:
+        histogram = self._ensure_histogram(values.shape[1], values.device)
+        stride = thinning_stride(values.shape[0], values.numel(), images)
+        histogram.add(values[::stride], batch.peak, weight=stride)
+        if stride > 1:  # an outlier that the sample misses must still cost something when it is clipped
+            histogram.add(torch.stack([batch.low, batch.high]).unsqueeze(2), batch.peak)
+
+    def _absorb(self, other: Self) -> None:
+        theirs = other.histogram
+        self._ensure_histogram(len(theirs.counts), theirs.counts.device).merge(theirs)
+
+    def _ensure_histogram(self, channels: int, device: torch.device) -> Histogram:
+        if self._histogram is None:
+            self._histogram = Histogram(channels, self.bins, device)
+        return self._histogram
+
+
+class KLObserver(HistogramObserver):
+    """The range whose quantized histogram diverges least from the whole: :mod:`vitquant.numerics.entropy`."""
+
+    def _choose(
+        self, histogram: Histogram, extremes: Extremes, *, bits: int, signed: bool, narrow: bool
+    ) -> tuple[Tensor, Tensor]:
+        return entropy_range(histogram.counts, histogram.width, extremes.low, extremes.high, bits=bits, signed=signed)
+
+
+class OmseObserver(HistogramObserver):
+    """The range with the least expected squared error: :mod:`vitquant.numerics.squared_error`."""
+
+    def _choose(
+        self, histogram: Histogram, extremes: Extremes, *, bits: int, signed: bool, narrow: bool
+    ) -> tuple[Tensor, Tensor]:
+        return least_error_range(
+            histogram.counts, histogram.width, extremes.low, extremes.high, bits=bits, signed=signed, narrow=narrow
+        )
