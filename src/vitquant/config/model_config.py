@@ -12,7 +12,7 @@ from vitquant.config.explain import show
 from vitquant.config.locate import find_config
 from vitquant.config.quant_config import QuantConfig
 from vitquant.config.resolve import Resolution, resolve_points
-from vitquant.config.source import Place, Table, read_file
+from vitquant.config.source import Place, Table, read_file, read_text
 from vitquant.errors import ConfigError
 
 
@@ -63,6 +63,11 @@ class ModelConfig:
         """
         found = find_config(path)
         return cls(read_document(read_file(found, str(found))))
+
+    @classmethod
+    def from_text(cls, text: str, name: str) -> ModelConfig:
+        """The same from the text of a file; errors call it ``name``."""
+        return cls(read_document(read_text(text, name)))
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, object]) -> ModelConfig:

@@ -37,13 +37,23 @@ class QuantPatchEmbed(nn.Module):
         height, width = (int(k) for k in proj.kernel_size)
         self.patch_size = height, width
         self.linear = QuantLinear(proj, out_config, weight_config, layer_name)
+        self.mean, self.std = mean, std
         self.pixel_scale: Tensor
         self.pixel_zero: Tensor
-        self.register_buffer("pixel_scale", 1 / (255 * torch.tensor(std)), persistent=False)
-        self.register_buffer("pixel_zero", 255 * torch.tensor(mean), persistent=False)
-        area = height * width
-        grid = QuantParams(self.pixel_scale.repeat_interleave(area), self.pixel_zero.repeat_interleave(area), 0, 255)
-        self.linear.fold(grid)
+        self.register_buffer("pixel_scale", torch.empty(0), persistent=False)
+        self.register_buffer("pixel_zero", torch.empty(0), persistent=False)
+        self.reset_pixels()
+        self.linear.fold(self.pixel_grid())
+
+    def reset_pixels(self) -> None:
+        """Make the grid of the pixels from mean and standard deviation, in place of what a saved model left open."""
+        self.pixel_scale = torch.tensor([1 / (255 * s) for s in self.std], device="cpu")
+        self.pixel_zero = torch.tensor([255 * m for m in self.mean], device="cpu")
+
+    def pixel_grid(self) -> QuantParams:
+        """The grid of flattened patches ``[C * patch_h * patch_w]``."""
+        area = self.patch_size[0] * self.patch_size[1]
+        return QuantParams(self.pixel_scale.repeat_interleave(area), self.pixel_zero.repeat_interleave(area), 0, 255)
 
     def forward(self, images: Tensor) -> Tensor:
         weight = self.linear.weight

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitquant.config import ModelConfig, QuantConfig, ResolvedConfig
+from vitquant.config import ModelConfig, QuantConfig, ResolvedConfig, point_names
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import LifecycleError
 from vitquant.layers import Mode, Point, QuantLinear, QuantNorm, QuantResidual, points_of, set_mode
@@ -32,13 +32,6 @@ class PointInfo:
     active: bool
     params: QuantParams | None
     shape: tuple[int, ...] | None
-
-
-def point_names(depth: int, *, head: bool = True, distilled: bool = False) -> list[str]:
-    """Names of all points of a model with ``depth`` blocks, in the order of computation."""
-    from vitquant.config.catalogue import points_of_model
-
-    return points_of_model(depth, head=head, distilled=distilled)
 
 
 class QuantViT(nn.Module):

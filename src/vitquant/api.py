@@ -1,0 +1,99 @@
+"""The whole job in one call, and its steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from vitquant.config import ModelConfig, load_config_from_yaml
+from vitquant.data import ImagesLike, open_images
+from vitquant.models.adapt import FloatModel, adapt
+from vitquant.models.calibrate import calibrate_batches
+from vitquant.models.quant_vit import QuantViT
+from vitquant.progress import track
+
+ConfigLike: TypeAlias = ModelConfig | str | PathLike[str] | Mapping[str, Any]
+
+__all__ = ["ConfigLike", "as_config", "calibrate", "load_config_from_yaml", "prepare", "quantize"]
+
+
+def quantize(
+    model: nn.Module | FloatModel | str,
+    config: ConfigLike,
+    *,
+    calibration: ImagesLike,
+    weights: str | PathLike[str] | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    device: str | torch.device = "cpu",
+) -> QuantViT:
+    """Quantize a Vision Transformer: build, calibrate, fold. The result computes what integers will.
+
+    Args:
+        model: a timm model, our ``VisionTransformer``, a :class:`FloatModel`, or a name with ``weights``.
+        config: a YAML file (shipped ones by name), a mapping, or a :class:`ModelConfig`.
+        calibration: a folder of images, an ``.npz``, a tensor, or an iterable of tensors; see
+            :func:`vitquant.data.open_images`.
+        weights: local checkpoint that goes with a name.
+        img_size: input size that goes with a name, in pixels.
+        limit: calibrate on at most so many images.
+        batch_size: images in one forward. Statistics are streamed, so memory grows with this and with nothing else.
+        device: where to compute.
+
+    Raises:
+        VitquantError: see ``docs/failures.md`` for what can go wrong and how it reads.
+
+    >>> import vitquant
+    >>> float_model = vitquant.load_fashion()
+    >>> images, _, test_images, _ = vitquant.load_fashion_images()
+    >>> qmodel = vitquant.quantize(float_model, "vit_int8.yaml", calibration=images[:64])
+    >>> qmodel(float_model.preprocessing.normalize(test_images[:2, None])).shape
+    torch.Size([2, 10])
+    """
+    qmodel = prepare(model, config, weights=weights, img_size=img_size, device=device)
+    return calibrate(qmodel, calibration, limit=limit, batch_size=batch_size)
+
+
+def prepare(
+    model: nn.Module | FloatModel | str,
+    config: ConfigLike,
+    *,
+    weights: str | PathLike[str] | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    device: str | torch.device = "cpu",
+) -> QuantViT:
+    """The first step of :func:`quantize`: the model with its points, not calibrated yet, in mode ``FP32``."""
+    config = as_config(config)
+    found = model if isinstance(model, FloatModel) else adapt(model, weights=weights, img_size=img_size)
+    qmodel: QuantViT = QuantViT(found.vit, config, found.preprocessing).to(device)
+    return qmodel
+
+
+def calibrate(
+    model: QuantViT, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8
+) -> QuantViT:
+    """The second step of :func:`quantize`: one pass over the images, after which the model is in mode ``QUANTIZED``.
+
+    Raises:
+        DataError: no images, or images that the model cannot take.
+        NumericsError: NaN or Inf in an image or an activation.
+    """
+    source = open_images(images, model.preprocessing, limit=limit)
+    total = None if source.count is None else math.ceil(source.count / batch_size)
+    return calibrate_batches(model, track(source.batches(batch_size), "calibrating", total))
+
+
+def as_config(config: ConfigLike) -> ModelConfig:
+    """A configuration from a file, a shipped file's name, or a mapping."""
+    if isinstance(config, ModelConfig):
+        return config
+    if isinstance(config, str | Path | PathLike):
+        return ModelConfig.from_yaml(Path(config))
+    return ModelConfig.from_dict(config)
