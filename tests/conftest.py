@@ -1,4 +1,4 @@
-"""Shared by all tests: hypothesis' profile, and a timm that imports where torchvision does not match torch."""
+"""Shared by all tests: few threads, hypothesis' profile, and a timm that imports where torchvision does not match torch."""
 
 import importlib.util
 import os
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 from hypothesis import settings
+
+torch.set_num_threads(2)  # the tensors are small
 
 settings.register_profile("default", deadline=None, max_examples=50)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitquant.config import QuantConfig
+from vitquant.errors import LifecycleError
 from vitquant.layers.act import QAct
 from vitquant.layers.point import Mode, Point
 from vitquant.numerics.affine import QuantParams, quantize
@@ -69,9 +70,23 @@ class QuantLinear(nn.Module):
         if self.weight.rounding:
             y = F.linear(x, self.weight_hat, self.bias_hat)
         else:
+            self.require_float()
             y = F.linear(x, self.float_weight, self.float_bias)
             y = y if self.gain is None else y * self.gain
         return self.output(self.weight.emit(y, y))  # type: ignore[no-any-return]
+
+    def require_float(self) -> None:
+        """Refuse to compute with float weights that are not there.
+
+        Raises:
+            LifecycleError: the layer belongs to a saved model, which has only its integers.
+        """
+        if self.float_weight.is_meta:
+            raise LifecycleError(
+                f"{self.layer_name} was loaded with its integer weights only",
+                expected="mode QUANTIZED",
+                fix="quantize the float model again",
+            )
 
     def effective(self) -> tuple[Tensor, Tensor]:
         """Float weight ``[out, in]`` and bias ``[out]`` with the gain multiplied in."""
@@ -110,6 +125,13 @@ class QuantLinear(nn.Module):
         self.weight_codes, self.bias_hat, self.input_scale = codes, bias, input_scale
         weight = (codes.to(bias.dtype) - params.zero_point) * params.scale
         self.weight_hat = weight if input_scale is None else weight / input_scale
+
+    def folded_weights(self) -> tuple[Tensor, Tensor]:
+        """The weights ``[out, in]`` that were rounded, the input's scales multiplied in, and what rounding left."""
+        weight, _ = self.effective()
+        if self.input_scale is None:
+            return weight, self.weight_hat
+        return weight * self.input_scale, self.weight_hat * self.input_scale
 
     @property
     def layer_name(self) -> str:

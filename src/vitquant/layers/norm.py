@@ -26,6 +26,7 @@ class QuantNorm(Point):
             self.observe(y)
             return self.emit(y, self.round(y))
         codes = (x / input_grid.scale).round_()  # the zero point cancels
-        integer = integer_layernorm(norm.weight, norm.bias, norm.eps, input_grid.scale.item(), grid)
+        with self.named():
+            integer = integer_layernorm(norm.weight, norm.bias, norm.eps, input_grid.scale.item(), grid)
         y = dequantize(integer(codes), grid)
         return self.emit(y, y)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from vitquant.config import ModelConfig
 from vitquant.data.preprocessing import Preprocessing
-from vitquant.errors import ArtifactError
-from vitquant.files import write_atomically
+from vitquant.errors import ArtifactError, ConfigError, ModelError
+from vitquant.files import write_together
 from vitquant.layers import Mode, QuantLinear, QuantNorm
 from vitquant.models.quant_vit import QuantViT
 from vitquant.models.vit import VisionTransformer, ViTSpec
@@ -37,14 +37,14 @@ TENSORS, MANIFEST = "model.safetensors", "manifest.json"
 def save(model: QuantViT, folder: str | Path) -> None:
     """Write a calibrated model into ``folder``, whose other files stay as they are.
 
-    Both files are written beside their places and renamed, the manifest last. It holds the digest of the tensors, so
-    an interrupted run leaves the old model or one that :func:`load` refuses, never a mixture.
+    Both files are written beside their places and then renamed: if one cannot be written, the old model stays. The
+    manifest holds the digest of the tensors, so that :func:`load` refuses a mixture, should the power fail in between.
 
     Raises:
         LifecycleError: the model is not calibrated.
     """
     model.require_calibrated()
-    tensors = save_tensors({name: t.detach().cpu().contiguous() for name, t in state(model)})
+    tensors = save_tensors({name: t.detach().cpu().contiguous().clone() for name, t in state(model)})
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -56,8 +56,7 @@ def save(model: QuantViT, folder: str | Path) -> None:
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / TENSORS, tensors)
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
+    write_together({folder / TENSORS: tensors, folder / MANIFEST: json.dumps(manifest, indent=2)})
 
 
 def load(folder: str | Path) -> QuantViT:
@@ -88,7 +87,7 @@ def load(folder: str | Path) -> QuantViT:
         with torch.device("meta"):
             model = QuantViT(VisionTransformer(spec), config, preprocessing)
         restore(model, load_tensors(blob))
-    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError, ConfigError, ModelError) as error:
         raise ArtifactError(f"the saved model is damaged: {error}", where=str(folder)) from error
     model.set_mode(Mode.QUANTIZED)
     return model
@@ -118,8 +117,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             expected=f"version {FORMAT_VERSION}",
             fix="install the vitquant that wrote it, or save it again with this one",
         )
-    if not isinstance(manifest.get("tensors"), dict) or not isinstance(manifest.get("config"), str):
-        raise ArtifactError("the manifest is incomplete", where=str(path), expected="keys tensors, config")
+    kinds = {"spec": dict, "preprocessing": dict, "config": str, "tensors": dict}
+    wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
+    wrong += [] if wrong or "sha256" in manifest["tensors"] else ["tensors.sha256"]
+    if wrong:
+        raise ArtifactError("the manifest is incomplete", where=str(path), expected=f"the keys {', '.join(wrong)}")
     return manifest
 
 

@@ -50,7 +50,6 @@ class QuantViT(nn.Module):
         spec = vit.spec
         names = point_names(spec.depth, head=bool(spec.num_classes), distilled=vit.head_dist is not None)
         self.config: ResolvedConfig = config.resolve(names)
-        self.mode = Mode.FP32
 
         def linear(module: nn.Linear, name: str) -> QuantLinear:
             return QuantLinear(module, self.config[f"{name}.output"], self.config[f"{name}.weight"], name)
@@ -129,6 +128,11 @@ class QuantViT(nn.Module):
         found = {p.name: p for p in points_of(self)}
         return {name: found[name] for name in self.config}
 
+    @property
+    def mode(self) -> Mode:
+        """The mode that the points are in."""
+        return self.pos_embed.mode
+
     def set_mode(self, mode: Mode) -> None:
         """Put all points into one mode.
 
@@ -138,7 +142,6 @@ class QuantViT(nn.Module):
         if mode is Mode.QUANTIZED:
             self.require_calibrated()
         set_mode(self, mode)
-        self.mode = mode
 
     def require_calibrated(self) -> None:
         """Refuse to go on while an active point has no grid.

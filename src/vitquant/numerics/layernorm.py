@@ -24,12 +24,17 @@ MAX_CHANNELS = 1625  # C^3 * 2^30, the largest sum of squares of 16-bit codes, s
 
 @dataclass(frozen=True)
 class IntegerLayerNorm:
-    """The constants of one LayerNorm: all int64, ``gain``, ``offset`` and ``shift`` one a channel."""
+    """The constants of one LayerNorm: all int64, ``gain``, ``offset`` and ``shift`` one a channel.
+
+    ``epsilon`` has ``headroom`` (even) fractional bits: as many as the sums leave of 62, since a quiet token of few
+    channels has a sum of squares so small that epsilon's fraction counts.
+    """
 
     gain: Tensor
     offset: Tensor
     shift: Tensor
     epsilon: int
+    headroom: int
     zero_point: Tensor
     qmin: int
     qmax: int
@@ -39,10 +44,12 @@ class IntegerLayerNorm:
         channels = codes.shape[-1]
         x = codes.long()
         centred = x * channels - x.sum(-1, keepdim=True)  # C * (x - mean), exactly
-        power = (centred * centred).sum(-1, keepdim=True) + self.epsilon  # C^3 * (variance + epsilon)
-        # Use the headroom of 62 bits, so that the root keeps its precision for quiet tokens too.
-        k = (62 - bit_length(power)) >> 1
-        deviation = isqrt((power << (2 * k)) // channels).clamp(min=1)  # C * sqrt(variance + epsilon) * 2^k
+        squares = (centred * centred).sum(-1, keepdim=True)
+        power = (squares << self.headroom) + self.epsilon  # C^3 * (variance + epsilon) * 2^headroom
+        # Fill 62 bits, so that the root keeps its precision for quiet tokens too. Only constant ones meet the bound.
+        k = ((62 - bit_length(power)) >> 1).clamp(max=30 - self.headroom // 2)
+        deviation = isqrt((power << (2 * k)) // channels).clamp(min=1)
+        k = k + self.headroom // 2  # deviation = C * sqrt(variance + epsilon) * 2^k
         reciprocal = (1 << RECIPROCAL) // deviation
         normalised = (centred * reciprocal + (1 << (RECIPROCAL - FRACTION - 1 - k))) >> (RECIPROCAL - FRACTION - k)
         scaled = normalised * self.gain + self.offset + (torch.ones_like(self.shift) << (self.shift - 1))
@@ -61,12 +68,23 @@ def integer_layernorm(
         output: grid of the result, per tensor or per channel.
 
     Raises:
-        NumericsError: more channels than the exact sums allow.
+        NumericsError: more channels than the exact sums allow, or an input scale so fine that its epsilon would not
+            fit beside them.
     """
     channels = gamma.numel()
     if channels > MAX_CHANNELS:
         raise NumericsError(
             "integer LayerNorm would overflow", got=f"{channels} channels", expected=f"at most {MAX_CHANNELS}"
+        )
+    cube = channels**3
+    epsilon = eps / input_scale**2 * cube
+    headroom = (62 - int(cube * 2**30 + epsilon).bit_length()) // 2 * 2
+    if headroom < 0:
+        raise NumericsError(
+            "integer LayerNorm would overflow",
+            got=f"an input scale of {input_scale:.3g}, of whose square epsilon is {eps / input_scale**2:.3g} times",
+            expected=f"a scale that keeps this below {2**62 / cube - 2**30:.3g}",
+            fix="give fewer bits to the residual stream before this norm",
         )
     scale = output.scale.double().reshape(-1)
     ratio = gamma.double() / scale / 2**FRACTION
@@ -74,13 +92,15 @@ def integer_layernorm(
     # 22-bit gains; the shift is bounded so that the offset, up to 2^16 codes, stays below 2^60.
     shift = (22 - torch.frexp(largest)[1].long()).clamp(1, 42)
     one = torch.ones_like(largest)
-    gain = (ratio * torch.ldexp(one, shift)).round().long()
-    offset = (beta.double() / scale * torch.ldexp(one, shift)).round().long()
+    # What these bounds cut is far beyond the last code: an output whose range is nothing beside gamma or beta.
+    gain = (ratio * torch.ldexp(one, shift)).clamp(-(2.0**36), 2.0**36).round().long()
+    offset = (beta.double() / scale * torch.ldexp(one, shift)).clamp(-(2.0**60), 2.0**60).round().long()
     return IntegerLayerNorm(
         gain=gain,
         offset=offset,
         shift=shift,
-        epsilon=round(eps / input_scale**2 * channels**3),
+        epsilon=round(epsilon * 2**headroom),
+        headroom=headroom,
         zero_point=output.zero_point.reshape(-1).long(),
         qmin=output.qmin,
         qmax=output.qmax,

@@ -29,17 +29,22 @@ LOG2_MAX = 15
 FINE_SCALE = 2.0**-10
 """Scale at which scores that are not on a grid of their own, or on too coarse a one, enter an approximation."""
 
+FINEST_SCALE = 2.0**-24
+"""Scales below it (a head whose scores hardly differ) are coarsened: the polynomial's constants must fit 64 bits."""
+
 
 def exponential(distance: Tensor, scale: float, approximation: str) -> Tensor:
     """``exp(-scale * distance)`` as the approximation gives it, float64, 1 at distance 0.
 
     ``distance`` holds non-negative whole numbers. ``ibert`` and ``shiftmax`` compute in integers, on the distances
-    shifted left until their scale is at most :data:`FINE_SCALE`, as a coarse scale would spoil their constants.
+    shifted left until their scale is at most :data:`FINE_SCALE`, as a coarse scale would spoil their constants, or
+    right until it is above half of :data:`FINEST_SCALE`.
     """
     if approximation == "table":
         return torch.exp(-scale * distance.double())
     refine = max(0, math.ceil(math.log2(scale / FINE_SCALE)))
-    fine, step = distance.long() << refine, scale / 2**refine
+    coarsen = max(0, math.floor(math.log2(FINEST_SCALE / scale)))
+    fine, step = (distance.long() << refine) >> min(coarsen, 63), scale * 2.0 ** (coarsen - refine)
     integer_exponential = {"ibert": _ibert, "shiftmax": _shiftmax}[approximation]
     peak = integer_exponential(fine.new_zeros(()), step)
     return integer_exponential(fine, step).double() / peak.double()

@@ -1,0 +1,48 @@
+# Two commands do everything, set-up included:  make demo   and   make test
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := pyproject.toml constraints.txt src/vitquant/version.py
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/vitquant demo --out out
+
+test: check
+	$(BIN)/python -m pytest
+	$(BIN)/python tests/test_quant_attn.py
+	$(BIN)/python tests/test_embed_to_attn.py
+
+check: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Each benchmark is a command of its own; see docs/results.md. WEIGHTS and PHOTOS name a DINOv2 ViT-S/14 checkpoint in
+# timm's naming and a folder of photographs.
+bench: $(VENV)/installed-bench
+	$(BIN)/python -m benchmarks.accuracy --weights $(WEIGHTS) --photos $(PHOTOS)
+	$(BIN)/python -m benchmarks.calibration --weights $(WEIGHTS) --photos $(PHOTOS)
+	$(BIN)/python -m benchmarks.profile_cost --weights $(WEIGHTS) --photos $(PHOTOS)
+	$(BIN)/python -m benchmarks.startup
+
+clean:
+	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/installed: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+# timm and torchvision come without their dependencies: the tests need no more of them than their models.
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) --editable '.[test]'
+	$(PIP) --no-deps timm torchvision
+	$(PIP) huggingface_hub
+	touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed-test
+	$(PIP) --editable '.[bench]'
+	touch $@

@@ -1,0 +1,42 @@
+"""Ratios that survive a busy machine: the compared things take turns, and medians are taken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+Work = Callable[[], object]
+
+
+def seconds(work: Work) -> float:
+    """Wall time of one run."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def ratio_to(base: Work, work: Work, rounds: int) -> tuple[float, float]:
+    """How long ``work`` takes: as a multiple of ``base``, and in seconds; medians over the rounds.
+
+    Each round times base, work, base, and divides by the mean of the two bases, so that a load that comes or goes
+    slowly falls on both sides.
+    """
+    ratios, times = [], []
+    before = seconds(base)
+    for _ in range(rounds):
+        taken = seconds(work)
+        after = seconds(base)
+        ratios.append(2 * taken / (before + after))
+        times.append(taken)
+        before = after
+    return median(ratios), median(times)
+
+
+def taking_turns(works: Mapping[str, Work], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each work in each round; every second round goes backwards."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(rounds):
+        for name in list(works)[:: -1 if turn % 2 else 1]:
+            times[name].append(seconds(works[name]))
+    return times

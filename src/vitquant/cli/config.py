@@ -1,0 +1,70 @@
+"""``vitquant config``: look at configuration files, check them, migrate them. Needs no torch, except for ``--model``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from vitquant.cli.common import add_output_options, console, positive
+from vitquant.config import ModelConfig, json_schema, migrate, point_names, rich_table
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command and its three parts to the parser."""
+    parts = commands.add_parser("config", help="show, describe and migrate configuration files").add_subparsers(
+        metavar="PART", required=True
+    )
+    show = parts.add_parser("show", help="print the settings of every point, and which rule gave them")
+    show.add_argument("file", help="YAML file, or a shipped one's name")
+    show.add_argument("--model", metavar="NAME", help="the model whose points to list (default: --depth blocks)")
+    show.add_argument("--depth", type=positive, default=12, metavar="N", help="number of blocks without --model (12)")
+    show.add_argument("--names", action="store_true", help="print the names of the points only, one a line")
+    show.set_defaults(run=run_show)
+    schema = parts.add_parser("schema", help="print a JSON Schema, for completion in an editor")
+    schema.set_defaults(run=run_schema)
+    old = parts.add_parser("migrate", help="write a global file in the per-layer form; the model stays the same")
+    old.add_argument("file", help="YAML file in the global form")
+    old.add_argument("--out", metavar="FILE", help="where to write it (default: standard output)")
+    old.set_defaults(run=run_migrate)
+    for part in (show, schema, old):
+        add_output_options(part)
+
+
+def run_show(args: argparse.Namespace) -> None:
+    """Resolve a file against the points of a model and print the table."""
+    resolved = ModelConfig.from_yaml(args.file).resolve(names_of(args.model, args.depth))
+    if args.names:
+        print("\n".join(resolved))
+    elif args.json:
+        print(json.dumps({name: config and config.model_dump() for name, config in resolved.items()}, indent=2))
+    else:
+        console().print(rich_table(resolved, title=args.file))
+
+
+def names_of(model: str | None, depth: int) -> tuple[str, ...]:
+    """The points of a named model, or of any plain ViT of this depth."""
+    if model is None:
+        return point_names(depth)
+    from vitquant.models.names import lookup
+
+    spec = lookup(model).spec
+    return point_names(spec.depth, head=bool(spec.num_classes), distilled=spec.dist_token)
+
+
+def run_schema(_: argparse.Namespace) -> None:
+    """Print the JSON Schema."""
+    print(json.dumps(json_schema(), indent=2))
+
+
+def run_migrate(args: argparse.Namespace) -> None:
+    """Print the per-layer form of a global file, or write it."""
+    text = migrate(args.file)
+    if args.out is None:
+        sys.stdout.write(text)
+        return
+    from vitquant.files import write_atomically
+
+    write_atomically(Path(args.out), text)
+    print(f"wrote {args.out}", file=sys.stderr)

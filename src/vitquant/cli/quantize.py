@@ -1,0 +1,54 @@
+"""``vitquant quantize``: the main job on the user's own model and images."""
+
+from __future__ import annotations
+
+import argparse
+
+from vitquant.cli.common import add_job_options, positive, print_model, print_result
+
+EPILOG = """example:
+  vitquant quantize --model vit_small_patch14_dinov2 --weights dinov2.safetensors --img-size 224 \\
+      --calib photos/ --eval photos2/ --config vit_int8.yaml --out out/"""
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "quantize",
+        help="quantize a model, show what every layer loses, save the result",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, metavar="NAME", help="timm's name of the model")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="local checkpoint: .safetensors or .pth")
+    parser.add_argument("--img-size", type=positive, metavar="PIXELS", help="input size (default: the model's own)")
+    parser.add_argument("--calib", required=True, metavar="IMAGES", help="folder or .npz of images to calibrate on")
+    parser.add_argument("--calib-limit", type=positive, metavar="N", help="calibrate on at most so many images")
+    parser.add_argument("--eval", required=True, metavar="IMAGES", help="other images, to measure on; may be labelled")
+    parser.add_argument("--config", default="vit_int8.yaml", metavar="FILE", help="YAML file, or a shipped one's name")
+    add_job_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load the model, run the job, print the result."""
+    from vitquant import job
+    from vitquant.api import as_config
+    from vitquant.models.adapt import adapt
+
+    config = as_config(args.config)
+    model = adapt(args.model, weights=args.weights, img_size=args.img_size)
+    print_model(model)
+    result = job.run(
+        model,
+        config,
+        calibration=args.calib,
+        evaluation=args.eval,
+        out=args.out,
+        calibration_limit=args.calib_limit,
+        profile_images=args.profile_images,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        device=args.device,
+    )
+    print_result(result, args.json)
