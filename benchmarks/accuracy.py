@@ -59,9 +59,7 @@ def onnx_runtime(prepared: Path, images: Tensor, few: int, threads: int) -> Iter
         OrtSettings(percentile, unsigned, linears_only=True, options=clipped),
         images[:few],
     )
-    yield row(
-        f"linears, uint8, Entropy, {few} images", OrtSettings(entropy, unsigned, linears_only=True), images[:few]
-    )
+    yield row(f"linears, uint8, Entropy, {few} images", OrtSettings(entropy, unsigned, linears_only=True), images[:few])
 
 
 def nncf(float_path: Path, images: Tensor, threads: int) -> Iterator[Row]:
@@ -92,7 +90,9 @@ def main() -> None:
     reference = run(FinalNorm(model.vit), evaluation)
 
     packages = ("torch",) if args.skip_peers else peers.PACKAGES
-    report = Report(f"SQNR at the final norm, {args.model} at {args.img_size}", ["tool", "settings", "SQNR, dB"], packages)
+    report = Report(
+        f"SQNR at the final norm, {args.model} at {args.img_size}", ["tool", "settings", "SQNR, dB"], packages
+    )
     report.notes.append(
         f"{len(calibration)} calibration images: {len(calibration_files)} photos and crops of them; "
         f"{len(evaluation)} evaluation photos; no photo is in both."

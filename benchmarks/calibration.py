@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import peers
-from benchmarks.model import FinalNorm, arguments, load_model
+from benchmarks.model import FinalNorm, add_clock, arguments, load_model
 from benchmarks.photos import load_crops, split
 from benchmarks.report import Report
-from benchmarks.timing import Work, ratio_to, taking_turns
+from benchmarks.timing import CLOCKS, Work, ratio_to, taking_turns
 from vitquant.api import quantize
 from vitquant.data import ImagesLike, open_images
 from vitquant.data.preprocessing import Preprocessing
@@ -60,7 +60,7 @@ def float_pass(vit: nn.Module, images: ImagesLike, preprocessing: Preprocessing)
     return run
 
 
-def beside_float(model: FloatModel, pixels: Tensor, rounds: int) -> Report:
+def beside_float(model: FloatModel, pixels: Tensor, rounds: int, clock: str, threads: int) -> Report:
     report = Report(
         f"Calibration on {len(pixels)} images, as a multiple of the float forward",
         ["observer", "mode", "times float", "goal", "s"],
@@ -68,9 +68,11 @@ def beside_float(model: FloatModel, pixels: Tensor, rounds: int) -> Report:
     base = float_pass(model.vit, pixels, model.preprocessing)
     for observer in OBSERVERS:
         for mode in MODES:
-            ratio, taken = ratio_to(base, calibration(model, pixels, observer, mode), rounds)
+            ratio, taken = ratio_to(base, calibration(model, pixels, observer, mode), rounds, CLOCKS[clock])
             report.add(observer, mode, f"{ratio:.2f}", GOALS[observer], f"{taken:.1f}")
-    report.notes.append(f"Batches of {BATCH}; medians of {rounds} rounds, each between two float passes.")
+    report.notes.append(
+        f"Batches of {BATCH}, {threads} threads, {clock} time; medians of {rounds} rounds, each between float passes."
+    )
     return report
 
 
@@ -126,7 +128,7 @@ def beside_peers(model: FloatModel, pixels: Tensor, folder: Path, rounds: int, t
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
+    add_clock(parser, rounds=3)
     parser.add_argument("--part", choices=("float", "peers", "both"), default="both")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -135,7 +137,7 @@ def main() -> None:
     files, _ = split(args.photos, model.preprocessing)
     pixels = load_crops(files, model.preprocessing, args.images)
     if args.part != "peers":
-        beside_float(model, pixels, args.rounds).show(args.markdown)
+        beside_float(model, pixels, args.rounds, args.clock, args.threads).show(args.markdown)
     if args.part != "float":
         with peers.scratch() as folder:
             beside_peers(model, pixels, Path(folder), args.rounds, args.threads).show(args.markdown)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks.timing import CLOCKS
 from vitquant.models.adapt import FloatModel, adapt
 from vitquant.models.vit import VisionTransformer
 
@@ -23,6 +24,12 @@ def arguments(doc: str | None, *, photos: bool = True) -> argparse.ArgumentParse
         parser.add_argument("--img-size", type=int, default=224, help="input size in pixels")
         parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of the peers")
     return parser
+
+
+def add_clock(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """The arguments of scripts that compare times."""
+    parser.add_argument("--rounds", type=int, default=rounds, help="each measurement is the median of so many")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu goes with --threads 1, on a busy machine")
 
 
 def load_model(args: argparse.Namespace) -> FloatModel:

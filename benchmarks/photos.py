@@ -58,5 +58,3 @@ def save_folder(pixels: Tensor, folder: Path) -> None:
     """Write pixels ``[N, 3, h, w]`` as PNG files, so that they can be read back one by one."""
     for index, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
         Image.fromarray(image).save(folder / f"{index:04}.png", compress_level=1)
-
-

@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 
 from benchmarks.calibration import float_pass
-from benchmarks.model import arguments, load_model
+from benchmarks.model import add_clock, arguments, load_model
 from benchmarks.photos import load, split
 from benchmarks.report import Report
-from benchmarks.timing import ratio_to
+from benchmarks.timing import CLOCKS, ratio_to
 from vitquant.api import quantize
 from vitquant.data import open_images
 from vitquant.profiling import profile
@@ -19,7 +19,7 @@ BATCH = 8
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
+    add_clock(parser, rounds=3)
     parser.add_argument("--config", default="vit_int8.yaml")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -30,13 +30,15 @@ def main() -> None:
     source = open_images(pixels, model.preprocessing)
     points = len(profile(qmodel, source, batch_size=BATCH).points)
     base = float_pass(model.vit, pixels, model.preprocessing)
-    ratio, taken = ratio_to(base, lambda: profile(qmodel, source, batch_size=BATCH), args.rounds)
+    ratio, taken = ratio_to(base, lambda: profile(qmodel, source, batch_size=BATCH), args.rounds, CLOCKS[args.clock])
     report = Report(
         f"Profile of all points, {args.config}, {len(pixels)} images",
         ["points", "s", "float forwards", "float forwards for each ten points", "goal"],
     )
     report.add(str(points), f"{taken:.1f}", f"{ratio:.1f}", f"{10 * ratio / points:.2f}", "20")
-    report.notes.append(f"Medians of {args.rounds} rounds, each between two float passes.")
+    report.notes.append(
+        f"{args.threads} threads, {args.clock} time; medians of {args.rounds} rounds, each between two float passes."
+    )
     report.show(args.markdown)
 
 

@@ -64,7 +64,9 @@ class Report:
 def command() -> str:
     """The command line as a reader would type it; paths are cut to their last part."""
     script = f"benchmarks.{Path(sys.argv[0]).stem}"
-    arguments = [Path(argument).name if os.sep in argument else argument for argument in _without_markdown(sys.argv[1:])]
+    arguments = [
+        Path(argument).name if os.sep in argument else argument for argument in _without_markdown(sys.argv[1:])
+    ]
     return shlex.join(["python", "-m", script, *arguments])
 
 

@@ -46,7 +46,9 @@ def main() -> None:
     report = Report("Start-up", ["what", "s", "beyond torch, s"])
     for name, taken in times.items():
         report.add(name, f"{taken:.2f}", f"{taken - torch_alone:.2f}" if name in beyond else "")
-    report.notes.append(f"Whole processes, medians of {args.rounds} rounds that take turns. Goals: 1 s beyond torch, 1 s for help.")
+    report.notes.append(
+        f"Whole processes, medians of {args.rounds} rounds that take turns. Goals: 1 s beyond torch, 1 s for help."
+    )
     report.notes.append(f"Help imports torch: {'yes' if imports_torch() else 'no'}.")
     report.show(args.markdown)
 

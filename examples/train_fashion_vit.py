@@ -49,7 +49,9 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of images whose highest logit is the label's, in percent."""
-    hits = [(model(normalize(x)).argmax(1) == y).sum() for x, y in zip(images.split(500), labels.split(500), strict=True)]
+    hits = [
+        (model(normalize(x)).argmax(1) == y).sum() for x, y in zip(images.split(500), labels.split(500), strict=True)
+    ]
     return 100.0 * float(sum(hits)) / len(images)
 
 

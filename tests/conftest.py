@@ -1,7 +1,6 @@
-"""Shared by all tests: few threads, hypothesis' profile, and a timm that imports where torchvision does not match torch."""
+"""Shared by all tests: few threads, a profile for hypothesis, and a timm that imports beside a foreign torchvision."""
 
 import importlib.util
-import os
 from pathlib import Path
 
 import torch
@@ -9,9 +8,10 @@ from hypothesis import settings
 
 torch.set_num_threads(2)  # the tensors are small
 
-settings.register_profile("default", deadline=None, max_examples=50)
-settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+# The same examples in every run; new ones with --hypothesis-profile=explore.
+settings.register_profile("default", deadline=None, max_examples=50, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile("default")
 
 
 def torchvision_loads() -> bool:

@@ -76,9 +76,7 @@ def prepare(
     return qmodel
 
 
-def calibrate(
-    model: QuantViT, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8
-) -> QuantViT:
+def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> QuantViT:
     """The second step of :func:`quantize`: one pass over the images, after which the model is in mode ``QUANTIZED``.
 
     Raises:

@@ -64,7 +64,8 @@ def run(
     Args:
         model: from :func:`vitquant.models.adapt.adapt`.
         config: file, mapping or :class:`ModelConfig`.
-        calibration, evaluation: images; they should be disjoint.
+        calibration: images to calibrate on, as for :func:`vitquant.quantize`.
+        evaluation: other images, to measure on; labels give top-1.
         out: folder of the results, made if it does not exist. Files of an earlier run are replaced one by one.
         calibration_limit: calibrate on at most so many images.
         profile_images: how many of the evaluation images to profile on.
@@ -93,7 +94,6 @@ def run(
     seconds["total"] = time.perf_counter() - start
 
     summary = summarize(model, evaluated, profiled, seconds, seed)
-    out.mkdir(parents=True, exist_ok=True)
     save(quantized, out)
     write_atomically(out / "config.resolved.yaml", quantized.config.to_yaml())
     write_atomically(out / "points.csv", points_csv(profiled))

@@ -1,4 +1,4 @@
-"""``vitquant config``: look at configuration files, check them, migrate them. Needs no torch, except for ``--model``."""
+"""``vitquant config``: look at configuration files, check and migrate them. Only ``--model`` needs torch."""
 
 from __future__ import annotations
 

@@ -74,14 +74,14 @@ class QuantPatchEmbed(nn.Module):
             raise DataError(
                 "images are not normalised as the model expects",
                 got=f"values that stand for pixels from {low:.0f} to {high:.0f}",
-                expected=f"0 to 255 after mean {self._per_colour(zero / 255)}, std {self._per_colour(1 / (255 * scale))}",
+                expected=f"0 to 255 after mean {_per_colour(zero / 255)}, std {_per_colour(1 / (255 * scale))}",
                 fix="pass uint8 pixels, or normalise with this mean and std",
             )
         return (pixels.round_().clamp_(0, 255) - zero) * scale
 
-    @staticmethod
-    def _per_colour(x: Tensor) -> str:
-        return "(" + ", ".join(f"{v:.4g}" for v in x.flatten().tolist()) + ")"
+
+def _per_colour(x: Tensor) -> str:
+    return "(" + ", ".join(f"{v:.4g}" for v in x.flatten().tolist()) + ")"
 
 
 def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:

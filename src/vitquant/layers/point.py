@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vitquant.config import QuantConfig

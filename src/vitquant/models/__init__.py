@@ -1,0 +1,1 @@
+"""The float Vision Transformer, the quantized one, and the ways from and to files."""

@@ -81,7 +81,8 @@ def load(folder: str | Path) -> QuantViT:
             fix="save the model again",
         )
     try:
-        spec = ViTSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in manifest["spec"].items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["spec"].items()}
+        spec = ViTSpec(**fields)
         preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
         config = ModelConfig.from_text(manifest["config"], name=f"{folder / MANIFEST} (config)")
         with torch.device("meta"):
@@ -167,7 +168,8 @@ def restore(model: QuantViT, tensors: dict[str, Tensor]) -> None:
             restore_linear(module, rest)
     model.patch_embed.reset_pixels()
     if rest:
-        raise ArtifactError("the saved model holds tensors that its configuration does not know", got=sorted(rest)[:5])
+        problem = "the saved model holds tensors that its configuration does not know"
+        raise ArtifactError(problem, where=TENSORS, got=sorted(rest)[:5])
 
 
 def restore_linear(linear: QuantLinear, rest: dict[str, Tensor]) -> None:

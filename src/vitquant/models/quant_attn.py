@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from vitquant.config import ModelConfig, ResolvedConfig
+from vitquant.errors import ModelError
 from vitquant.layers import IntSoftmax, QAct, QuantLinear
 from vitquant.models.vit import merge_heads, split_heads
 from vitquant.numerics.pairing import pair_scales
@@ -38,7 +39,8 @@ class FloatAttention(Protocol):
 class HasAttention(Protocol):
     """A transformer block, as far as its attention is concerned."""
 
-    attn: FloatAttention
+    @property
+    def attn(self) -> FloatAttention: ...
 
 
 class QuantAttention(nn.Module):
@@ -50,6 +52,10 @@ class QuantAttention(nn.Module):
             back to the global sections), or a resolved table.
         prefix: put before the names of the points, such as ``"blocks.3."``.
         gain: LayerScale that follows the attention, ``[D]``; folded into ``attn_proj``.
+
+    Raises:
+        ConfigError: the settings do not fit these layers.
+        ModelError: the attention has a norm inside, which this one does not compute.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class QuantAttention(nn.Module):
     ) -> None:
         super().__init__()
         attn = block.attn
+        require_plain(attn)
         self.num_heads, self.scale = attn.num_heads, float(attn.scale)
         head_dim = attn.proj.in_features // attn.num_heads
         if not isinstance(configs, ResolvedConfig):
@@ -94,9 +101,9 @@ class QuantAttention(nn.Module):
         q, k, v = self.attn_qkv(x).chunk(3, dim=-1)
         q = split_heads(self.attn_q_out(q), self.num_heads)
         k = split_heads(self.attn_k_out(k), self.num_heads)
-        v = split_heads(self.attn_v_input(v), self.num_heads)
         scores = self.attn_kv_out((q * self.scale) @ k.transpose(-2, -1))
         weights = self.intSoft(scores, self.attn_kv_out.grid)
+        v = split_heads(self.attn_v_input(v), self.num_heads)
         return self.attn_proj(self.attn_v_out(merge_heads(weights @ v)))  # type: ignore[no-any-return]
 
     @property
@@ -126,3 +133,22 @@ class QuantAttention(nn.Module):
                 point.finish()
         self.attn_proj.fold(self.attn_v_out.params)
         self.attn_proj.output.finish()
+
+
+def require_plain(attn: FloatAttention) -> None:
+    """Refuse an attention with norms of its own (timm's ``qk_norm`` and ``scale_norm``).
+
+    Raises:
+        ModelError: there is one.
+    """
+    norms = {name: getattr(attn, name, None) for name in ("q_norm", "k_norm", "norm")}
+    found = [
+        f"{name} {type(norm).__name__}" for name, norm in norms.items() if not isinstance(norm, nn.Identity | None)
+    ]
+    if found:
+        raise ModelError(
+            "this attention normalises its queries or keys, or its output",
+            where=type(attn).__name__,
+            got=", ".join(found),
+            expected="softmax(Q K^T) V without norms inside",
+        )

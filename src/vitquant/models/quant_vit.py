@@ -66,11 +66,13 @@ class QuantViT(nn.Module):
         self.register_buffer("token_table", vit.token_table().detach())
         self.pos_embed = QuantResidual("pos_embed", self.config["pos_embed"], head_dim=spec.head_dim)
         self.blocks = nn.ModuleList(
-            QuantBlock(block, self.config, prefix=f"blocks.{i}.") for i, block in enumerate(vit.blocks)
+            QuantBlock(block, self.config, prefix=f"blocks.{i}.")  # type: ignore[arg-type]
+            for i, block in enumerate(vit.blocks)
         )
         norm = vit.fc_norm if spec.pool == "avg" else vit.norm
+        assert isinstance(norm, nn.LayerNorm)  # the other of the two is the identity
         self.final_norm = QuantNorm(norm, self.config["final_norm"], "final_norm", head_dim=spec.head_dim)
-        self.head = linear(vit.head, "head") if spec.num_classes else None
+        self.head = linear(vit.head, "head") if isinstance(vit.head, nn.Linear) else None
         self.head_dist = linear(vit.head_dist, "head_dist") if vit.head_dist is not None else None
         self.eval()
 
@@ -87,8 +89,9 @@ class QuantViT(nn.Module):
 
     def stream_grid(self, index: int) -> QuantParams | None:
         """Grid of the residual stream before block ``index``; before the final norm for ``index == depth``."""
-        point = self.pos_embed if index == 0 else self.blocks[index - 1].residual2
-        return point.grid  # type: ignore[no-any-return, union-attr]
+        if index == 0:
+            return self.pos_embed.grid
+        return self.blocks[index - 1].residual2.grid  # type: ignore[return-value, union-attr]
 
     def normalize_tokens(self, x: Tensor) -> Tensor:
         """The final norm: tokens ``[B, N, D]``, or with average pooling the pooled ``[B, D]``."""
@@ -99,7 +102,7 @@ class QuantViT(nn.Module):
     def classify(self, x: Tensor) -> Tensor:
         """What :meth:`normalize_tokens` gave to logits ``[B, num_classes]``, or pooled features without a head."""
         if self.spec.pool == "avg":
-            return x if self.head is None else self.head(x)  # type: ignore[no-any-return]
+            return x if self.head is None else self.head(x)
         if self.head is None:
             return x[:, 0]
         if not self.spec.dist_token:
@@ -167,7 +170,7 @@ class QuantViT(nn.Module):
         self.pos_embed.finish()
         self.patch_embed.linear.output.finish()
         for block in self.blocks:
-            block.finish()
+            block.finish()  # type: ignore[operator]
         self.final_norm.finish()
         for head in self.heads():
             head.fold(self.final_norm.params)

@@ -1,0 +1,1 @@
+"""Pure functions on tensors: quantization grids, integer arithmetic, statistics."""

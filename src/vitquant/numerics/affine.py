@@ -47,7 +47,8 @@ def scale_from_range(low: Tensor, high: Tensor, *, bits: int, signed: bool, powe
     """The finest scale whose grid covers ``[low, high]``, float64; 0 where there is no range to speak of.
 
     Args:
-        low, high: ends of the range, one per channel. They are widened to contain zero.
+        low: lower end of the range, one per channel; widened to contain zero.
+        high: upper end, likewise.
         bits: width of a code, 2 to 16.
         signed: symmetric around zero, ``max|x| / (2^(bits-1) - 1)``; otherwise ``(high - low) / (2^bits - 1)``.
         power_of_two: round up to a power of two, so that requantization is a shift.

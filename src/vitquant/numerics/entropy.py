@@ -98,7 +98,8 @@ def window_divergence(counts: Tensor, first: Tensor, stop: Tensor, cells: int) -
     reference += _x_log_x(lowest + below) - _x_log_x(lowest) + _x_log_x(highest + above) - _x_log_x(highest)
 
     cell = torch.arange(cells + 1, device=counts.device)
-    edges = (stop - first).unsqueeze(2) * cell >> cells.bit_length() - 1
+    edges = (stop - first).unsqueeze(2) * cell
+    edges >>= cells.bit_length() - 1
     edges += first.unsqueeze(2)
     mass = total.gather(1, edges.flatten(1)).view(edges.shape).diff(dim=2)
     filled = occupied.gather(1, edges.flatten(1)).view(edges.shape).diff(dim=2)

@@ -62,7 +62,8 @@ def integer_layernorm(
     """Build the integer LayerNorm that writes to the grid ``output``.
 
     Args:
-        gamma, beta: the layer's affine parameters, ``[C]``.
+        gamma: the layer's multiplicative parameters, ``[C]``.
+        beta: the additive ones, ``[C]``.
         eps: the layer's epsilon, in real units.
         input_scale: scale of the input's codes (one for the whole tensor).
         output: grid of the result, per tensor or per channel.

@@ -75,12 +75,14 @@ def exponential_table(scale: float, levels: int, approximation: str) -> Tensor:
 
 def row_codes(exponentials: Tensor, bits: int) -> Tensor:
     """Form ``row``: codes ``round((2^bits - 1) * e)``. The probability of a code is its share of its row's sum."""
-    return (exponentials * (2**bits - 1)).round_()
+    codes: Tensor = exponentials * (2**bits - 1)
+    return codes.round_()
 
 
 def probabilities(exponentials: Tensor) -> Tensor:
     """What ``uniform`` and ``log2`` round: shares of 15-bit exponentials in their row's sum."""
-    numerator = (exponentials * (2**EXPONENTIAL_BITS - 1)).round_()
+    numerator: Tensor = exponentials * (2**EXPONENTIAL_BITS - 1)
+    numerator.round_()
     return numerator / numerator.sum(-1, keepdim=True)
 
 

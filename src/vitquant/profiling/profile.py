@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from vitquant.config import QuantConfig
 from vitquant.data import ImagesLike, open_images
-from vitquant.layers import Mode, Point, QuantLinear, only, points_of
+from vitquant.layers import Point, QuantLinear, only, points_of
 from vitquant.layers.linear import WeightPoint
+from vitquant.layers.point import Tap
 from vitquant.models.quant_vit import QuantViT
 from vitquant.profiling.meters import MetricsMeter, PointMetrics, SqnrMeter
 from vitquant.progress import track
@@ -93,7 +94,9 @@ class Profiler:
         self.isolated = {name: SqnrMeter() for name, p in self.points.items() if p.active}
         self.cumulative = {name: SqnrMeter() for name in self.isolated}
         self.metrics = {
-            name: MetricsMeter(p.params) for name, p in self.points.items() if p.active and p.require_config().enable_profiler
+            name: MetricsMeter(p.params)
+            for name, p in self.points.items()
+            if p.active and p.require_config().enable_profiler
         }
         self.output = SqnrMeter()
         self.images = 0
@@ -113,7 +116,7 @@ class Profiler:
         for stage in self.stages:
             reference: dict[str, Tensor] = {}
             points = stage.points()
-            with only([], self.model), tapped(points, lambda p, _, after, seen=reference: seen.update({p.name: after})):
+            with only([], self.model), tapped(points, keep_in(reference)):
                 exact = stage.run(exact)
             with only(list(self.points.values()), self.model), tapped(points, self._compare(reference)):
                 rounded = stage.run(rounded)
@@ -121,7 +124,7 @@ class Profiler:
         self.output.add(exact, rounded)
         return inputs
 
-    def _compare(self, reference: dict[str, Tensor]) -> Callable[[Point, Tensor, Tensor], None]:
+    def _compare(self, reference: dict[str, Tensor]) -> Tap:
         def tap(point: Point, _: Tensor, after: Tensor) -> None:
             if point.active:
                 self.cumulative[point.name].add(reference.pop(point.name), after)
@@ -182,7 +185,7 @@ def profile(model: QuantViT, images: ImagesLike, *, limit: int | None = None, ba
 
 
 @contextmanager
-def tapped(points: list[Point], tap: Callable[[Point, Tensor, Tensor], None]) -> Iterator[None]:
+def tapped(points: list[Point], tap: Tap) -> Iterator[None]:
     """Within the block, show the tensors of these points to ``tap``."""
     try:
         for point in points:
@@ -191,6 +194,15 @@ def tapped(points: list[Point], tap: Callable[[Point, Tensor, Tensor], None]) ->
     finally:
         for point in points:
             point.tap = None
+
+
+def keep_in(seen: dict[str, Tensor]) -> Tap:
+    """A tap that notes what each point passed on."""
+
+    def tap(point: Point, _: Tensor, after: Tensor) -> None:
+        seen[point.name] = after
+
+    return tap
 
 
 def measured(stage: Stage, point: Point, x: Tensor, meter: MetricsMeter) -> Tensor:

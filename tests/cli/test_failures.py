@@ -1,0 +1,171 @@
+"""What the user sees when something is wrong: exit code, message, files left alone. docs/failures.md is the oracle."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import vitquant
+from vitquant import job
+from vitquant.errors import VitquantError
+from vitquant.models.adapt import FloatModel
+from vitquant.models.vit import VisionTransformer
+
+FAILURES = (Path(__file__).parents[2] / "docs" / "failures.md").read_text(encoding="utf-8")
+
+
+def documented(message: str) -> bool:
+    """Whether the document has the message as a block of its own."""
+    return f"```text\n{message}\n```" in FAILURES
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+CONFIG_ERRORS = {
+    "syntax": ("weight:\n  bit_type: {bits: 8\nactivation: {}\n", "my.yaml:3:11: bad YAML"),
+    "empty": ("", "my.yaml: the file is empty"),
+    "typo": ("attn_q_out:\n  observer_typ: KLObserver\n", "my.yaml:2 attn_q_out.observer_typ: unknown key"),
+    "top-level typo": ("wieght: {}\n", "my.yaml:1 wieght: unknown layer or section `wieght`, did you mean `weight`"),
+    "twice": ("norm:\n  kl_bins: 64\n  kl_bins: 128\n", "given twice, on lines 2 and 3"),
+    "text for a number": ("norm:\n  percentile_sigma: 1e-2\n", "write 1.0e-2"),
+    "range": ("attn_qkv:\n  weight:\n    bit_type: {bits: 17}\n", "Got 17, expected an integer from 2 to 16"),
+    "combination": ("intSoft:\n  softmax: log2\n", "needs unsigned codes"),
+    "no match": ("overrides:\n  blocks.12.intSoft: {kl_bins: 64}\n", "`blocks.12.intSoft` matches no point"),
+    "tie": (
+        "overrides:\n  blocks.*.mlp_fc2.weight: {kl_bins: 64}\n  blocks.0.mlp_fc?.weight: {kl_bins: 128}\n",
+        "at blocks.0.mlp_fc2.weight, and neither is more specific",
+    ),
+    "tag": ("weight: !!python/name:os.system\n", "tags are refused"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIG_ERRORS)
+def test_a_wrong_configuration_stops_the_job(case: str, refused: Callable[..., str], folder: Path) -> None:
+    text, message = CONFIG_ERRORS[case]
+    (folder / "my.yaml").write_text(text)
+    assert message in refused(2, config="my.yaml")
+
+
+def test_unknown_names_and_sizes(refused: Callable[..., str]) -> None:
+    assert documented(refused(2, model="deit_tyni_patch16_224"))
+    assert documented(refused(2, img_size="40"))
+    assert "nothere.yaml: no such file" in refused(2, config="nothere.yaml")
+    assert "nothere.pth: no such checkpoint" in refused(2, weights="nothere.pth")
+
+
+def test_empty_and_missing_image_folders(refused: Callable[..., str], folder: Path) -> None:
+    (folder / "empty").mkdir()
+    assert documented(refused(3, calib="empty"))
+    assert documented(refused(3, eval="empty"))
+    assert "nowhere: no such folder or file" in refused(3, calib="nowhere")
+
+
+def test_too_many_unreadable_images(refused: Callable[..., str], folder: Path) -> None:
+    (folder / "photos" / "0.png").write_bytes(b"no picture")
+    assert documented(refused(3))
+
+
+def test_nan_in_the_checkpoint(refused: Callable[..., str], folder: Path, state: Mapping[str, Tensor]) -> None:
+    name = "blocks.3.mlp.fc1.weight"
+    bad = {**state, name: state[name].clone()}
+    bad[name][5, 7] = torch.nan
+    save_file(bad, folder / "nan.safetensors")
+    assert documented(refused(3, weights="nan.safetensors"))
+
+
+def test_mismatched_checkpoint(refused: Callable[..., str], folder: Path, state: Mapping[str, Tensor]) -> None:
+    some = {name: value for name, value in state.items() if not name.startswith("blocks.11.")}
+    save_file(some | {"head.bias": torch.zeros(7), "extra": torch.zeros(1)}, folder / "part.safetensors")
+    assert documented(refused(2, weights="part.safetensors"))
+
+
+def test_the_output_must_be_a_folder(refused: Callable[..., str], folder: Path) -> None:
+    (folder / "file").write_text("mine")
+    assert refused(3, out="file").startswith("error: file: the results need a folder")
+
+
+def test_a_refused_job_makes_no_folder(refused: Callable[..., str], folder: Path) -> None:
+    refused(3, calib="nowhere", out="new")
+    assert not (folder / "new").exists()
+
+
+@pytest.mark.filterwarnings("default")
+def test_channels_without_range_warn_and_go_on(
+    quantize: Callable[..., Any], folder: Path, state: Mapping[str, Tensor]
+) -> None:
+    flat = dict(state)
+    for name in ("blocks.0.norm1.weight", "blocks.0.norm1.bias"):
+        flat[name] = state[name].clone()
+        flat[name][:2] = 0
+    save_file(flat, folder / "flat.safetensors")
+    outcome = quantize(weights="flat.safetensors")
+    assert outcome.code == 0
+    warnings = [line for line in outcome.err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert documented(warnings[0])
+    norm1 = {point.name: point for point in vitquant.load("out").points()}["blocks.0.norm1"].params
+    assert norm1 is not None
+    assert norm1.scale[:2].tolist() == [1, 1]
+    assert (norm1.scale[2:] < 1).all()
+
+
+def refusal(step: Callable[[], object], code: int) -> str:
+    with pytest.raises(VitquantError) as caught:
+        step()
+    assert caught.value.exit_code == code
+    return f"error: {caught.value}"
+
+
+def changed(model: FloatModel, change: Callable[[VisionTransformer], None]) -> FloatModel:
+    vit = copy.deepcopy(model.vit)
+    with torch.no_grad():
+        change(vit)
+    return replace(model, vit=vit)
+
+
+def test_python_reads_the_same_messages(tmp_path: Path) -> None:
+    model = vitquant.load_fashion()
+    images, _, test_images, _ = vitquant.load_fashion_images()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "summary.json").write_text("earlier")
+    before = files(out)
+
+    def run(model: FloatModel = model, calibration: Any = images[:8], evaluation: Any = test_images[:2]) -> str:
+        config = "vit_int8.yaml"
+        step = lambda: job.run(model, config, calibration=calibration, evaluation=evaluation, out=out)  # noqa: E731
+        return refusal(step, code=3)
+
+    def overflow(vit: VisionTransformer) -> None:
+        vit.blocks[2].mlp.fc1.weight[0] = 3e38  # type: ignore[index, union-attr, operator]
+
+    not_a_number = torch.zeros(2, 1, 28, 28)
+    not_a_number[1, 0, 3, 3] = torch.nan
+    assert documented(run(calibration=torch.zeros(2, 3, 28, 28)))
+    assert documented(run(calibration=torch.full((2, 1, 28, 28), 100.0)))
+    assert documented(run(calibration=not_a_number))
+    assert documented(run(model=changed(model, overflow)))
+    assert documented(run(evaluation=(test_images[:2], torch.tensor([3, 10]))))
+    assert files(out) == before
+
+
+def test_a_point_without_statistics_has_no_default_scale(tmp_path: Path) -> None:
+    qmodel = vitquant.prepare(vitquant.load_fashion(), "vit_int8.yaml")
+    _, _, test_images, _ = vitquant.load_fashion_images()
+    for step in (
+        lambda: qmodel.set_mode(vitquant.Mode.QUANTIZED),
+        lambda: vitquant.evaluate(qmodel, test_images[:2]),
+        lambda: vitquant.profile(qmodel, test_images[:2]),
+        lambda: vitquant.save(qmodel, tmp_path / "out"),
+    ):
+        assert documented(refusal(step, code=3))
+    assert not (tmp_path / "out").exists()
+    assert qmodel.mode is vitquant.Mode.FP32

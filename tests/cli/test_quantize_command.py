@@ -1,0 +1,87 @@
+"""``vitquant quantize`` on a checkpoint and pictures: the printed result and the results folder."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vitquant
+from vitquant.cli.main import main
+from vitquant.config import point_names
+
+MODEL = "deit_tiny_patch16_224"
+
+
+def test_results_are_those_of_the_library(quantize: Callable[..., Any], folder: Path) -> None:
+    outcome = quantize("--json")
+    assert outcome.code == 0, outcome.err
+    summary = json.loads(outcome.out)
+    assert summary == json.loads((folder / "out" / "summary.json").read_text())
+    assert {path.name for path in (folder / "out").iterdir()} == {
+        "summary.json",
+        "points.csv",
+        "config.resolved.yaml",
+        "model.safetensors",
+        "manifest.json",
+    }
+
+    qmodel = vitquant.quantize(
+        MODEL, "vit_int8.yaml", weights="deit.safetensors", img_size=32, calibration="photos", batch_size=16
+    )
+    found = vitquant.evaluate(qmodel, "photos2", batch_size=16)
+    assert summary["model"] == MODEL
+    assert summary["images"] == found.images == 6
+    assert summary["fp32"] == {"top1": found.fp32_top1}
+    assert summary["quantized"] == {"top1": found.quantized_top1, "agreement": found.agreement}
+    assert summary["sqnr_db"] == round(found.sqnr_db, 3)
+    assert summary["sqnr_final_norm_db"] == round(found.sqnr_final_norm_db, 3)
+    assert summary["preprocessing"] == qmodel.preprocessing.to_dict()
+    assert summary["profile_images"] == 2
+    assert summary["seconds"]["total"] >= summary["seconds"]["calibrate"] > 0
+    assert 50 < summary["peak_rss_mb"] < 100_000
+
+    profiled = vitquant.profile(qmodel, "photos2", limit=2, batch_size=16)
+    assert list(summary["points"]) == list(point_names(12)) == [point.name for point in profiled.points]
+    for point in profiled.points:
+        told = summary["points"][point.name]
+        if point.active:
+            assert told["sqnr_isolated_db"] == round(point.sqnr_isolated_db or 0, 3)
+            assert told["sqnr_cumulative_db"] == round(point.sqnr_cumulative_db or 0, 3)
+        else:
+            assert told == {"active": False, "sqnr_isolated_db": None, "sqnr_cumulative_db": None}
+
+    with (folder / "out" / "points.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == list(summary["points"])
+    assert {row["name"]: row["bits"] for row in rows}["blocks.3.residual1"] == "16"
+    assert all(bool(row["sqnr_isolated_db"]) == (row["active"] == "True") for row in rows)
+
+    resolved = vitquant.ModelConfig.from_yaml(folder / "out" / "config.resolved.yaml").resolve(point_names(12))
+    assert resolved == qmodel.config
+
+    images = qmodel.preprocessing.normalize(torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8))
+    assert torch.equal(vitquant.load(folder / "out")(images), qmodel(images))
+
+
+def test_the_table_for_people(quantize: Callable[..., Any], folder: Path) -> None:
+    outcome = quantize(config="linears_int8.yaml", calib_limit="2")
+    assert outcome.code == 0, outcome.err
+    for text in ("on 6 images", "top-1", "SQNR of the output", "The 5 points that lose most", "Results in out/"):
+        assert text in outcome.out
+    assert "99 of 234 points are quantized" in outcome.out  # 12 * (4 weights + 4 inputs) + patches, norm, head
+    assert outcome.err.splitlines()[1] == (
+        "preprocessing  32x32 RGB, bicubic, crop 0.9, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
+    )
+    assert "Traceback" not in outcome.err
+    assert "calibrating" not in outcome.err  # no bar where nobody watches
+
+
+def test_debug_shows_the_traceback(folder: Path, capsys: Any) -> None:
+    argv = ["quantize", "--model", "nothing", "--weights", "deit.safetensors", "--calib", "photos", "--eval", "photos2"]
+    assert main([*argv, "--debug"]) == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith("Traceback")
+    assert captured.rstrip().splitlines()[-1].startswith("error: model: unknown model name")

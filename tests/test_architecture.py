@@ -1,0 +1,102 @@
+"""Who imports whom: the table of docs/architecture.md against the sources."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import vitquant
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "vitquant"
+
+
+def part_of(path: Path) -> str:
+    """``layers/point.py`` and ``job.py`` belong to the parts ``layers`` and ``job``."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> Iterator[str]:
+    """Our parts that a file imports, wherever in the file that stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            modules = [node.module or ""]
+            if node.module == "vitquant":
+                modules = [f"vitquant.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        else:
+            continue
+        yield from (module.split(".")[1] for module in modules if module.startswith("vitquant."))
+
+
+def allowed_imports() -> dict[str, set[str]]:
+    """The table under "Who may import whom"."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = text.partition("## Who may import whom")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|(.*)\|$", section, flags=re.MULTILINE)
+    return {part: set(re.findall(r"`(\w+)`", told)) for parts, told in rows for part in re.findall(r"`(\w+)`", parts)}
+
+
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)
+ALLOWED = allowed_imports()
+
+
+def test_every_part_is_in_the_table() -> None:
+    assert {part_of(path) for path in SOURCES} == set(ALLOWED)
+
+
+def test_imports_keep_to_the_table() -> None:
+    stray = {
+        f"{path.relative_to(PACKAGE)} imports {part}"
+        for path in SOURCES
+        for part in imported_parts(path)
+        if part not in {*ALLOWED[part_of(path)], part_of(path)}
+    }
+    assert not stray
+
+
+def test_there_are_no_circles() -> None:
+    order = tuple(TopologicalSorter(ALLOWED).static_order())  # raises CycleError
+    assert order[-1] == "cli"
+    assert not any("cli" in told for told in ALLOWED.values())
+
+
+def test_an_import_that_breaks_the_rules_is_found(tmp_path: Path) -> None:
+    """The reader sees imports in functions, of submodules, and from the root."""
+    file = tmp_path / "a.py"
+    file.write_text("import torch\ndef f():\n    from vitquant.cli.main import main\nfrom vitquant import job\n")
+    assert sorted(imported_parts(file)) == ["cli", "job"]
+
+
+def test_the_package_exports_what_it_says() -> None:
+    homes = {part.split(".")[1] for part in vitquant._HOMES}
+    assert "cli" not in homes
+    for name in vitquant.__all__:
+        assert getattr(vitquant, name) is not None
+    assert set(vitquant.__all__) == {*vitquant._HOME, "__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
+        vitquant.quantise  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["vitquant", "vitquant.config", "vitquant.errors", "vitquant.cli.main"])
+def test_torch_is_not_imported_before_it_is_needed(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["quantize", "--help"], ["config", "show", "vit_int8.yaml"]])
+def test_commands_without_numbers_need_no_torch(argv: list[str]) -> None:
+    code = (
+        "import sys\nfrom vitquant.cli.main import main\n"
+        f"try:\n    code = main({argv!r})\nexcept SystemExit as stop:\n    code = stop.code\n"
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -1,0 +1,90 @@
+"""Quantize the embedding and the first attention block of the embedded ViT; show what each of their layers loses.
+
+    python tests/test_embed_to_attn.py
+
+From the pixels of real images to the output of the attention, with the settings of ``configs/embed_config.yaml`` and
+``configs/attn_config.yaml``.
+"""
+
+from __future__ import annotations
+
+import pytest
+from torch import Tensor, nn
+
+from test_quant_attn import LAYERS as ATTENTION_LAYERS
+from test_quant_attn import compare, print_table
+from vitquant import calibrate_batches, load_config_from_yaml, load_fashion, load_fashion_images, prepare
+from vitquant.models.adapt import FloatModel
+from vitquant.models.quant_block import QuantBlock
+
+LAYERS = ("patch_embed", "pos_embed", *ATTENTION_LAYERS)
+
+
+class EmbedToAttention(nn.Module):
+    """Images to tokens, the norm, the attention: the beginning of a quantized model."""
+
+    def __init__(self, model: FloatModel) -> None:
+        super().__init__()
+        embed, attention = (load_config_from_yaml(f"configs/{part}_config.yaml") for part in ("embed", "attn"))
+        whole = prepare(model, embed | attention)
+        block = whole.blocks[0]
+        assert isinstance(block, QuantBlock)
+        self.patch_embed, self.pos_embed = whole.patch_embed, whole.pos_embed
+        self.norm1, self.attention = block.norm1, block.attn
+        self.embed = whole.embed
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.attention(self.norm1(self.embed(images), self.pos_embed.grid))  # type: ignore[no-any-return]
+
+    def finish(self) -> None:
+        self.patch_embed.linear.output.finish()
+        self.pos_embed.finish()
+        self.norm1.finish()
+        self.attention.attn_qkv.fold(self.norm1.params)
+        self.attention.finish()
+
+
+def quantize_embed_to_attention(calibration: int = 64, evaluation: int = 64) -> dict[str, tuple[float, float]]:
+    """SQNR of the ten layers, each alone and all together."""
+    model = load_fashion()
+    calibration_images, _, test_images, _ = load_fashion_images()
+    module = EmbedToAttention(model)
+    normalize = model.preprocessing.normalize
+    calibrate_batches(module, normalize(calibration_images[:calibration, None]).split(16))
+    images = normalize(test_images[:evaluation, None])
+    return compare(module, lambda: module(images), LAYERS)
+
+
+# Least SQNR alone and with all layers, in dB: measured, less a margin of 2. NaN is not at least anything.
+LEAST = {
+    "patch_embed": (42, 42),
+    "pos_embed": (78, 43),
+    "attn_qkv": (47, 42),
+    "attn_q_out": (39, 37),
+    "attn_k_out": (38, 37),
+    "attn_kv_out": (38, 37),
+    "intSoft": (31, 28),
+    "attn_v_input": (40, 37),
+    "attn_v_out": (36, 29),
+    "attn_proj": (43, 30),
+}
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, tuple[float, float]]:
+    return quantize_embed_to_attention()
+
+
+def test_all_ten_layers_are_measured(measured: dict[str, tuple[float, float]]) -> None:
+    assert tuple(measured) == LAYERS == tuple(LEAST)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_keeps_its_signal(layer: str, measured: dict[str, tuple[float, float]]) -> None:
+    alone, together = measured[layer]
+    assert LEAST[layer][0] <= alone < 110
+    assert LEAST[layer][1] <= together < 110
+
+
+if __name__ == "__main__":
+    print_table("Embedding and attention of block 0, configs/{embed,attn}_config.yaml", quantize_embed_to_attention())
