@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
+from nncf import QuantizationPreset
+from onnxruntime.quantization import CalibrationMethod, QuantType
 from torch import Tensor
 
 from benchmarks import peers
@@ -46,8 +48,8 @@ def onnx_runtime(prepared: Path, images: Tensor, few: int, threads: int) -> Iter
 
         return "ONNX Runtime", name, quantized
 
-    unsigned = peers.QuantType.QUInt8
-    entropy, percentile = peers.CalibrationMethod.Entropy, peers.CalibrationMethod.Percentile
+    unsigned = QuantType.QUInt8
+    entropy, percentile = CalibrationMethod.Entropy, CalibrationMethod.Percentile
     yield row("all ops, int8, MinMax (its defaults)", OrtSettings())
     yield row("all ops, uint8, MinMax", OrtSettings(activation=unsigned))
     yield row("linears, int8, MinMax", OrtSettings(linears_only=True))
@@ -71,7 +73,7 @@ def nncf(float_path: Path, images: Tensor, threads: int) -> Iterator[Row]:
         )
 
     yield row("transformer preset (its defaults)")
-    yield row("transformer preset, mixed", preset=peers.nncf.QuantizationPreset.MIXED)
+    yield row("transformer preset, mixed", preset=QuantizationPreset.MIXED)
     yield row("transformer preset, exact bias correction", fast_bias_correction=False)
 
 

@@ -1,30 +1,21 @@
-"""What calibration costs: beside the plain float forward, and per image beside ONNX Runtime and NNCF.
+"""What calibration costs beside the plain float forward over the same images.
 
 Ours is the whole call ``vitquant.quantize``, from the float model to the quantized one, on images that are decoded
 already; the float forward runs over the same images in the same batches. Every point of the model is observed (those of
-vit_int8.yaml, and the probabilities too) by the same observer in the same mode.
-
-The peers get the exported float graph and the same images; what they need once per model (export, shape inference,
-reading the file) is not counted against them. All three are timed on --images and on a quarter of them, so that the
-time per image can be told from what does not depend on the number of images.
+vit_int8.yaml, and the probabilities too), and the weights, by the same observer in the same mode.
 """
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Callable
-from pathlib import Path
-from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import peers
-from benchmarks.model import FinalNorm, add_clock, arguments, load_model
+from benchmarks.model import add_clock, arguments, load_model
 from benchmarks.photos import load_crops, split
 from benchmarks.report import Report
-from benchmarks.timing import CLOCKS, Work, ratio_to, taking_turns
+from benchmarks.timing import CLOCKS, Work, ratio_to
 from vitquant.api import quantize
 from vitquant.data import ImagesLike, open_images
 from vitquant.data.preprocessing import Preprocessing
@@ -76,71 +67,16 @@ def beside_float(model: FloatModel, pixels: Tensor, rounds: int, clock: str, thr
     return report
 
 
-def beside_peers(model: FloatModel, pixels: Tensor, folder: Path, rounds: int, threads: int) -> Report:
-    float_path, prepared = folder / "float.onnx", folder / "prepared.onnx"
-    images = model.preprocessing.normalize(pixels)
-    peers.export_onnx(FinalNorm(model.vit), images[:1], float_path)
-    peers.prepare_ort(float_path, prepared)
-
-    def ort(settings: peers.OrtSettings, batch_size: int) -> Callable[[int], Work]:
-        path = folder / "quantized.onnx"
-        return lambda count: lambda: peers.quantize_ort(prepared, path, images[:count], settings, batch_size)
-
-    minmax, linears = peers.OrtSettings(), peers.OrtSettings(linears_only=True)
-    tools: dict[str, Callable[[int], Work]] = {
-        "vitquant, vit_int8.yaml": lambda n: (
-            lambda: quantize(model, "vit_int8.yaml", calibration=pixels[:n], batch_size=BATCH)
-        ),
-        "vitquant, linears_int8.yaml": lambda n: (
-            lambda: quantize(model, "linears_int8.yaml", calibration=pixels[:n], batch_size=BATCH)
-        ),
-        "ONNX Runtime, all ops, MinMax": ort(minmax, 1),
-        f"ONNX Runtime, all ops, MinMax, batches of {BATCH}": ort(minmax, BATCH),
-        "ONNX Runtime, linears, MinMax": ort(linears, 1),
-        "NNCF, transformer preset": lambda n: lambda: peers.quantize_nncf(float_path, images[:n]),
-    }
-    count, few = len(images), len(images) // 4
-    torch.set_num_threads(threads)
-    whole = taking_turns({name: work(count) for name, work in tools.items()}, rounds)
-    part = taking_turns({name: work(few) for name, work in tools.items()}, rounds)
-    report = Report(
-        f"Post-training quantization on {count} images, seconds per image",
-        ["tool", "whole, s", "s per image", "ours is faster by", "s per further image", "ours is faster by"],
-        peers.PACKAGES,
-    )
-    ours = next(iter(tools))
-    total = {name: median(times) for name, times in whole.items()}
-    marginal = {name: (total[name] - median(part[name])) / (count - few) for name in tools}
-    for name in tools:
-        by_total = median(theirs / mine for theirs, mine in zip(whole[name], whole[ours], strict=True))
-        report.add(
-            name,
-            f"{total[name]:.1f}",
-            f"{total[name] / count:.3f}",
-            f"{by_total:.1f}x",
-            f"{marginal[name]:.3f}",
-            f"{marginal[name] / marginal[ours]:.1f}x",
-        )
-    report.notes.append(f"{threads} threads; medians of {rounds} rounds in which the tools take turns. Goal: 5x.")
-    return report
-
-
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=128)
     add_clock(parser, rounds=3)
-    parser.add_argument("--part", choices=("float", "peers", "both"), default="both")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    logging.getLogger().setLevel(logging.ERROR)
     model = load_model(args)
     files, _ = split(args.photos, model.preprocessing)
     pixels = load_crops(files, model.preprocessing, args.images)
-    if args.part != "peers":
-        beside_float(model, pixels, args.rounds, args.clock, args.threads).show(args.markdown)
-    if args.part != "float":
-        with peers.scratch() as folder:
-            beside_peers(model, pixels, Path(folder), args.rounds, args.threads).show(args.markdown)
+    beside_float(model, pixels, args.rounds, args.clock, args.threads).show(args.markdown)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def main() -> None:
     qmodel = quantize(model, args.config, calibration=load(calibration_files, model.preprocessing))
     pixels = load(evaluation_files[: args.images], model.preprocessing)
     source = open_images(pixels, model.preprocessing)
-    points = len(profile(qmodel, source, batch_size=BATCH).points)
+    points = len(qmodel.points())
     base = float_pass(model.vit, pixels, model.preprocessing)
     ratio, taken = ratio_to(base, lambda: profile(qmodel, source, batch_size=BATCH), args.rounds, CLOCKS[args.clock])
     report = Report(

@@ -23,7 +23,8 @@ def blocks(path: Path, *languages: str) -> list[str]:
 
 def commands(program: str) -> list[list[str]]:
     """The arguments of each call of a program in the documents' console blocks."""
-    lines = [line for path in DOCUMENTS for block in blocks(path, "console") for line in block.splitlines()]
+    text = "".join(block for path in DOCUMENTS for block in blocks(path, "console"))
+    lines = text.replace("\\\n", "").splitlines()
     split = [shlex.split(line, comments=True) for line in lines]
     return [words[1:] for words in split if words and words[0] == program]
 

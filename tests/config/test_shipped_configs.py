@@ -103,8 +103,8 @@ def test_what_integers_need_of_a_whole_model(name: str) -> None:
             assert config.output_quant_enable == (section == "mlp_fc1.output")
         else:
             assert config.output_quant_enable
-        if section == "mlp_fc1.output":  # the integer GELU is a table from these codes
-            assert config.calibration_mode == "layer_wise"
+        if section == "mlp_fc1.output":  # the integer GELU is a table from these codes, one for each scale
+            assert config.calibration_mode != "channel_wise"
         if section == "intSoft":
             assert config.softmax == "row"
 

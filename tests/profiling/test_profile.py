@@ -108,7 +108,9 @@ def test_metrics_are_those_of_the_float_tensor(quantized: Any, report: ModelProf
     assert metrics is not None
     assert metrics.sqnr_db == pytest.approx(db(before, after), abs=1e-3)
     assert metrics.mse == pytest.approx(float((before - after).square().mean()), rel=1e-4)
-    assert metrics.cosine == pytest.approx(float(torch.cosine_similarity(before.flatten(), after.flatten(), 0)))
+    assert metrics.cosine == pytest.approx(
+        float(torch.cosine_similarity(before.double().flatten(), after.double().flatten(), 0))
+    )
     assert (metrics.low, metrics.high) == pytest.approx((float(before.min()), float(before.max())), rel=1e-5)
     assert sum(metrics.histogram) == before.numel()
     assert metrics.kl_divergence > 0

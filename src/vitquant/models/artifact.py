@@ -138,7 +138,8 @@ def state(model: QuantViT) -> Iterator[tuple[str, Tensor]]:
     for name, point in model.point_modules().items():
         if point.params is not None:
             yield f"{name}.scale", point.params.scale
-            yield f"{name}.zero_point", point.params.zero_point
+            if point.params.qmin == 0:  # signed grids have none
+                yield f"{name}.zero_point", point.params.zero_point
 
 
 def linear_state(linear: QuantLinear) -> Iterator[tuple[str, Tensor]]:
@@ -159,7 +160,9 @@ def restore(model: QuantViT, tensors: dict[str, Tensor]) -> None:
         if point.active and point.observes:
             config = point.require_config()
             qmin, qmax = code_range(config.bit_type.bits, config.bit_type.signed, point.narrow)
-            point.params = QuantParams(rest.pop(f"{name}.scale"), rest.pop(f"{name}.zero_point"), qmin, qmax)
+            scale = rest.pop(f"{name}.scale")
+            zero_point = rest.pop(f"{name}.zero_point") if qmin == 0 else torch.zeros_like(scale)
+            point.params = QuantParams(scale, zero_point, qmin, qmax)
     for module in model.modules():
         if isinstance(module, QuantNorm):
             module.norm.weight = nn.Parameter(rest.pop(f"{module.name}.gamma"), requires_grad=False)
