@@ -55,6 +55,11 @@ def test_ties_go_to_even_and_both_ends_are_clamped() -> None:
     assert fake_quantize(x, grid(0.5)).tolist() == [code / 2 for code in codes]
 
 
+def test_ties_are_those_of_the_value_not_of_the_code() -> None:
+    x = tensor([-1.5, -0.5, 0.5, 1.5, 2.5])  # rounded to even before the odd zero point is added
+    assert quantize(x, grid(1.0, 3, 0, 7)).tolist() == [1, 3, 3, 5, 5]
+
+
 def test_unsigned_by_hand() -> None:
     params = params_from_range(tensor(-1), tensor(3), bits=2, signed=False)
     assert params.scale.item() == pytest.approx(4 / 3)

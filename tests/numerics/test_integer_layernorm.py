@@ -142,10 +142,11 @@ def test_extremes_do_not_overflow(channels: int) -> None:
 def test_a_constant_token_gives_beta() -> None:
     beta = torch.tensor([-1.0, 0.0, 0.5, 2.0])
     output = QuantParams(torch.tensor(0.25), torch.tensor(3.0), 0, 255)
-    for eps in (1e-6, 0.0):
+    for eps in (1e-6, 1e-20, 0.0):
         layer = integer_layernorm(torch.ones(4), beta, eps, 0.01, output)
         for code in (-32768, -1, 0, 32767):
             assert layer(torch.full((1, 4), code)).tolist() == [[0, 3, 5, 11]]
+            assert in_python(layer, [code] * 4) == [0, 3, 5, 11], "no shift becomes negative"
 
 
 def test_by_hand() -> None:
