@@ -25,6 +25,8 @@ check: $(VENV)/installed-test
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.accuracy --weights $(WEIGHTS) --photos $(PHOTOS)
 	$(BIN)/python -m benchmarks.calibration --weights $(WEIGHTS) --photos $(PHOTOS)
+	$(BIN)/python -m benchmarks.memory --weights $(WEIGHTS) --photos $(PHOTOS)
+	$(BIN)/python -m benchmarks.speed_beside_peers --weights $(WEIGHTS) --photos $(PHOTOS)
 	$(BIN)/python -m benchmarks.profile_cost --weights $(WEIGHTS) --photos $(PHOTOS)
 	$(BIN)/python -m benchmarks.startup
 

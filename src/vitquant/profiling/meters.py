@@ -23,6 +23,11 @@ def decibel(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / max(noise, NOISE_FLOOR * signal))
 
 
+def energy(x: Tensor) -> float:
+    """Sum of squares. Rows are summed in the tensor's own type, which needs no second copy of it, then in float64."""
+    return float(torch.linalg.vector_norm(x, dim=-1).double().square().sum())
+
+
 @dataclass
 class SqnrMeter:
     """SQNR (signal to quantization noise ratio) over any number of batches."""
@@ -32,8 +37,8 @@ class SqnrMeter:
 
     def add(self, reference: Tensor, value: Tensor) -> None:
         """Take in one batch of both."""
-        self.signal += float(reference.double().square().sum())
-        self.noise += float((reference.double() - value).square().sum())
+        self.signal += energy(reference)
+        self.noise += energy(reference - value)
 
     @property
     def db(self) -> float:
@@ -85,8 +90,8 @@ class MetricsMeter:
     def add(self, before: Tensor, after: Tensor, seconds: float, images: int) -> None:
         """Take in one batch: the tensor, what it became, how long its layer took and for how many images."""
         self.energy.add(before, after)
-        self.dot += float((before.double() * after).sum())
-        self.energy_after += float(after.double().square().sum())
+        self.dot += float(torch.linalg.vecdot(before, after).double().sum())
+        self.energy_after += energy(after)
         self.count += before.numel()
         self.images += images
         self.seconds += seconds
