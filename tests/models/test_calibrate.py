@@ -68,7 +68,9 @@ def test_the_shapes_are_those_of_the_tensors(make_vit: Callable[..., VisionTrans
     tokens = dict.fromkeys(("norm1", "attn_q_out", "residual1", "mlp_fc2.output", "pos_embed", "norm2"), (5, 16))
     others = {
         "patch_embed.output": (4, 16),
-        "attn_qkv.weight": (16,),
+        "patch_embed.weight": (16, 48),
+        "attn_qkv.weight": (48, 16),
+        "head.weight": (5, 16),
         "attn_qkv.output": (5, 48),
         "attn_kv_out": (2, 5, 5),
         "intSoft": (2, 5, 5),

@@ -201,4 +201,5 @@ def test_csv(report: ModelProfile) -> None:
     named = {row["name"]: row for row in rows}
     assert named["blocks.0.intSoft"]["signed"] == "False"
     assert named["blocks.0.intSoft"]["shape"] == "3x50x50"
+    assert named["patch_embed.weight"]["shape"] == "96x16"
     assert named["pos_embed"]["bits"] == "16"

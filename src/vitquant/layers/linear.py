@@ -14,10 +14,13 @@ from vitquant.numerics.affine import QuantParams, quantize
 
 
 class WeightPoint(Point):
-    """The weights of a linear layer: observed when they are folded, not when images pass."""
+    """The weights ``[out, in]`` of a linear layer: observed when they are folded, not when images pass."""
 
     def set_mode(self, mode: Mode) -> None:
         self.mode = mode
+
+    def broadcast(self, per_channel: Tensor) -> Tensor:
+        return self.layout.broadcast(per_channel, 2)  # no batch before them
 
 
 class QuantLinear(nn.Module):
@@ -55,7 +58,7 @@ class QuantLinear(nn.Module):
         self.register_buffer("float_bias", None if bias is None else bias.detach())
         self.register_buffer("gain", None if gain is None else gain.detach())
         self.weight = WeightPoint(f"{layer_name}.weight", weight_config, head_dim=head_dim, narrow=True)
-        self.weight.shape = tuple(self.float_weight.shape[1:])
+        self.weight.shape = tuple(self.float_weight.shape)
         self.output = QAct(out_config, None, f"{layer_name}.output", head_dim=head_dim)
         self.weight_codes: Tensor
         self.weight_hat: Tensor

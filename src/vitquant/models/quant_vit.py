@@ -25,7 +25,7 @@ class RangeWarning(UserWarning):
 
 @dataclass(frozen=True)
 class PointInfo:
-    """What there is to know about one point: settings, grid, and the shape of its tensor without the batch."""
+    """What there is to know about one point: settings, grid, shape (of activations without the batch)."""
 
     name: str
     config: QuantConfig | None
