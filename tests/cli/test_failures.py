@@ -1,6 +1,9 @@
 """What the user sees when something is wrong: exit code, message, files left alone. docs/failures.md is the oracle."""
 
 import copy
+import hashlib
+import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import vitquant
@@ -17,6 +20,7 @@ from vitquant.errors import VitquantError
 from vitquant.models.adapt import FloatModel
 from vitquant.models.vit import VisionTransformer
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_vit_v1"
 FAILURES = (Path(__file__).parents[2] / "docs" / "failures.md").read_text(encoding="utf-8")
 
 
@@ -156,6 +160,18 @@ def test_python_reads_the_same_messages(tmp_path: Path) -> None:
     assert documented(run(model=changed(model, overflow)))
     assert documented(run(evaluation=(test_images[:2], torch.tensor([3, 10]))))
     assert files(out) == before
+
+
+def test_a_saved_model_with_a_tensor_of_another_kind(folder: Path) -> None:
+    shutil.copytree(GOLDEN, "model")
+    tensors = load_file("model/model.safetensors")
+    name = "blocks.0.attn_qkv.input_scale"
+    tensors[name] = tensors[name][None].double()
+    save_file(tensors, "model/model.safetensors")
+    manifest = json.loads(Path("model/manifest.json").read_text())
+    manifest["tensors"]["sha256"] = hashlib.sha256(Path("model/model.safetensors").read_bytes()).hexdigest()
+    Path("model/manifest.json").write_text(json.dumps(manifest))
+    assert documented(refusal(lambda: vitquant.load("model"), code=2))
 
 
 def test_a_point_without_statistics_has_no_default_scale(tmp_path: Path) -> None:

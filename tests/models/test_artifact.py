@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def test_a_round_trip_changes_nothing(
     assert (loaded.mode, loaded.spec, loaded.preprocessing) == (Mode.QUANTIZED, model.spec, model.preprocessing)
     assert loaded.config == model.config
     for a, b in zip(model.points(), loaded.points(), strict=True):
-        assert (a.name, a.config, a.active) == (b.name, b.config, b.active)
+        assert (a.name, a.config, a.active, a.shape) == (b.name, b.config, b.active, b.shape)
         assert (a.params is None) == (b.params is None)
         if a.params is not None and b.params is not None:
             assert torch.equal(a.params.scale, b.params.scale)
@@ -123,6 +124,10 @@ def test_the_golden_artifact() -> None:
     model = load(GOLDEN)
     outputs = model(model.preprocessing.normalize(expected["images"]))
     assert outputs.std() > 0.3
+    shapes = {info.name: info.shape for info in model.points()}
+    assert shapes["blocks.0.intSoft"] == (2, 6, 6)
+    assert shapes["blocks.0.mlp_fc1.weight"] == (32, 16)
+    assert None not in shapes.values()
     torch.testing.assert_close(outputs, expected["outputs"], rtol=0, atol=1e-5)
 
 
@@ -233,18 +238,25 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no digest": (lambda f: edit(f, tensors={}), r"incomplete\. Expected the keys tensors\.sha256"),
     "no spec": (lambda f: edit(f, spec=None), r"incomplete\. Expected the keys spec"),
     "odd spec": (lambda f: edit(f, spec={"depth": 1, "wings": 2}), "damaged: .*wings"),
-    "wrong depth": (lambda f: edit_spec(f, depth=3), "damaged: .*blocks.2"),
-    "fewer blocks": (lambda f: edit_spec(f, depth=1), "tensors that its configuration does not know"),
+    "wrong depth": (lambda f: edit_spec(f, depth=3), r"blocks\.2\.\S+: .*Got no tensor, expected float32 \[16\]"),
+    "fewer blocks": (lambda f: edit_spec(f, depth=1), r"blocks\.1\.\S+: .*Got .*, expected no tensor\. Fix: save"),
+    "no width": (lambda f: edit_spec(f, mlp_hidden=-1), "damaged: .*negative dimension"),
+    "no patches": (lambda f: edit_spec(f, patch_size=[0, 0]), "damaged: .*zero"),
     "impossible heads": (lambda f: edit_spec(f, num_heads=5), "damaged: num_heads: the heads do not divide"),
-    "other width": (lambda f: edit_spec(f, mlp_hidden=48), r"mlp_fc1\.codes: wrong shape\. Got \(24, 16\)"),
+    "other width": (
+        lambda f: edit_spec(f, mlp_hidden=48),
+        r"mlp_fc1\.codes: .*Got int8 \[24, 16\], expected int8 \[48, 16\]",
+    ),
     "odd preprocessing": (lambda f: edit(f, preprocessing={"size": 3}), "damaged: preprocessing: wrong keys"),
     "bad config": (lambda f: edit(f, config="defaults: [1]"), "damaged: "),
     "config of another model": (
         lambda f: edit(f, config="head: {weight: {}}\n"),
-        r"damaged: 'patch_embed\.float_weight'",
+        r"patch_embed\.float_weight: .*\(and \d+ more\)\. Got no tensor, expected float32 \[16, 48\]",
     ),
-    "a tensor less": (lambda f: edit_tensors(f, lambda t: t.pop("head.bias")), r"damaged: 'head\.bias'"),
-    "a tensor more": (lambda f: edit_tensors(f, lambda t: t.update(x=torch.ones(1))), r"does not know\. Got \['x'\]"),
+    "a tensor more": (
+        lambda f: edit_tensors(f, lambda t: t.update(x=torch.ones(1))),
+        r"model\.safetensors x: .*Got float32 \[1\], expected no tensor",
+    ),
 }
 
 
@@ -261,6 +273,55 @@ def test_what_is_damaged_or_foreign_is_refused(name: str, saved: Path) -> None:
         load(saved)
     assert caught.value.exit_code == 2
     assert caught.value.where is not None
+
+
+def damage_tensor(tensors: dict[str, Tensor], name: str, damage: str) -> None:
+    tensor = tensors.pop(name)
+    if damage == "shape":
+        tensors[name] = torch.stack([tensor, tensor])
+    elif damage == "type":
+        tensors[name] = tensor.to(torch.uint8 if tensor.dtype is torch.int8 else torch.float64)
+
+
+@pytest.mark.parametrize("damage", ["missing", "shape", "type"])
+def test_every_tensor_must_be_what_the_model_wants(damage: str, tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN, tmp_path / "model")
+    original = load_file(GOLDEN / TENSORS)
+    assert {name.rpartition(".")[2] for name in original} == {
+        *("token_table", "codes", "bias", "input_scale", "scale", "zero_point", "gamma", "beta"),
+    }
+    for name, tensor in original.items():
+        tensors = dict(original)
+        damage_tensor(tensors, name, damage)
+        save_file(tensors, tmp_path / "model" / TENSORS)
+        digest(tmp_path / "model")
+        with pytest.raises(ArtifactError) as caught:
+            load(tmp_path / "model")
+        assert str(caught.value.where).endswith(f"{TENSORS} {name}")
+        kind = str(tensor.dtype).removeprefix("torch.")
+        assert caught.value.expected == f"{kind} {list(tensor.shape)}"
+        assert caught.value.got != caught.value.expected
+
+
+def test_float_weights_are_checked_as_well(make_vit: Callable[..., VisionTransformer], tmp_path: Path) -> None:
+    save(small(make_vit(layer_scale=True), {"activation": CHANNEL}), tmp_path)
+    original = load_file(tmp_path / TENSORS)
+    for name in ("blocks.0.attn_proj.float_weight", "blocks.0.attn_proj.float_bias", "blocks.0.attn_proj.gain"):
+        for damage in ("missing", "shape", "type"):
+            tensors = dict(original)
+            damage_tensor(tensors, name, damage)
+            save_file(tensors, tmp_path / TENSORS)
+            digest(tmp_path)
+            with pytest.raises(ArtifactError, match=name):
+                load(tmp_path)
+
+
+@torch.no_grad()
+def test_floats_are_stored_in_float32(make_vit: Callable[..., VisionTransformer], tmp_path: Path) -> None:
+    model = small(make_vit())
+    save(model, tmp_path / "float")
+    save(model.double(), tmp_path / "double")
+    assert (tmp_path / "double" / TENSORS).read_bytes() == (tmp_path / "float" / TENSORS).read_bytes()
 
 
 def test_a_folder_that_is_not_there() -> None:

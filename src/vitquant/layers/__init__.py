@@ -3,7 +3,7 @@
 from vitquant.layers.act import QAct
 from vitquant.layers.linear import QuantLinear
 from vitquant.layers.norm import QuantNorm
-from vitquant.layers.point import Mode, Point, only, points_of, set_mode
+from vitquant.layers.point import Mode, Point, only, points_of, set_mode, tapped
 from vitquant.layers.residual import QuantResidual
 from vitquant.layers.softmax import IntSoftmax
 
@@ -18,4 +18,5 @@ __all__ = [
     "only",
     "points_of",
     "set_mode",
+    "tapped",
 ]

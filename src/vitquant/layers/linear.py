@@ -73,18 +73,18 @@ class QuantLinear(nn.Module):
         if self.weight.rounding:
             y = F.linear(x, self.weight_hat, self.bias_hat)
         else:
-            self.require_float()
+            self.require_float(x)
             y = F.linear(x, self.float_weight, self.float_bias)
             y = y if self.gain is None else y * self.gain
         return self.output(self.weight.emit(y, y))  # type: ignore[no-any-return]
 
-    def require_float(self) -> None:
-        """Refuse to compute with float weights that are not there.
+    def require_float(self, x: Tensor) -> None:
+        """Refuse to compute with float weights that are not there, unless the input is not there either.
 
         Raises:
             LifecycleError: the layer belongs to a saved model, which has only its integers.
         """
-        if self.float_weight.is_meta:
+        if self.float_weight.is_meta and not x.is_meta:
             raise LifecycleError(
                 f"{self.layer_name} was loaded with its integer weights only",
                 expected="mode QUANTIZED",

@@ -168,13 +168,15 @@ class Point(nn.Module):
 
     def adopt(self, scale: Tensor, low: Tensor) -> None:
         """Take a grid from a scale per channel and the low ends of the ranges, and let the statistics go."""
+        self.no_range = int((scale == 0).sum())
+        self.params = self.grid_of(scale, low)
+        self.observer = None
+
+    def grid_of(self, scale: Tensor, low: Tensor) -> QuantParams:
+        """The grid with these scales and low ends, ``[channels]`` each, in the form that meets the point's tensor."""
         bits = self.require_config().bit_type
         params = params_from_scale(scale, low, bits=bits.bits, signed=bits.signed, narrow=self.narrow)
-        self.no_range = int((scale == 0).sum())
-        self.params = QuantParams(
-            self.broadcast(params.scale), self.broadcast(params.zero_point), params.qmin, params.qmax
-        )
-        self.observer = None
+        return QuantParams(self.broadcast(params.scale), self.broadcast(params.zero_point), params.qmin, params.qmax)
 
     def broadcast(self, per_channel: Tensor) -> Tensor:
         """One value per channel to the form that meets the point's tensor."""
@@ -218,3 +220,15 @@ def only(points: list[Point], module: nn.Module) -> Iterator[None]:
     finally:
         for point, mode in modes:
             point.mode = mode
+
+
+@contextmanager
+def tapped(points: list[Point], tap: Tap) -> Iterator[None]:
+    """Within the block, show the tensors of these points to ``tap``."""
+    try:
+        for point in points:
+            point.tap = tap
+        yield
+    finally:
+        for point in points:
+            point.tap = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,22 @@ from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import ArtifactError, ConfigError, ModelError
 from vitquant.files import write_together
 from vitquant.layers import Mode, QuantLinear, QuantNorm
+from vitquant.models.outline import outline
 from vitquant.models.quant_vit import QuantViT
-from vitquant.models.vit import VisionTransformer, ViTSpec
-from vitquant.numerics.affine import QuantParams, code_range
+from vitquant.models.vit import ViTSpec
 from vitquant.version import __version__
 
 FORMAT, FORMAT_VERSION = "vitquant-model", 1
 TENSORS, MANIFEST = "model.safetensors", "manifest.json"
+NONSENSE = (
+    *(KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError),
+    *(SafetensorError, ConfigError, ModelError),
+)
+"""What files of the right form and without sense raise, such as a model of negative width."""
 
 
 def save(model: QuantViT, folder: str | Path) -> None:
-    """Write a calibrated model into ``folder``, whose other files stay as they are.
+    """Write a calibrated model into ``folder``, whose other files stay as they are. Floats are stored as float32.
 
     Both files are written beside their places and then renamed: if one cannot be written, the old model stays. The
     manifest holds the digest of the tensors, so that :func:`load` refuses a mixture, should the power fail in between.
@@ -44,7 +49,7 @@ def save(model: QuantViT, folder: str | Path) -> None:
         LifecycleError: the model is not calibrated.
     """
     model.require_calibrated()
-    tensors = save_tensors({name: t.detach().cpu().contiguous().clone() for name, t in state(model)})
+    tensors = save_tensors({name: for_disk(tensor) for name, tensor in state(model)})
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -63,7 +68,8 @@ def load(folder: str | Path) -> QuantViT:
     """Read a saved model; it is in mode ``QUANTIZED``, the only one it knows, and gives the outputs that were saved.
 
     Raises:
-        ArtifactError: a file is missing, damaged, of another format, or of a newer version.
+        ArtifactError: a file is missing, damaged, of another format, or of a newer version; or a tensor is not what
+            the architecture and the configuration ask for.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -85,11 +91,12 @@ def load(folder: str | Path) -> QuantViT:
         spec = ViTSpec(**fields)
         preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
         config = ModelConfig.from_text(manifest["config"], name=f"{folder / MANIFEST} (config)")
-        with torch.device("meta"):
-            model = QuantViT(VisionTransformer(spec), config, preprocessing)
-        restore(model, load_tensors(blob))
-    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError, ConfigError, ModelError) as error:
+        model = outline(spec, config, preprocessing)
+        tensors = load_tensors(blob)
+    except NONSENSE as error:
         raise ArtifactError(f"the saved model is damaged: {error}", where=str(folder)) from error
+    require_same_kinds(tensors, dict(state(model)), where=str(folder / TENSORS))
+    restore(model, tensors)
     model.set_mode(Mode.QUANTIZED)
     return model
 
@@ -142,6 +149,12 @@ def state(model: QuantViT) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name}.zero_point", point.params.zero_point
 
 
+def for_disk(tensor: Tensor) -> Tensor:
+    """A copy on the CPU; floats are stored as float32, whatever the model computes in."""
+    tensor = tensor.detach().cpu().contiguous().clone()
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
 def linear_state(linear: QuantLinear) -> Iterator[tuple[str, Tensor]]:
     """Integer weights, or the float ones where the weights stay float."""
     name = linear.layer_name
@@ -152,40 +165,52 @@ def linear_state(linear: QuantLinear) -> Iterator[tuple[str, Tensor]]:
     return ((f"{name}.{key}", tensor) for key, tensor in named.items() if tensor is not None)
 
 
+def require_same_kinds(found: dict[str, Tensor], wanted: dict[str, Tensor], where: str) -> None:
+    """Compare names, types and shapes of an artifact's tensors with those that the model needs.
+
+    Raises:
+        ArtifactError: a tensor is missing, left over, or of another type or shape.
+    """
+    wrong = [name for name in wanted | found if kind(found.get(name)) != kind(wanted.get(name))]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ArtifactError(
+            f"the tensor does not fit the model's architecture and configuration{more}",
+            where=f"{where} {wrong[0]}",
+            got=kind(found.get(wrong[0])),
+            expected=kind(wanted.get(wrong[0])),
+            fix="save the model again",
+        )
+
+
+def kind(tensor: Tensor | None) -> str:
+    """Type and shape of a tensor, such as ``int8 [48, 16]``."""
+    return "no tensor" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
 def restore(model: QuantViT, tensors: dict[str, Tensor]) -> None:
-    """Fill a model that was built without data from the tensors of an artifact."""
-    rest = dict(tensors)
-    model.token_table = rest.pop("token_table")
+    """Fill an outlined model with the tensors of an artifact, the inverse of :func:`state`."""
+    model.token_table = tensors["token_table"]
     for name, point in model.point_modules().items():
-        if point.active and point.observes:
-            config = point.require_config()
-            qmin, qmax = code_range(config.bit_type.bits, config.bit_type.signed, point.narrow)
-            scale = rest.pop(f"{name}.scale")
-            zero_point = rest.pop(f"{name}.zero_point") if qmin == 0 else torch.zeros_like(scale)
-            point.params = QuantParams(scale, zero_point, qmin, qmax)
+        if point.params is not None:
+            scale = tensors[f"{name}.scale"]
+            zero_point = tensors.get(f"{name}.zero_point", torch.zeros_like(scale))
+            point.params = replace(point.params, scale=scale, zero_point=zero_point)
     for module in model.modules():
         if isinstance(module, QuantNorm):
-            module.norm.weight = nn.Parameter(rest.pop(f"{module.name}.gamma"), requires_grad=False)
-            module.norm.bias = nn.Parameter(rest.pop(f"{module.name}.beta"), requires_grad=False)
+            module.norm.weight = nn.Parameter(tensors[f"{module.name}.gamma"], requires_grad=False)
+            module.norm.bias = nn.Parameter(tensors[f"{module.name}.beta"], requires_grad=False)
         elif isinstance(module, QuantLinear):
-            restore_linear(module, rest)
+            restore_linear(module, tensors)
     model.patch_embed.reset_pixels()
-    if rest:
-        problem = "the saved model holds tensors that its configuration does not know"
-        raise ArtifactError(problem, where=TENSORS, got=sorted(rest)[:5])
 
 
-def restore_linear(linear: QuantLinear, rest: dict[str, Tensor]) -> None:
+def restore_linear(linear: QuantLinear, tensors: dict[str, Tensor]) -> None:
     """The inverse of :func:`linear_state`."""
-    name, shape = linear.layer_name, linear.float_weight.shape
+    name = linear.layer_name
     if linear.weight.active:
-        codes = rest.pop(f"{name}.codes")
-        if codes.shape != shape:
-            raise ArtifactError(
-                "wrong shape", where=f"{name}.codes", got=tuple(codes.shape), expected=str(tuple(shape))
-            )
-        linear.realize(codes, rest.pop(f"{name}.bias"), rest.pop(f"{name}.input_scale", None))
+        linear.realize(tensors[f"{name}.codes"], tensors[f"{name}.bias"], tensors.get(f"{name}.input_scale"))
     else:
-        linear.float_weight = rest.pop(f"{name}.float_weight")
-        linear.float_bias = rest.pop(f"{name}.float_bias", None)
-        linear.gain = rest.pop(f"{name}.gain", None)
+        linear.float_weight = tensors[f"{name}.float_weight"]
+        linear.float_bias = tensors.get(f"{name}.float_bias")
+        linear.gain = tensors.get(f"{name}.gain")

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from vitquant.config import QuantConfig
 from vitquant.data import ImagesLike, open_images
-from vitquant.layers import Point, QuantLinear, only, points_of
+from vitquant.layers import Point, QuantLinear, only, points_of, tapped
 from vitquant.layers.linear import WeightPoint
 from vitquant.layers.point import Tap
 from vitquant.models.quant_vit import QuantViT
@@ -182,18 +181,6 @@ def profile(model: QuantViT, images: ImagesLike, *, limit: int | None = None, ba
         for batch in track(source.batches(batch_size), "profiling", total):
             profiler.add(batch.images.to(model.device))
     return profiler.result()
-
-
-@contextmanager
-def tapped(points: list[Point], tap: Tap) -> Iterator[None]:
-    """Within the block, show the tensors of these points to ``tap``."""
-    try:
-        for point in points:
-            point.tap = tap
-        yield
-    finally:
-        for point in points:
-            point.tap = None
 
 
 def keep_in(seen: dict[str, Tensor]) -> Tap:
