@@ -120,14 +120,14 @@ def test_wrong_shapes(shape: tuple[int, ...]) -> None:
         with pytest.raises(DataError, match=r"expected \[N, 3, 2, 3\]") as caught:
             open_images(given_as, RGB)
     assert str(list(shape)) in str(caught.value)
-    with pytest.raises(DataError, match=r"batch 1: .*expected \[N, 3, 2, 3\]"):
+    with pytest.raises(DataError, match=r"batch 2: .*expected \[N, 3, 2, 3\]"):
         list(open_images([torch.zeros(1, 3, 2, 3), images], RGB).batches(4))
 
 
 def test_wrong_types() -> None:
     with pytest.raises(DataError, match=r"torch\.int64"):
         open_images(torch.zeros(2, 3, 2, 3, dtype=torch.int64), RGB)
-    with pytest.raises(DataError, match=r"batch 0: .*Got str"):
+    with pytest.raises(DataError, match=r"batch 1: .*Got str"):
         list(open_images(["a.png"], RGB).batches(2))
     with pytest.raises(DataError, match="Got int"):
         open_images(3, RGB)  # type: ignore[arg-type]
@@ -147,19 +147,19 @@ def test_nan_and_inf_are_located(value: float) -> None:
     images[5, 1, 0, 2] = value
     images[5, 2, 1, 1] = value
     images[6] = value
-    with pytest.raises(NumericsError, match=r"batch 1, image 1: NaN or Inf .* Got 2 such values") as caught:
+    with pytest.raises(NumericsError, match=r"batch 2, image 1: NaN or Inf .* Got 2 such values") as caught:
         list(open_images(images, RGB).batches(4))
     assert caught.value.exit_code == 3
-    with pytest.raises(NumericsError, match="batch 2, image 1"):
+    with pytest.raises(NumericsError, match="batch 3, image 1"):
         list(open_images(images.split(2), RGB).batches(4))
 
 
 def test_labels_must_fit() -> None:
     with pytest.raises(DataError, match=r"expected integers \[3\]"):
         open_images((numbered(3), torch.arange(4)), GREY)
-    with pytest.raises(DataError, match=r"batch 0: .*float32"):
+    with pytest.raises(DataError, match=r"batch 1: .*float32"):
         list(open_images([(numbered(2), torch.zeros(2))], GREY).batches(2))
-    with pytest.raises(DataError, match="batch 0: labels are no numbers"):
+    with pytest.raises(DataError, match="batch 1: labels are no numbers"):
         list(open_images([(numbered(2), ["cat", "dog"])], GREY).batches(2))
     with pytest.raises(DataError, match="some batches have labels"):
         list(open_images([(numbered(2), [0, 1]), numbered(2)], GREY).batches(8))

@@ -35,9 +35,9 @@ class TensorSource(ImageSource):
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         check_batch_size(batch_size)
-        for index, start in enumerate(range(0, len(self), batch_size)):
+        for number, start in enumerate(range(0, len(self), batch_size), start=1):
             stop = min(start + batch_size, len(self))
-            images = model_input(self.images[start:stop], self.preprocessing, where=f"batch {index}")
+            images = model_input(self.images[start:stop], self.preprocessing, where=f"batch {number}")
             labels = None if self.labels is None else self.labels[start:stop]
             yield Batch(images, labels, [f"image {i}" for i in range(start, stop)])
 
@@ -92,8 +92,8 @@ class IterableSource(ImageSource):
             raise DataError("0 images in the given iterable", where=f"images ({type(self.items).__name__})")
 
     def _checked(self, items: Iterator[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        for index, item in enumerate(items):
-            where = f"batch {index}"
+        for number, item in enumerate(items, start=1):
+            where = f"batch {number}"
             images, labels = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
             if isinstance(images, np.ndarray):
                 images = torch.from_numpy(images)
