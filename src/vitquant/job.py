@@ -65,7 +65,7 @@ def run(
         model: from :func:`vitquant.models.adapt.adapt`.
         config: file, mapping or :class:`ModelConfig`.
         calibration: images to calibrate on, as for :func:`vitquant.quantize`.
-        evaluation: other images, to measure on; labels give top-1.
+        evaluation: other images, to measure on; labels give top-1. They are read twice, so no generator will do.
         out: folder of the results, made if it does not exist. Files of an earlier run are replaced one by one.
         calibration_limit: calibrate on at most so many images.
         profile_images: how many of the evaluation images to profile on.
@@ -84,7 +84,15 @@ def run(
 
     seconds: dict[str, float] = {}
     quantized = prepare(model, as_config(config), device=device)
-    eval_source = open_images(evaluation, model.preprocessing)  # a wrong path is found before the long work
+    # What can be known to be wrong with these images is found before the long work.
+    eval_source = open_images(evaluation, model.preprocessing)
+    if not eval_source.repeatable:
+        raise DataError(
+            "the images are read twice, to evaluate and to profile, and these can be iterated only once",
+            where="evaluation",
+            got=type(evaluation).__name__,
+            fix="give a list, a tensor, a DataLoader, a folder or an .npz file",
+        )
     with stopwatch(seconds, "calibrate"):
         calibrate(quantized, calibration, limit=calibration_limit, batch_size=batch_size)
     with stopwatch(seconds, "evaluate"):

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,11 @@ def refusal(step: Callable[[], object], code: int) -> str:
     return f"error: {caught.value}"
 
 
+def never_read() -> Iterator[Tensor]:
+    raise AssertionError("the refusal comes too late")
+    yield
+
+
 def changed(model: FloatModel, change: Callable[[VisionTransformer], None]) -> FloatModel:
     vit = copy.deepcopy(model.vit)
     with torch.no_grad():
@@ -159,6 +164,7 @@ def test_python_reads_the_same_messages(tmp_path: Path) -> None:
     assert documented(run(calibration=not_a_number))
     assert documented(run(model=changed(model, overflow)))
     assert documented(run(evaluation=(test_images[:2], torch.tensor([3, 10]))))
+    assert documented(run(evaluation=(image for image in test_images[:2]), calibration=never_read()))
     assert files(out) == before
 
 

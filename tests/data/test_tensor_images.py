@@ -78,12 +78,14 @@ def test_a_data_loader_can_be_passed_over_again() -> None:
     loader = DataLoader(TensorDataset(numbered(5), torch.arange(5)), batch_size=2)
     source = open_images(loader, GREY)
     assert source.count is None
+    assert source.repeatable
     for _ in range(2):
         assert [numbers(batch.images) for batch in source.batches(4)] == [[0, 1, 2, 3], [4]]
 
 
 def test_a_generator_gives_one_pass() -> None:
     source = open_images((image for image in numbered(3)), GREY)
+    assert not source.repeatable
     assert sum(len(batch) for batch in source.batches(2)) == 3
     with pytest.raises(DataError, match="used up by an earlier pass") as caught:
         next(source.batches(2))

@@ -51,6 +51,11 @@ class ImageSource(ABC):
         """What the labels count, where the source knows."""
         return None
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether there can be a second pass."""
+        return True
+
     @abstractmethod
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """One pass over the images, in a fixed order, ``batch_size`` at a time; the last batch may be shorter.

@@ -74,10 +74,13 @@ class IterableSource(ImageSource):
     def count(self) -> None:
         return None
 
+    @property
+    def repeatable(self) -> bool:
+        return not isinstance(self.items, Iterator)
+
     def batches(self, batch_size: int) -> Iterator[Batch]:
         check_batch_size(batch_size)
-        iterator = iter(self.items)
-        if iterator is self.items and self._started:
+        if self._started and not self.repeatable:
             raise DataError(
                 "the images were used up by an earlier pass, and what they come from cannot be iterated twice",
                 where=f"images ({type(self.items).__name__})",
@@ -85,7 +88,7 @@ class IterableSource(ImageSource):
             )
         self._started = True
         total = 0
-        for images, labels in _rebatch(_limited(self._checked(iterator), self.limit), batch_size):
+        for images, labels in _rebatch(_limited(self._checked(iter(self.items)), self.limit), batch_size):
             yield Batch(images, labels, [f"image {i}" for i in range(total, total + len(images))])
             total += len(images)
         if total == 0:
