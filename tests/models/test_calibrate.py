@@ -16,7 +16,7 @@ from vitquant.errors import DataError, LifecycleError, NumericsError
 from vitquant.layers import Mode
 from vitquant.models.adapt import FloatModel, sqnr_db
 from vitquant.models.calibrate import calibrate_batches
-from vitquant.models.quant_vit import QuantViT, RangeWarning
+from vitquant.models.quant_vit import QuantViT, RangeWarning, no_range_message
 from vitquant.models.vit import VisionTransformer
 
 HALF = (0.5, 0.5, 0.5)
@@ -230,6 +230,18 @@ def test_channels_of_zeros_warn_once(make_vit: Callable[..., VisionTransformer])
     with torch.no_grad():
         assert sqnr_db(vit(x), model(x)) > 15
     assert seen[0][..., [2, 7]].abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [
+        ({"a": 1}, "1 channel had no range during calibration, at 1 point (a); its scale is 1 and it stays exactly 0"),
+        ({"a": 2}, "2 channels had no range during calibration, at 1 point (a); their scale is 1 and they stay"),
+        (dict.fromkeys("abcdef", 1), "6 channels had no range during calibration, at 6 points (a, b, c, d, e, ...);"),
+    ],
+)
+def test_one_channel_is_not_channels(channels: dict[str, int], message: str) -> None:
+    assert no_range_message(channels).startswith(message)
 
 
 def test_a_healthy_model_does_not_warn(make_vit: Callable[..., VisionTransformer]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -177,13 +177,7 @@ class QuantViT(nn.Module):
             head.output.finish()
         flat = {p.name: p.no_range for p in self.point_modules().values() if p.no_range}
         if flat:
-            names = ", ".join(list(flat)[:5]) + (", ..." if len(flat) > 5 else "")
-            warnings.warn(
-                f"{sum(flat.values())} channels had no range during calibration, at {len(flat)} points ({names}); "
-                "their scale is 1 and they stay exactly 0",
-                RangeWarning,
-                stacklevel=3,
-            )
+            warnings.warn(no_range_message(flat), RangeWarning, stacklevel=3)
 
     def heads(self) -> Iterator[QuantLinear]:
         """The classification heads: none, one, or DeiT's two."""
@@ -193,3 +187,16 @@ class QuantViT(nn.Module):
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.token_table.device
+
+
+def no_range_message(channels: Mapping[str, int]) -> str:
+    """What the warning says: how many channels had no range, by the name of their point.
+
+    >>> no_range_message({"head.weight": 1})
+    '1 channel had no range during calibration, at 1 point (head.weight); its scale is 1 and it stays exactly 0'
+    """
+    count, points = sum(channels.values()), len(channels)
+    names = ", ".join(list(channels)[:5]) + (", ..." if points > 5 else "")
+    end = "its scale is 1 and it stays exactly 0" if count == 1 else "their scale is 1 and they stay exactly 0"
+    subject, places = (f"{n} {noun}{'' if n == 1 else 's'}" for n, noun in ((count, "channel"), (points, "point")))
+    return f"{subject} had no range during calibration, at {places} ({names}); {end}"
