@@ -48,6 +48,30 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init_
 ALLOWED = allowed_imports()
 
 
+def runtime_imports(path: Path) -> set[str]:
+    """Top-level modules that a file imports when it runs, so not what only a type checker reads."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    branches = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    unread = {node for branch in branches for statement in branch.body for node in ast.walk(statement)}
+    nodes = [node for node in ast.walk(tree) if node not in unread]
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {module.partition(".")[0] for module in modules}
+
+
+def test_what_is_imported_is_a_declared_dependency() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    required, extras = (
+        {{"pillow": "PIL", "pyyaml": "yaml"}.get(name, name) for name in re.findall(r'"([\w-]+)', part)}
+        for part in (
+            text.partition("\ndependencies = [")[2].partition("]")[0],
+            text.partition("\n[project.optional-dependencies]")[2].partition("\n[")[0],
+        )
+    )
+    imported = set().union(*(runtime_imports(path) for path in SOURCES)) - sys.stdlib_module_names - {"vitquant"}
+    assert imported - extras == required
+
+
 def test_every_part_is_in_the_table() -> None:
     assert {part_of(path) for path in SOURCES} == set(ALLOWED)
 

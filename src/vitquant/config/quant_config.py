@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -14,9 +14,11 @@ from pydantic import (
     model_validator,
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler
-from typing_extensions import Self
 
 from vitquant.config.explain import FieldError, explain
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CalibrationMode = Literal["layer_wise", "channel_wise", "head_wise"]
 ObserverType = Literal["MinmaxObserver", "PercentileObserver", "KLObserver", "OmseObserver"]
