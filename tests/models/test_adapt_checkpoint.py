@@ -2,7 +2,9 @@
 
 import math
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -99,7 +101,10 @@ def test_without_timm_a_note_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
     save_file(state, tmp_path / "w.safetensors")
     model = adapt("vit_tiny_patch16_224", weights=tmp_path / "w.safetensors", img_size=32)
     assert model.parity_db is None
-    assert "timm is not installed, so the model was not compared" in model.notes[-1]
+    assert model.notes[-1] == (
+        "timm is not installed, so the model was not compared with timm's. "
+        "Install it with: pip install 'vitquant[timm]'."
+    )
     assert torch.equal(model.vit.state_dict()["norm.weight"], state["norm.weight"])
     chosen = Preprocessing((32, 32), HALF, (0.2, 0.2, 0.2))
     assert (
@@ -108,6 +113,19 @@ def test_without_timm_a_note_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ).preprocessing
         == chosen
     )
+
+
+def test_a_timm_that_cannot_build_the_model_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = ModuleType("timm")
+    old.__spec__ = ModuleSpec("timm", None)
+    old.__version__ = "0.1"  # type: ignore[attr-defined]
+    old.create_model = lambda name, pretrained: None  # type: ignore[attr-defined]  # knows no img_size yet
+    monkeypatch.setitem(sys.modules, "timm", old)
+    save_file(random_state(lookup("vit_tiny_patch16_224", img_size=32).spec), tmp_path / "w.safetensors")
+    model = adapt("vit_tiny_patch16_224", weights=tmp_path / "w.safetensors", img_size=32)
+    assert model.parity_db is None
+    assert model.notes[-1].startswith("timm 0.1 could not build or load the model (TypeError: ")
+    assert model.notes[-1].endswith("not compared with timm's. Another version may: pip install --upgrade timm.")
 
 
 def test_files_of_both_kinds(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from vitquant.errors import ModelError
 from vitquant.models.names import known_models, lookup
-from vitquant.models.timm_bridge import import_timm
+from vitquant.models.timm_bridge import Silence, import_timm
 from vitquant.models.vit import VisionTransformer
 
 
@@ -81,14 +82,39 @@ def test_a_tag_without_timm_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     named = lookup("vit_small_patch16_224.dino")
     assert named.preprocessing == lookup("vit_small_patch16_224").preprocessing
     assert "timm is not installed" in named.notes[0]
-    assert "pip install" in named.notes[0]
+    assert named.notes[0].endswith("is assumed. Install it with: pip install 'vitquant[timm]'.")
 
 
-def test_a_broken_timm_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+@pytest.mark.parametrize(
+    ("source", "reason", "advice"),
+    [
+        (
+            "raise RuntimeError('operator torchvision::nms does not exist')",
+            "RuntimeError: operator torchvision::nms does not exist",
+            f"Install the torchvision that belongs to torch {torch.__version__}: https://pytorch.org/get-started",
+        ),
+        (
+            "import not_there.at_all",
+            "ModuleNotFoundError: No module named 'not_there'",
+            "Install what it needs with: pip install 'vitquant[timm]'",
+        ),
+        (
+            "import torchvision.not_there",
+            "ModuleNotFoundError: No module named 'torchvision.not_there'; 'torchvision' is not a package",
+            f"Install the torchvision that belongs to torch {torch.__version__}: https://pytorch.org/get-started",
+        ),
+        ("1 / 0", "ZeroDivisionError: division by zero", "See where it fails with: python -c 'import timm'"),
+    ],
+)
+def test_what_to_do_about_a_broken_timm(
+    source: str, reason: str, advice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "timm.py").write_text(source)
+    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    assert import_timm() == (
-        None,
-        "timm cannot be imported (RuntimeError: operator torchvision::nms does not exist)",
-    )
+    silence = import_timm()
+    assert silence == Silence(f"timm cannot be imported ({reason})", advice)
+    note = lookup("vit_small_patch16_224.dino").notes[0]
+    assert note.startswith(f"timm cannot be imported ({reason}), so the tag of vit_small_patch16_224.dino was not")
+    assert note.endswith(f"is assumed. {advice}.")

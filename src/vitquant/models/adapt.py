@@ -17,7 +17,7 @@ from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import ModelError
 from vitquant.models.checkpoint import build, fit_checkpoint, read_checkpoint
 from vitquant.models.names import NamedModel, lookup
-from vitquant.models.timm_bridge import TIMM_FIX, import_timm, preprocessing_from_cfg, read_timm
+from vitquant.models.timm_bridge import Silence, import_timm, preprocessing_from_cfg, read_timm
 from vitquant.models.vit import VisionTransformer, ViTSpec
 
 MIN_PARITY_DB = 80.0
@@ -99,9 +99,9 @@ def _from_name(named: NamedModel, weights: Path, given: Preprocessing | None) ->
     vit = build(spec, state)
     preprocessing = named.preprocessing if given is None else _checked(given, spec)
     notes = (() if given else named.notes) + fit_notes
-    original, reason = _timm_original(named, spec, raw)
-    if original is None:
-        notes = (*notes, f"{reason}, so the model was not compared with timm's. {TIMM_FIX}")
+    original = _timm_original(named, spec, raw)
+    if isinstance(original, Silence):
+        notes = (*notes, original.note("the model was not compared with timm's"))
         return FloatModel(named.name, vit, preprocessing, None, notes)
     return FloatModel(named.name, vit, preprocessing, prove(vit, original, named.name), notes)
 
@@ -122,11 +122,11 @@ def _checked(given: Preprocessing, spec: ViTSpec) -> Preprocessing:
     return given
 
 
-def _timm_original(named: NamedModel, spec: ViTSpec, raw: dict[str, Tensor]) -> tuple[nn.Module | None, str]:
+def _timm_original(named: NamedModel, spec: ViTSpec, raw: dict[str, Tensor]) -> nn.Module | Silence:
     """The same model by timm, its checkpoint converted by timm's own code: independent of everything we did to it."""
-    timm, reason = import_timm()
-    if timm is None:
-        return None, reason
+    timm = import_timm()
+    if isinstance(timm, Silence):
+        return timm
     try:
         settings = {"img_size": spec.img_size, "num_classes": spec.num_classes, "global_pool": spec.pool}
         with torch.device("meta"):  # spares the initialisation of weights that are overwritten
@@ -134,8 +134,9 @@ def _timm_original(named: NamedModel, spec: ViTSpec, raw: dict[str, Tensor]) -> 
         convert = timm.models.vision_transformer.checkpoint_filter_fn
         original.load_state_dict(convert(dict(raw), original, adapt_layer_scale=True), strict=True, assign=True)
     except (RuntimeError, AttributeError, TypeError, KeyError) as error:
-        return None, f"timm could not build or load the model ({type(error).__name__}: {error})"
-    return original.float().eval(), ""
+        reason = f"timm {timm.__version__} could not build or load the model ({type(error).__name__}: {error})"
+        return Silence(reason, "Another version may: pip install --upgrade timm")
+    return original.float().eval()
 
 
 @torch.no_grad()

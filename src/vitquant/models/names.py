@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from vitquant.data.preprocessing import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitquant.errors import ModelError
-from vitquant.models.timm_bridge import TIMM_FIX, import_timm, preprocessing_from_cfg
+from vitquant.models.timm_bridge import Silence, import_timm, preprocessing_from_cfg
 from vitquant.models.vit import ViTSpec
 
 #            embed_dim, depth, num_heads
@@ -153,10 +153,9 @@ def _preprocessing(family: Family) -> Preprocessing:
 
 
 def _tagged(name: str, default: Preprocessing) -> tuple[Preprocessing, tuple[str, ...]]:
-    timm, reason = import_timm()
-    if timm is None:
-        note = f"{reason}, so the tag of {name} was not looked up and the default preprocessing is assumed. {TIMM_FIX}"
-        return default, (note,)
+    timm = import_timm()
+    if isinstance(timm, Silence):
+        return default, (timm.note(f"the tag of {name} was not looked up and the default preprocessing is assumed"),)
     try:
         cfg = timm.get_pretrained_cfg(name).to_dict()
     except RuntimeError as error:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from vitquant.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING,
 from vitquant.errors import ModelError
 from vitquant.models.vit import VisionTransformer, ViTSpec
 
-TIMM_FIX = "Install it with: pip install 'vitquant[timm]'."
+INSTALL = "pip install 'vitquant[timm]'"
 
 # Part of a parameter's name -> what it belongs to.
 FEATURES = {
@@ -38,18 +40,38 @@ FEATURES = {
 }
 
 
-def import_timm() -> tuple[Any | None, str]:
-    """The module, or ``None`` and the reason why there is none.
+@dataclass(frozen=True)
+class Silence:
+    """Why timm gives no second opinion, and what to do about it."""
+
+    reason: str
+    advice: str
+
+    def note(self, consequence: str) -> str:
+        """The whole as a note on a model."""
+        return f"{self.reason}, so {consequence}. {self.advice}."
+
+
+def import_timm() -> ModuleType | Silence:
+    """The module, or why there is none.
 
     timm imports torchvision, which fails in its own ways where its build does not match torch's. That must not keep
     anyone from quantizing, since timm is only a second opinion here.
     """
     if importlib.util.find_spec("timm") is None:
-        return None, "timm is not installed"
+        return Silence("timm is not installed", f"Install it with: {INSTALL}")
     try:
-        return importlib.import_module("timm"), ""
+        return importlib.import_module("timm")
     except Exception as error:
-        return None, f"timm cannot be imported ({type(error).__name__}: {error})"
+        return Silence(f"timm cannot be imported ({type(error).__name__}: {error})", _advice(error))
+
+
+def _advice(error: Exception) -> str:
+    if "torchvision" in str(error):
+        return f"Install the torchvision that belongs to torch {torch.__version__}: https://pytorch.org/get-started"
+    if isinstance(error, ModuleNotFoundError):
+        return f"Install what it needs with: {INSTALL}"
+    return "See where it fails with: python -c 'import timm'"
 
 
 def preprocessing_from_cfg(
