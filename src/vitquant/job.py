@@ -70,7 +70,8 @@ def run(
         calibration_limit: calibrate on at most so many images.
         profile_images: how many of the evaluation images to profile on.
         batch_size: images in one forward.
-        seed: seed of torch's generators, for reproducible runs.
+        seed: seed of torch's generators, recorded in ``summary.json``. The steps are deterministic and draw from none;
+            it matters only to images that do, such as those of a ``DataLoader`` that shuffles.
         device: ``"cpu"`` or ``"cuda"``.
 
     Raises:

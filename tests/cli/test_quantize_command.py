@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import vitquant
@@ -77,6 +78,24 @@ def test_the_table_for_people(quantize: Callable[..., Any], folder: Path) -> Non
     )
     assert "Traceback" not in outcome.err
     assert "calibrating" not in outcome.err  # no bar where nobody watches
+
+
+def test_the_seed_is_recorded_and_changes_nothing_else(
+    quantize: Callable[..., Any], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for seed in (1, 2):
+        assert quantize(seed=str(seed), config="linears_int8.yaml", out=f"out{seed}").code == 0
+        summary = json.loads((folder / f"out{seed}" / "summary.json").read_text())
+        assert summary.pop("seed") == seed
+        del summary["seconds"], summary["peak_rss_mb"]
+        found.append((summary, (folder / f"out{seed}" / "model.safetensors").read_bytes()))
+    assert found[0] == found[1]
+    with pytest.raises(SystemExit):
+        main(["quantize", "--help"])
+    assert "recorded in summary.json; changes nothing, all steps are deterministic" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_debug_shows_the_traceback(folder: Path, capsys: Any) -> None:

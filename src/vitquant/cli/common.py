@@ -27,7 +27,9 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="out", metavar="DIR", help="folder of the results (default: out)")
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="images in one forward (16)")
     parser.add_argument("--profile-images", type=positive, default=16, metavar="N", help="images to profile on (16)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random generators (0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="recorded in summary.json; changes nothing, all steps are deterministic (0)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (cpu)")
     add_output_options(parser)
 
