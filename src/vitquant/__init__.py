@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from vitquant.config import ModelConfig, QuantConfig, load_config_from_yaml
     from vitquant.data import Preprocessing, open_images
     from vitquant.errors import VitquantError
+    from vitquant.integer.lowering import compile  # noqa: A004
+    from vitquant.integer.program import IntegerProgram
+    from vitquant.integer.reference import Reference
+    from vitquant.integer.storage import load_program, save_program
     from vitquant.layers import IntSoftmax, Mode, QAct, QuantLinear
     from vitquant.models.adapt import adapt
     from vitquant.models.artifact import load, save
@@ -30,6 +34,10 @@ _HOMES = {
     "vitquant.config": ("ModelConfig", "QuantConfig", "load_config_from_yaml"),
     "vitquant.data": ("Preprocessing", "open_images"),
     "vitquant.errors": ("VitquantError",),
+    "vitquant.integer.lowering": ("compile",),
+    "vitquant.integer.program": ("IntegerProgram",),
+    "vitquant.integer.reference": ("Reference",),
+    "vitquant.integer.storage": ("load_program", "save_program"),
     "vitquant.layers": ("IntSoftmax", "Mode", "QAct", "QuantLinear"),
     "vitquant.models.adapt": ("adapt",),
     "vitquant.models.artifact": ("load", "save"),
@@ -43,6 +51,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "IntSoftmax",
+    "IntegerProgram",
     "Mode",
     "ModelConfig",
     "Preprocessing",
@@ -51,21 +60,25 @@ __all__ = [
     "QuantConfig",
     "QuantLinear",
     "QuantViT",
+    "Reference",
     "VitquantError",
     "__version__",
     "adapt",
     "calibrate",
     "calibrate_batches",
+    "compile",
     "evaluate",
     "load",
     "load_config_from_yaml",
     "load_fashion",
     "load_fashion_images",
+    "load_program",
     "open_images",
     "prepare",
     "profile",
     "quantize",
     "save",
+    "save_program",
 ]
 
 

@@ -60,6 +60,18 @@ class NumericsError(VitquantError):
     """NaN or Inf where a number was needed."""
 
 
+class DeployabilityError(VitquantError):
+    """Settings that can be simulated, but not executed by integers."""
+
+    exit_code = 2
+
+
+class ProgramError(VitquantError):
+    """An integer program is damaged, or an executor was given what it does not take."""
+
+    exit_code = 2
+
+
 class LifecycleError(VitquantError):
     """A step was asked for before the one it stands on, such as quantizing a point that was never observed."""
 

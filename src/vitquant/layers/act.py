@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from vitquant.config import QuantConfig
 from vitquant.layers.point import Point
+from vitquant.layers.regrid import regrid
+from vitquant.numerics.affine import QuantParams
 
 
 class QAct(Point):
@@ -29,8 +31,10 @@ class QAct(Point):
         super().__init__(layer_name, quant_config, head_dim=head_dim)
         self.act_module = act_module
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, input_grid: QuantParams | None = None) -> Tensor:
+        """Round ``x``. ``input_grid`` is the grid that it lies on, ``None`` if float or on the point's own."""
         if self.act_module is not None:
-            x = self.act_module(x)
+            x, input_grid = self.act_module(x), None
         self.observe(x)
-        return self.emit(x, self.round(x))
+        grid = self.grid
+        return self.emit(x, x if grid is None else regrid(x, input_grid, grid))

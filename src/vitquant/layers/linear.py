@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,7 +14,9 @@ from vitquant.config import QuantConfig
 from vitquant.errors import LifecycleError
 from vitquant.layers.act import QAct
 from vitquant.layers.point import Mode, Point
+from vitquant.layers.regrid import INT32_MAX, code_dtype, codes_of, land
 from vitquant.numerics.affine import QuantParams, quantize
+from vitquant.numerics.matmul import int_matmul
 
 
 class WeightPoint(Point):
@@ -21,6 +27,20 @@ class WeightPoint(Point):
 
     def broadcast(self, per_channel: Tensor) -> Tensor:
         return self.layout.broadcast(per_channel, 2)  # no batch before them
+
+
+@dataclass(frozen=True)
+class IntegerForm:
+    """A linear layer as a device holds it: ``(weight q + bias) * scale`` for codes ``q`` of the input.
+
+    ``weight`` ``[out, in]`` less its zero point, in the narrowest type; ``bias`` int64 ``[out]``, the zero points of
+    the input included; ``scale`` float64 ``[out]``; ``limit`` int64 ``[out]``, which no sum can pass, in any order.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor
+    limit: Tensor
 
 
 class QuantLinear(nn.Module):
@@ -65,18 +85,70 @@ class QuantLinear(nn.Module):
         self.bias_hat: Tensor
         self.input_scale: Tensor | None
         self.register_buffer("input_scale", None, persistent=False)
+        self._form: tuple[QuantParams, IntegerForm] | None = None
         for name in ("weight_codes", "weight_hat", "bias_hat"):
             self.register_buffer(name, torch.empty(0), persistent=False)
         self.fold(None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, input_grid: QuantParams | None = None, targets: Sequence[QuantParams | None] = ()
+    ) -> Tensor:
+        """Apply the layer to ``[..., in]``.
+
+        Args:
+            x: the input.
+            input_grid: the grid that it lies on, ``None`` while it is float.
+            targets: the grids that the result is rounded to next, where not by this layer itself: each for an equal
+                share of its channels. With all of them known the layer computes in integers up to there.
+        """
+        own = self.output.grid
         if self.weight.rounding:
-            y = F.linear(x, self.weight_hat, self.bias_hat)
+            exact = self.integer_forward(x, input_grid, (own,) if own is not None else targets)
+            y = F.linear(x, self.weight_hat, self.bias_hat) if exact is None else exact
         else:
             self.require_float(x)
             y = F.linear(x, self.float_weight, self.float_bias)
             y = y if self.gain is None else y * self.gain
         return self.output(self.weight.emit(y, y))  # type: ignore[no-any-return]
+
+    def integer_forward(
+        self, x: Tensor, input_grid: QuantParams | None, targets: Sequence[QuantParams | None]
+    ) -> Tensor | None:
+        """The layer as a device computes it: int32 accumulators, requantized. ``None`` where a grid is missing."""
+        grids = [grid for grid in targets if grid is not None]
+        if input_grid is None or not grids or len(grids) < len(targets):
+            return None
+        form = self.integer_form(input_grid)
+        if int(form.limit.max()) > INT32_MAX:
+            return None
+        acc = int_matmul(codes_of(x, input_grid), form.weight.t()).add_(form.bias.to(torch.int32))
+        parts = (t.chunk(len(grids), dim=-1) for t in (acc, form.scale, form.limit))
+        landed = [land(a, s, grid, limit) for a, s, limit, grid in zip(*parts, grids, strict=True)]
+        known = [y for y in landed if y is not None]
+        return torch.cat(known, dim=-1) if len(known) == len(landed) else None
+
+    def integer_form(self, input_grid: QuantParams) -> IntegerForm:
+        """What a device holds of this layer, given the grid of its input; kept until weights or grid change."""
+        if self._form is None or self._form[0] is not input_grid:
+            self._form = input_grid, self._integer_form(input_grid)
+        return self._form[1]
+
+    def _integer_form(self, input_grid: QuantParams) -> IntegerForm:
+        params = self.weight.require_params()
+        centred = self.weight_codes.long() - params.zero_point.long()
+        scale = params.scale.double().reshape(-1).expand(len(centred))
+        if self.input_scale is None:
+            scale = scale * input_grid.scale.double()
+        zero = centred.double() @ input_grid.zero_point.double().expand(centred.shape[1])
+        bias = (self.bias_hat.double() / scale - zero).round().long()
+        largest = max(abs(input_grid.qmin), abs(input_grid.qmax))
+        limit = centred.abs().sum(1) * largest + bias.abs()
+        low, high = (int(v) for v in torch.aminmax(centred))
+        return IntegerForm(centred.to(code_dtype(low, high)), bias, scale, limit)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._form = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def require_float(self, x: Tensor) -> None:
         """Refuse to compute with float weights that are not there, unless the input is not there either.
@@ -117,7 +189,7 @@ class QuantLinear(nn.Module):
                 acc_scale = acc_scale * input_grid.scale.double()
             zero = (codes - params.zero_point).double() @ input_grid.zero_point.double().expand(weight.shape[1])
             bias = (((bias / acc_scale - zero).round() + zero) * acc_scale).to(bias.dtype)
-        self.realize(codes.to(code_dtype(params)), bias, input_scale)
+        self.realize(codes.to(code_dtype(params.qmin, params.qmax)), bias, input_scale)
 
     def realize(self, codes: Tensor, bias: Tensor, input_scale: Tensor | None) -> None:
         """Take integer weights ``[out, in]``, the bias that goes with them, and what was folded into them.
@@ -125,7 +197,7 @@ class QuantLinear(nn.Module):
         ``input_scale`` is the scale per input channel, ``[in]``, or ``None`` where nothing was folded.
         """
         params = self.weight.require_params()
-        self.weight_codes, self.bias_hat, self.input_scale = codes, bias, input_scale
+        self.weight_codes, self.bias_hat, self.input_scale, self._form = codes, bias, input_scale, None
         weight = (codes.to(bias.dtype) - params.zero_point) * params.scale
         self.weight_hat = weight if input_scale is None else weight / input_scale
 
@@ -140,12 +212,3 @@ class QuantLinear(nn.Module):
     def layer_name(self) -> str:
         """Name of the layer; its points are ``<layer_name>.weight`` and ``<layer_name>.output``."""
         return self.weight.name.rsplit(".", 1)[0]
-
-
-def code_dtype(params: QuantParams) -> torch.dtype:
-    """The narrowest integer type that holds the codes of a grid."""
-    for dtype in (torch.int8, torch.uint8, torch.int16):
-        info = torch.iinfo(dtype)
-        if info.min <= params.qmin and params.qmax <= info.max:
-            return dtype
-    return torch.int32

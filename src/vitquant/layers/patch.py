@@ -55,11 +55,12 @@ class QuantPatchEmbed(nn.Module):
         area = self.patch_size[0] * self.patch_size[1]
         return QuantParams(self.pixel_scale.repeat_interleave(area), self.pixel_zero.repeat_interleave(area), 0, 255)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, target: QuantParams | None = None) -> Tensor:
+        """Embed the patches. ``target`` is the grid that they are rounded to next."""
         weight = self.linear.weight
         if weight.active and weight.mode is not Mode.FP32:
             images = self.snap(images)
-        return self.linear(patchify(images, self.patch_size))  # type: ignore[no-any-return]
+        return self.linear(patchify(images, self.patch_size), self.pixel_grid(), (target,))  # type: ignore[no-any-return]
 
     def snap(self, images: Tensor) -> Tensor:
         """Images on the grid of their pixels; those that were pixels stay what they were.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from vitquant.layers.point import Point
-from vitquant.numerics.affine import dequantize
+from vitquant.layers.regrid import addend_grid, regrid
+from vitquant.numerics.affine import QuantParams, dequantize
 
 
 class QuantResidual(Point):
@@ -15,11 +16,24 @@ class QuantResidual(Point):
     codes is clamped. Rounding the exact sum once would be a little better, and not what a device does.
     """
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, y: Tensor, x_grid: QuantParams | None = None, y_grid: QuantParams | None = None
+    ) -> Tensor:
+        """Add two tensors, each given with the grid that it lies on.
+
+        ``None`` stands for floats, and for numbers that were rounded to the stream's scale already.
+        """
         total = x + y
         self.observe(total)
         grid = self.grid
         if grid is None:
             return self.emit(total, total)
-        codes = (x / grid.scale).round_() + (y / grid.scale).round_() + grid.zero_point
+        scaled = addend_grid(grid)
+        codes = (regrid(x, x_grid, scaled) / grid.scale).round_() + (regrid(y, y_grid, scaled) / grid.scale).round_()
+        codes += grid.zero_point
         return self.emit(total, dequantize(codes.clamp_(grid.qmin, grid.qmax), grid))
+
+    @property
+    def addend_grid(self) -> QuantParams | None:
+        """What the addends are rounded to; ``None`` while the point lets floats pass."""
+        return None if self.grid is None else addend_grid(self.grid)

@@ -14,7 +14,7 @@ from torch import Tensor
 from vitquant.config import ModelConfig
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.layers import Point, QuantLinear, points_of, tapped
-from vitquant.layers.linear import code_dtype
+from vitquant.layers.regrid import code_dtype
 from vitquant.models.quant_vit import QuantViT
 from vitquant.models.vit import VisionTransformer, ViTSpec
 from vitquant.numerics.affine import QuantParams
@@ -80,6 +80,7 @@ def outline_point(point: Point, tensor: Tensor) -> None:
 def outline_linear(linear: QuantLinear, grid: QuantParams | None) -> None:
     """Give a linear layer codes for an input on ``grid``, ``None`` where that stays float."""
     rows, columns = linear.float_weight.shape
-    codes = torch.empty(rows, columns, dtype=code_dtype(linear.weight.require_params()))
+    params = linear.weight.require_params()
+    codes = torch.empty(rows, columns, dtype=code_dtype(params.qmin, params.qmax))
     folded = grid is not None and not grid.is_scalar
     linear.realize(codes, torch.empty(rows), torch.empty(columns) if folded else None)

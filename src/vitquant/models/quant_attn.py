@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from vitquant.config import ModelConfig, ResolvedConfig
 from vitquant.errors import ModelError
 from vitquant.layers import IntSoftmax, QAct, QuantLinear
+from vitquant.layers.regrid import INT32_MAX, centred_codes, centred_limit, channels, land
 from vitquant.models.vit import merge_heads, split_heads
-from vitquant.numerics.pairing import pair_scales
+from vitquant.numerics.affine import QuantParams
+from vitquant.numerics.matmul import int_matmul
+from vitquant.numerics.pairing import pair_scales, product_per_head
+from vitquant.numerics.softmax import LOG2_MAX, LOG2_ROW_LIMIT, divide, division_bits
 
 POINTS = (
     "attn_qkv.weight",
@@ -97,14 +102,58 @@ class QuantAttention(nn.Module):
         self.attn_v_out = act("attn_v_out")
         self.attn_proj = linear(attn.proj, "attn_proj", gain)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.attn_qkv(x).chunk(3, dim=-1)
-        q = split_heads(self.attn_q_out(q), self.num_heads)
-        k = split_heads(self.attn_k_out(k), self.num_heads)
-        scores = self.attn_kv_out((q * self.scale) @ k.transpose(-2, -1))
+    def forward(self, x: Tensor, input_grid: QuantParams | None = None, target: QuantParams | None = None) -> Tensor:
+        """Attend. ``input_grid`` is the grid of ``x`` and ``target`` the one that the result is rounded to next, where
+        they have one; between two known grids every step is computed in integers.
+        """
+        inputs = (self.attn_q_out, self.attn_k_out, self.attn_v_input)
+        qkv = self.attn_qkv(x, input_grid, [point.grid for point in inputs]).chunk(3, dim=-1)
+        width = qkv[0].shape[-1]
+        grids = [channels(self.attn_qkv.output.grid, slice(i * width, (i + 1) * width)) for i in range(3)]
+        q, k = (point(t, grid) for point, t, grid in zip(self.qk, qkv[:2], grids[:2], strict=True))
+        scores = self.attn_kv_out(self.scores(q, k))
         weights = self.intSoft(scores, self.attn_kv_out.grid)
-        v = split_heads(self.attn_v_input(v), self.num_heads)
-        return self.attn_proj(self.attn_v_out(merge_heads(weights @ v)))  # type: ignore[no-any-return]
+        v = self.attn_v_input(qkv[2], grids[2])
+        mixed = self.attn_v_out(self.mix(weights, v))
+        return self.attn_proj(mixed, self.attn_v_out.grid, (target,))  # type: ignore[no-any-return]
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """``Q K^T`` times the attention's scale, ``[B, H, N, N]``."""
+        q_grid, k_grid, target = (point.grid for point in (*self.qk, self.attn_kv_out))
+        if q_grid is not None and k_grid is not None and target is not None:
+            unit = product_per_head(q_grid.scale, k_grid.scale, self.num_heads)
+            limit = q.shape[-1] // self.num_heads * centred_limit(q_grid) * centred_limit(k_grid)
+            if unit is not None and limit <= INT32_MAX:
+                a, b = (split_heads(centred_codes(t, g), self.num_heads) for t, g in ((q, q_grid), (k, k_grid)))
+                landed = land(int_matmul(a, b.transpose(-2, -1)), unit[:, None, None] * self.scale, target)
+                if landed is not None:
+                    return landed
+        q, k = (split_heads(t, self.num_heads) for t in (q, k))
+        return (q * self.scale) @ k.transpose(-2, -1)
+
+    def mix(self, weights: Tensor, v: Tensor) -> Tensor:
+        """The probabilities times V, ``[B, N, D]``."""
+        grid, target, soft = self.attn_v_input.grid, self.attn_v_out.grid, self.intSoft
+        if soft.rounding and self.attn_kv_out.rounding and grid is not None and target is not None:
+            p = soft.weights(weights)
+            form = soft.require_config().softmax
+            rows = LOG2_ROW_LIMIT if form == "log2" else p.shape[-1] * soft.weight_limit
+            if rows * centred_limit(grid) <= INT32_MAX:
+                acc = int_matmul(p, split_heads(centred_codes(v, grid), self.num_heads))
+                unit = grid.scale.double()
+                if form == "row":
+                    reciprocal, fraction = division_bits(centred_limit(grid))
+                    acc = divide(acc, p.sum(-1, keepdim=True, dtype=torch.int64), reciprocal, fraction)
+                    unit = unit * 2.0**-fraction
+                elif form == "log2":
+                    unit = unit * 2.0**-LOG2_MAX
+                else:
+                    per_head = soft.require_params().scale.double().reshape(-1)
+                    unit = unit * per_head.expand(self.num_heads).repeat_interleave(v.shape[-1] // self.num_heads)
+                landed = land(merge_heads(acc), unit, target)
+                if landed is not None:
+                    return landed
+        return merge_heads(weights @ split_heads(v, self.num_heads))
 
     @property
     def paired(self) -> bool:

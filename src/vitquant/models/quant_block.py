@@ -34,8 +34,10 @@ class QuantMlp(nn.Module):
         self.mlp_gelu = QAct(quant_config=configs[name], act_module=block.mlp.act, layer_name=name, head_dim=head_dim)
         self.mlp_fc2 = linear(block.mlp.fc2, "mlp_fc2", gain)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mlp_fc2(self.mlp_gelu(self.mlp_fc1(x)))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, input_grid: QuantParams | None = None, target: QuantParams | None = None) -> Tensor:
+        """Apply the MLP. ``input_grid`` is the grid of ``x``, ``target`` the one that the result is rounded to next."""
+        x = self.mlp_gelu(self.mlp_fc1(x, input_grid))
+        return self.mlp_fc2(x, self.mlp_gelu.grid, (target,))  # type: ignore[no-any-return]
 
     def finish(self) -> None:
         """Turn the statistics of a calibration into grids; fold the grid of ``mlp_gelu`` into ``mlp_fc2``."""
@@ -68,8 +70,11 @@ class QuantBlock(nn.Module):
 
     def forward(self, x: Tensor, input_grid: QuantParams | None = None) -> Tensor:
         """``input_grid`` is the grid of the stream at the block's entry, ``None`` while it is float."""
-        x = self.residual1(x, self.attn(self.norm1(x, input_grid)))
-        return self.residual2(x, self.mlp(self.norm2(x, self.residual1.grid)))  # type: ignore[no-any-return]
+        y = self.attn(self.norm1(x, input_grid), self.norm1.grid, self.residual1.addend_grid)
+        x = self.residual1(x, y, input_grid, self.attn.attn_proj.output.grid)
+        stream = self.residual1.grid
+        y = self.mlp(self.norm2(x, stream), self.norm2.grid, self.residual2.addend_grid)
+        return self.residual2(x, y, stream, self.mlp.mlp_fc2.output.grid)  # type: ignore[no-any-return]
 
     def finish(self) -> None:
         """Turn the statistics of a calibration into grids; fold the grids of the norms into the linears after them."""

@@ -14,9 +14,11 @@ from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import LifecycleError
 from vitquant.layers import Mode, Point, QuantLinear, QuantNorm, QuantResidual, points_of, set_mode
 from vitquant.layers.patch import QuantPatchEmbed
+from vitquant.layers.regrid import codes_of
 from vitquant.models.quant_block import QuantBlock
 from vitquant.models.vit import VisionTransformer, pad_prefix
-from vitquant.numerics.affine import QuantParams
+from vitquant.numerics.affine import QuantParams, dequantize
+from vitquant.numerics.mean import rounded_mean
 
 
 class RangeWarning(UserWarning):
@@ -80,8 +82,9 @@ class QuantViT(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images to the start of the residual stream, ``[B, N, D]``."""
-        patches = pad_prefix(self.patch_embed(images), self.spec.num_prefix)
-        return self.pos_embed(patches, self.token_table)  # type: ignore[no-any-return]
+        patches = pad_prefix(self.patch_embed(images, self.pos_embed.addend_grid), self.spec.num_prefix)
+        grid = self.patch_embed.linear.output.grid
+        return self.pos_embed(patches, self.token_table, grid)  # type: ignore[no-any-return]
 
     def run_block(self, index: int, x: Tensor) -> Tensor:
         """One block, knowing the grid of the stream that enters it."""
@@ -96,19 +99,27 @@ class QuantViT(nn.Module):
     def normalize_tokens(self, x: Tensor) -> Tensor:
         """The final norm: tokens ``[B, N, D]``, or with average pooling the pooled ``[B, D]``."""
         if self.spec.pool == "avg":
-            return self.final_norm(x[:, self.spec.num_prefix :].mean(dim=1))  # type: ignore[no-any-return]
+            return self.final_norm(self.average(x), self.stream_grid(self.spec.depth))  # type: ignore[no-any-return]
         return self.final_norm(x, self.stream_grid(self.spec.depth))  # type: ignore[no-any-return]
+
+    def average(self, x: Tensor) -> Tensor:
+        """Mean of the patch tokens, ``[B, D]``; on the stream's grid if that is one for all channels."""
+        tokens, grid = x[:, self.spec.num_prefix :], self.stream_grid(self.spec.depth)
+        if grid is None or not grid.is_scalar:
+            return tokens.mean(dim=1)
+        return dequantize(rounded_mean(codes_of(tokens, grid)), grid)
 
     def classify(self, x: Tensor) -> Tensor:
         """What :meth:`normalize_tokens` gave to logits ``[B, num_classes]``, or pooled features without a head."""
+        grid = self.final_norm.grid
         if self.spec.pool == "avg":
-            return x if self.head is None else self.head(x)
+            return x if self.head is None else self.head(x, grid)
         if self.head is None:
             return x[:, 0]
         if not self.spec.dist_token:
-            return self.head(x[:, 0])  # type: ignore[no-any-return]
+            return self.head(x[:, 0], grid)  # type: ignore[no-any-return]
         second = self.head if self.head_dist is None else self.head_dist
-        return (self.head(x[:, 0]) + second(x[:, 1])) / 2  # type: ignore[no-any-return]
+        return (self.head(x[:, 0], grid) + second(x[:, 1], grid)) / 2  # type: ignore[no-any-return]
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` to the final norm."""

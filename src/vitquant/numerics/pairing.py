@@ -12,6 +12,22 @@ from torch import Tensor
 
 from vitquant.numerics.affine import power_of_two_ceil
 
+PAIRED = 1e-5
+"""Products of paired scales differ by less, relatively."""
+
+
+def product_per_head(scale_q: Tensor, scale_k: Tensor, num_heads: int) -> Tensor | None:
+    """``s_q[c] * s_k[c]`` as one constant for each head, float64 ``[H]``; ``None`` where it is none.
+
+    Each scale has one element, or one for each channel.
+    """
+    width = max(scale_q.numel(), scale_k.numel(), num_heads)
+    product = scale_q.double().reshape(-1).expand(width) * scale_k.double().reshape(-1).expand(width)
+    product = product.reshape(num_heads, -1)
+    mean = product.mean(1)
+    constant = ((product / mean[:, None] - 1).abs() < PAIRED).all()  # float32 keeps no pair exactly
+    return mean if bool(constant) else None
+
 
 def pair_scales(scale_q: Tensor, scale_k: Tensor, num_heads: int, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
     """Widen the tight scales ``[C]`` of Q and K until their product is one constant per head.

@@ -13,6 +13,8 @@ from vitquant.errors import NumericsError
 
 MULTIPLIER_BITS = 22
 MAX_SHIFT = 52
+SMALLEST = 2.0 ** (MULTIPLIER_BITS - 1 - MAX_SHIFT)
+"""The smallest multiplier: one below it makes 0 of every 32-bit number but the very largest."""
 
 
 def dyadic(multiplier: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,13 +41,29 @@ def dyadic(multiplier: Tensor) -> tuple[Tensor, Tensor]:
     return m, n
 
 
-def shift_right_rounded(x: Tensor, n: Tensor | int) -> Tensor:
-    """``floor(x / 2^n + 1/2)`` on integers; halves go up. ``n`` broadcasts and may be 0."""
-    n = torch.as_tensor(n, dtype=x.dtype, device=x.device)
-    half = torch.where(n > 0, torch.ones_like(n) << (n - 1).clamp(min=0), 0)
-    return (x + half) >> n
+def at_least_smallest(multiplier: Tensor, limit: Tensor | int) -> Tensor:
+    """Multipliers too small to be expressed, raised to the smallest, where numbers up to ``limit`` become 0 anyway."""
+    limit = torch.as_tensor(limit, dtype=torch.float64, device=multiplier.device)
+    return torch.where(limit * SMALLEST < 0.5, multiplier.clamp(min=SMALLEST), multiplier)
+
+
+def expressible(multiplier: Tensor) -> bool:
+    """Whether :func:`dyadic` can express all of these."""
+    return bool(((multiplier >= SMALLEST) & (multiplier < 2.0**MULTIPLIER_BITS * (1 - 2.0**-MULTIPLIER_BITS))).all())
+
+
+def rescale(x: Tensor, m: Tensor, n: Tensor) -> Tensor:
+    """``floor(x * m / 2^n + 1/2)`` of integers, int64; halves go up. ``m`` and ``n >= 0`` are int64 and broadcast."""
+    half = torch.where(n > 0, 1 << (n - 1).clamp(min=0), 0)
+    y = x.to(torch.int64, copy=True)
+    y *= m
+    y += half
+    y >>= n
+    return y
 
 
 def requantize(acc: Tensor, m: Tensor, n: Tensor, zero_point: Tensor | int, qmin: int, qmax: int) -> Tensor:
-    """Accumulators to codes: ``clamp(zero_point + floor(acc * m / 2^n + 1/2), qmin, qmax)``, in int64."""
-    return (shift_right_rounded(acc.long() * m, n) + zero_point).clamp(qmin, qmax)
+    """Accumulators to codes: ``clamp(zero_point + floor(acc * m / 2^n + 1/2), qmin, qmax)``, int64."""
+    y = rescale(acc, m, n)
+    y += zero_point
+    return y.clamp_(qmin, qmax)

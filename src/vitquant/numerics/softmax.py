@@ -26,6 +26,9 @@ EXPONENTIAL_BITS = 15
 LOG2_MAX = 15
 """Largest exponent of the ``log2`` form: products are shifted by it, and more shifts leave nothing of 16 bits."""
 
+LOG2_ROW_LIMIT = 46341
+"""A row of powers of two, each at most sqrt(2) times its share of 2^15, sums to at most ``2^15 sqrt(2)``."""
+
 FINE_SCALE = 2.0**-10
 """Scale at which scores that are not on a grid of their own, or on too coarse a one, enter an approximation."""
 
@@ -79,14 +82,64 @@ def row_codes(exponentials: Tensor, bits: int) -> Tensor:
     return codes.round_()
 
 
+def look_up(table: Tensor, codes: Tensor) -> Tensor:
+    """``table[row maximum - code]`` of scores ``[B, H, N, N]``; each row of ``table`` serves ``H / rows`` heads."""
+    distance = codes.amax(-1, keepdim=True).to(torch.int32) - codes
+    count, levels = table.shape
+    if count > 1:
+        heads = torch.arange(codes.shape[1], dtype=torch.int32, device=codes.device) // (codes.shape[1] // count)
+        distance += heads[:, None, None] * levels
+    return table.flatten().index_select(0, distance.flatten()).reshape(codes.shape)
+
+
+RECIPROCAL_BITS, SHARE_BITS = 50, 30
+"""Fractional bits of one over a row's sum, and of the shares made with it, in the form ``uniform``."""
+
+
+def shares(e: Tensor) -> Tensor:
+    """Shares of 15-bit exponentials in their row's sum, with :data:`SHARE_BITS` fractional bits, int64."""
+    e = e.long()
+    return (e * ((1 << RECIPROCAL_BITS) // e.sum(-1, keepdim=True))) >> (RECIPROCAL_BITS - SHARE_BITS)
+
+
+def log2_weights(e: Tensor, last: int) -> Tensor:
+    """Form ``log2`` of 15-bit exponentials: ``2^(15 - q)`` with ``q = round(log2(sum / e))``, 0 where ``q > last``.
+
+    ``q`` counts the thresholds ``2^(k + 1/2)`` below the ratio; they are compared by their squares, which are whole.
+    """
+    e = e.long()
+    total = e.sum(-1, keepdim=True)
+    squares, total = e * e, total * total
+    q = torch.zeros_like(e)
+    for k in range(last + 1):
+        q += (squares << (2 * k + 1)) < total
+    return torch.where(q > last, 0, 1 << (LOG2_MAX - q).clamp(min=0))
+
+
+def division_bits(limit: int) -> tuple[int, int]:
+    """Fractional bits of one over a row's sum, and of the quotient, for sums of products with numbers up to ``limit``.
+
+    Their product stays below 2^52, the quotient's below 2^30.
+    """
+    return 52 - limit.bit_length(), 30 - limit.bit_length()
+
+
+def divide(acc: Tensor, total: Tensor, reciprocal_bits: int, fraction_bits: int) -> Tensor:
+    """``acc / total`` with ``fraction_bits``, int64, by one division for each ``total``."""
+    y = acc.to(torch.int64, copy=True)
+    y *= (1 << reciprocal_bits) // total
+    y >>= reciprocal_bits - fraction_bits
+    return y
+
+
 def probabilities(exponentials: Tensor) -> Tensor:
-    """What ``uniform`` and ``log2`` round: shares of 15-bit exponentials in their row's sum."""
+    """What ``uniform`` and ``log2`` round where scores are float: shares of 15-bit exponentials in their row's sum."""
     numerator: Tensor = exponentials * (2**EXPONENTIAL_BITS - 1)
     numerator.round_()
     return numerator / numerator.sum(-1, keepdim=True)
 
 
 def log2_quantize(p: Tensor, bits: int) -> Tensor:
-    """Form ``log2``: the probabilities ``2^-q`` nearest in the logarithm; beyond the last code, exactly 0."""
+    """Form ``log2`` of floats: the probabilities ``2^-q`` nearest in the logarithm; beyond the last code, exactly 0."""
     q = (-torch.log2(p)).round_()  # p = 0 gives infinity, which is beyond every code
     return torch.where(q > min(2**bits - 1, LOG2_MAX), 0.0, torch.exp2(-q))

@@ -1,0 +1,58 @@
+"""Exact products of integer matrices, by 8-bit products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SIGN = 128
+
+
+def int_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` of integers, int32 ``[..., M, N]``: ``a`` is ``[..., M, K]``, ``b`` ``[..., K, N]`` or ``[K, N]``.
+
+    The result is exact as long as it fits 32 bits; what is added up on the way may wrap around. Operands of more than
+    eight bits are taken apart into bytes.
+    """
+    if a.dtype == torch.uint8:  # a - 128 is signed, and the difference is 128 times the column sums of b
+        return int_matmul(signed(a), b) + SIGN * b.sum(-2, keepdim=True, dtype=torch.int32)
+    if b.dtype == torch.uint8:
+        return int_matmul(a, signed(b)) + SIGN * a.sum(-1, keepdim=True, dtype=torch.int32)
+    if a.dtype != torch.int8:
+        return (int_matmul(high_part(a), b) << 8) + int_matmul(low_byte(a), b)
+    if b.dtype != torch.int8:
+        return (int_matmul(a, high_part(b)) << 8) + int_matmul(a, low_byte(b))
+    if b.dim() == 2:
+        return int8_matmul(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[-1])
+    flat_a, flat_b = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
+    product = torch.stack([int8_matmul(x, y) for x, y in zip(flat_a, flat_b, strict=True)])
+    return product.reshape(*a.shape[:-1], b.shape[-1])
+
+
+def signed(x: Tensor) -> Tensor:
+    """``x - 128`` of uint8 as int8: the same bits but the first."""
+    return (x ^ SIGN).view(torch.int8)
+
+
+def high_part(x: Tensor) -> Tensor:
+    """All but the lowest byte, in the next narrower type: ``x = 256 * high + low`` with ``0 <= low < 256``."""
+    narrower = {torch.int16: torch.int8, torch.int32: torch.int16}
+    high = x >> 8
+    # Three bytes of int32 are left in what is an int16 only for numbers below 2^23; no operand here is larger.
+    return high.to(narrower[x.dtype])
+
+
+def low_byte(x: Tensor) -> Tensor:
+    """The lowest byte, uint8."""
+    return (x & 0xFF).to(torch.uint8)
+
+
+def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` of int8 matrices, int32. CUDA's kernel wants more than 16 rows, and the other sides in eights."""
+    if a.device.type != "cuda":
+        return torch._int_mm(a, b)
+    m, k, n = a.shape[0], a.shape[1], b.shape[1]
+    pad_m, pad_k, pad_n = max(0, 32 - m), -k % 8, -n % 8
+    a = torch.nn.functional.pad(a, (0, pad_k, 0, pad_m))
+    b = torch.nn.functional.pad(b, (0, pad_n, 0, pad_k))
+    return torch._int_mm(a.contiguous(), b.contiguous())[:m, :n]
