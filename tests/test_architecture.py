@@ -115,7 +115,9 @@ def test_torch_is_not_imported_before_it_is_needed(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["quantize", "--help"], ["config", "show", "vit_int8.yaml"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["quantize", "--help"], ["config", "show", "vit_int8.yaml"], ["check", "vit_int8.yaml"]]
+)
 def test_commands_without_numbers_need_no_torch(argv: list[str]) -> None:
     code = (
         "import sys\nfrom vitquant.cli.main import main\n"

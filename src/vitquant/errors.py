@@ -72,6 +72,10 @@ class ProgramError(VitquantError):
     exit_code = 2
 
 
+class AgreementError(VitquantError):
+    """Two executions that must give the same do not."""
+
+
 class LifecycleError(VitquantError):
     """A step was asked for before the one it stands on, such as quantizing a point that was never observed."""
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,12 @@ import torch
 
 from vitquant.api import ConfigLike, as_config, calibrate, prepare
 from vitquant.data import ImagesLike, open_images
-from vitquant.errors import DataError
+from vitquant.errors import DataError, DeployabilityError, NumericsError
 from vitquant.files import write_atomically
+from vitquant.integer import storage
+from vitquant.integer.compare import Comparison, compare_models
+from vitquant.integer.lowering import compile  # noqa: A004
+from vitquant.integer.program import IntegerProgram
 from vitquant.models.adapt import FloatModel
 from vitquant.models.artifact import MANIFEST, TENSORS, save
 from vitquant.models.quant_vit import QuantViT
@@ -31,17 +35,30 @@ RESULTS = {
     "config.resolved.yaml": "the settings of every point",
     f"{MANIFEST}, {TENSORS}": "the quantized model",
 }
+PROGRAM_FILES = f"{storage.MANIFEST}, {storage.TENSORS}"
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What the job found, and where it put it."""
+    """What the job found, and where it put it.
+
+    ``program`` and ``comparison`` are ``None`` where integers cannot execute the configuration; ``refusal`` says why.
+    """
 
     model: QuantViT
     evaluation: Evaluation
     profile: ModelProfile
+    program: IntegerProgram | None
+    refusal: str | None
+    comparison: Comparison | None
     summary: dict[str, Any]
     out: Path
+    float_bytes: int
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that were written, and what is in them."""
+        return RESULTS | ({PROGRAM_FILES: "the integer program"} if self.program is not None else {})
 
 
 def run(
@@ -96,18 +113,37 @@ def run(
         )
     with stopwatch(seconds, "calibrate"):
         calibrate(quantized, calibration, limit=calibration_limit, batch_size=batch_size)
+    with stopwatch(seconds, "compile"):
+        program, refusal = lower(quantized, model.name)
     with stopwatch(seconds, "evaluate"):
-        evaluated = evaluate(quantized, eval_source, batch_size=batch_size)
+        if program is None:
+            comparison, evaluated = None, evaluate(quantized, eval_source, batch_size=batch_size)
+        else:
+            comparison = compare_models(quantized, program, eval_source, batch_size=batch_size)
+            evaluated = comparison.evaluation
     with stopwatch(seconds, "profile"):
         profiled = profile(quantized, evaluation, limit=profile_images, batch_size=batch_size)
     seconds["total"] = time.perf_counter() - start
 
     summary = summarize(model, evaluated, profiled, seconds, seed)
+    summary["integer"] = integer_summary(program, refusal, comparison)
     save(quantized, out)
+    if program is not None:
+        storage.save_program(program, out)
+    else:
+        storage.remove_program(out)  # what lies there is that of another model
     write_atomically(out / "config.resolved.yaml", quantized.config.to_yaml())
     write_atomically(out / "points.csv", points_csv(profiled))
     write_atomically(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    return JobResult(quantized, evaluated, profiled, summary, out)
+    return JobResult(quantized, evaluated, profiled, program, refusal, comparison, summary, out, float_bytes(model))
+
+
+def lower(model: QuantViT, name: str) -> tuple[IntegerProgram | None, str | None]:
+    """The integer program of a calibrated model, or why integers cannot execute it."""
+    try:
+        return compile(model, name=name), None
+    except (DeployabilityError, NumericsError) as error:
+        return None, str(error)
 
 
 @contextmanager
@@ -119,7 +155,11 @@ def stopwatch(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def summarize(
-    model: FloatModel, evaluated: Evaluation, profiled: ModelProfile, seconds: dict[str, float], seed: int
+    model: FloatModel,
+    evaluated: Evaluation,
+    profiled: ModelProfile,
+    seconds: dict[str, float],
+    seed: int,
 ) -> dict[str, Any]:
     """The content of ``summary.json``."""
     return {
@@ -146,6 +186,29 @@ def summarize(
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "peak_rss_mb": round(peak_rss_mb(), 1),
     }
+
+
+def integer_summary(
+    program: IntegerProgram | None, refusal: str | None, comparison: Comparison | None
+) -> dict[str, Any]:
+    """What ``summary.json`` says of the integer program."""
+    if program is None or comparison is None or comparison.evaluation.integer is None:
+        return {"refused": refusal}
+    found = comparison.evaluation.integer
+    return {
+        "top1": found.top1,
+        "agreement": found.agreement,
+        "sqnr_db": round(found.sqnr_db, 3),
+        "to_simulated_db": round(found.to_simulated_db, 3),
+        "points_compared": comparison.compared,
+        "first_divergence": asdict(comparison.divergences[0]) if comparison.divergences else None,
+        "bytes": program.nbytes,
+    }
+
+
+def float_bytes(model: FloatModel) -> int:
+    """Size of the float model's parameters."""
+    return sum(p.numel() * p.element_size() for p in model.vit.parameters())
 
 
 def peak_rss_mb() -> float:

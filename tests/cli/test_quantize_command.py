@@ -27,6 +27,8 @@ def test_results_are_those_of_the_library(quantize: Callable[..., Any], folder: 
         "config.resolved.yaml",
         "model.safetensors",
         "manifest.json",
+        "program.json",
+        "program.safetensors",
     }
 
     qmodel = vitquant.quantize(

@@ -9,9 +9,9 @@ from torch import Tensor
 
 import vitquant
 from vitquant.data import Preprocessing
+from vitquant.integer.agreement import divergences
 from vitquant.integer.program import IntegerProgram
 from vitquant.integer.reference import Reference
-from vitquant.layers import IntSoftmax, Point, points_of, tapped
 from vitquant.models.quant_vit import QuantViT
 from vitquant.models.vit import VisionTransformer, ViTSpec
 
@@ -72,34 +72,8 @@ def quantized(changes: dict[str, Any] | None = None, seed: int = 0, **spec: Any)
     return vitquant.calibrate(model, pixels(16))
 
 
-@torch.no_grad()
-def simulated_codes(model: QuantViT, images: Tensor) -> dict[str, Tensor]:
-    """What every point of the simulator passes on, as codes, for images uint8."""
-    seen: dict[str, Tensor] = {}
-
-    def tap(point: Point, before: Tensor, after: Tensor) -> None:
-        if not point.active or point.name.endswith(".weight"):
-            return
-        if isinstance(point, IntSoftmax):
-            codes = point.weights(after)
-            grid = point.params
-            seen[point.name] = codes.long() if grid is None else codes.long() + grid.zero_point.long()
-        else:
-            grid = point.require_params()
-            seen[point.name] = (after / grid.scale).round().long() + grid.zero_point.long()
-
-    with tapped(points_of(model), tap):
-        model(model.preprocessing.normalize(images))
-    return seen
-
-
 def disagreements(model: QuantViT, program: IntegerProgram, images: Tensor) -> dict[str, int]:
     """Points at which simulation and program differ, and by how many codes at most."""
-    simulated = simulated_codes(model, images)
-    names = [name for name in program.values() if name in simulated]
-    assert len(names) >= 10 * model.spec.depth
-    integer = Reference(program).run(images, keep=names)
-    worst = {
-        name: int((simulated[name] - integer[name].long().reshape(simulated[name].shape)).abs().max()) for name in names
-    }
-    return {name: difference for name, difference in worst.items() if difference}
+    found, compared = divergences(model, program, Reference(program).run, images)
+    assert compared >= 10 * model.spec.depth
+    return {difference.point: difference.largest for difference in found}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     from vitquant.job import JobResult
     from vitquant.models.adapt import FloatModel
+    from vitquant.profiling import Evaluation
 
 
 def positive(text: str) -> int:
@@ -63,24 +65,49 @@ def print_result(result: JobResult, as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from vitquant.job import RESULTS
     from vitquant.profiling.report import worst_table
 
     found = result.evaluation
     out = console()
     table = Table(title=f"{result.summary['model']} on {found.images} images", title_justify="left")
-    for column in ("", "float", "quantized"):
+    for column in ("", "float", "simulated", "integers"):
         table.add_column(column, justify="right" if column else "left")
-    if found.fp32_top1 is not None and found.quantized_top1 is not None:
-        table.add_row("top-1", f"{found.fp32_top1:.2f} %", f"{found.quantized_top1:.2f} %")
-    if found.agreement is not None:
-        table.add_row("same class as float", "", f"{found.agreement:.2f} %")
-    table.add_row("SQNR of the output", "", f"{found.sqnr_db:.1f} dB")
-    table.add_row("SQNR at the final norm", "", f"{found.sqnr_final_norm_db:.1f} dB")
+    for row in comparison_rows(found):
+        table.add_row(*row)
+    program = result.program
+    if program is not None:
+        table.add_row("size", f"{result.float_bytes / 1e6:.1f} MB", "", f"{program.nbytes / 1e6:.1f} MB")
     out.print(table)
     out.print(worst_table(result.profile))
     active = sum(p.active for p in result.profile.points)
     out.print(f"{active} of {len(result.profile.points)} points are quantized, the others stay float.")
+    if program is not None and result.comparison is not None:
+        out.print(result.comparison.agreement(), highlight=False)
+        share = program.nbytes / result.float_bytes
+        out.print(f"It holds no float between pixels and logits, and takes {share:.1%} of the float model's bytes.")
+    else:
+        out.print(f"No integer program: {result.refusal}", highlight=False)
     out.print(f"{result.summary['seconds']['total']:.0f} s. Results in {result.out}/", highlight=False)
-    for name, what in RESULTS.items():
+    for name, what in result.files.items():
         out.print(f"  {name:33} {what}", highlight=False)
+
+
+def comparison_rows(found: Evaluation) -> Iterator[tuple[str, str, str, str]]:
+    """Float, simulated and integer model side by side, where there is something to tell."""
+    integer = found.integer
+
+    def row(name: str, *values: float | None, unit: str, digits: int) -> tuple[str, str, str, str]:
+        first, second, third = ("" if v is None else f"{min(v, 300):.{digits}f} {unit}" for v in values)
+        return name, first, second, third
+
+    if found.fp32_top1 is not None:
+        top1 = integer.top1 if integer else None
+        yield row("top-1", found.fp32_top1, found.quantized_top1, top1, unit="%", digits=2)
+    if found.agreement is not None:
+        same = integer.agreement if integer else None
+        yield row("same class as float", None, found.agreement, same, unit="%", digits=2)
+    output = integer.sqnr_db if integer else None
+    yield row("SQNR of the output", None, found.sqnr_db, output, unit="dB", digits=1)
+    yield row("SQNR at the final norm", None, found.sqnr_final_norm_db, None, unit="dB", digits=1)
+    if integer is not None:
+        yield row("SQNR against simulated", None, None, integer.to_simulated_db, unit="dB", digits=1)

@@ -5,7 +5,7 @@ Works on the resolved configuration alone, so a file can be checked before there
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,17 +88,22 @@ def require_deployable(config: ResolvedConfig, dimensions: Dimensions) -> None:
     Raises:
         DeployabilityError: naming the points, the reasons and the nearest settings that ship.
     """
-    refused = [v for v in verdicts(config, dimensions) if not v.ships]
-    if refused:
-        first, more = refused[0], len(refused) - 1
-        others = (
-            f" ({more} more: {', '.join(v.point for v in refused[1:6])}{', ...' if more > 5 else ''})" if more else ""
-        )
-        raise DeployabilityError(
-            f"integers cannot execute this: {first.problem}{others}",
-            where=first.point,
-            fix=f"{first.fix}; `vitquant check` lists every point",
-        )
+    found = verdicts(config, dimensions)
+    if not all(v.ships for v in found):
+        raise refusal(found)
+
+
+def refusal(found: Sequence[Verdict]) -> DeployabilityError:
+    """The error about the verdicts that do not ship, of which there is at least one."""
+    refused = [v for v in found if not v.ships]
+    first, more = refused[0], len(refused) - 1
+    names = ", ".join(v.point for v in refused[1:6]) + (", ..." if more > 5 else "")
+    others = f" ({more} more: {names})" if more else ""
+    return DeployabilityError(
+        f"integers cannot execute this: {first.problem}{others}",
+        where=first.point,
+        fix=f"{first.fix}; `vitquant check` lists every point",
+    )
 
 
 def verdict(name: str, config: Mapping[str, QuantConfig | None], dimensions: Dimensions | None = None) -> Verdict:

@@ -75,7 +75,7 @@ class Reference:
     def run(self, images: Tensor, keep: Collection[str] = ()) -> dict[str, Tensor]:
         """The output's codes less their zero point, and the codes ``[B, ...]`` of the values named in ``keep``."""
         shape = self.program.image.shape
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape or images.dim() != 4:
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape or not len(images):
             raise ProgramError(
                 "images that the program does not take",
                 where="images",
@@ -89,7 +89,7 @@ class Reference:
             held[op.out.name] = EXECUTE[type(op)](op, constants, Inputs(held, self.values))
             for name in op.inputs():
                 if self.last_use[name] == op.out.name and name not in wanted:
-                    del held[name]
+                    held.pop(name, None)  # an operation may read one value twice
         output = held[self.program.output]
         found = {name: held[name] for name in keep}
         found[self.program.output] = (output.long() - self.output_zero).to(torch.int32)[:, 0]
@@ -131,7 +131,8 @@ class Inputs:
         zero, value = self.zero(name), self.values[name]
         if zero is None:
             return self.tensors[name]
-        return self.tensors[name].to(torch.int16 if value.centred_limit < 2**15 else torch.int32) - zero
+        centred = self.tensors[name].to(torch.int32) - zero
+        return centred.to(torch.int16) if value.centred_limit < 2**15 else centred
 
 
 Constants = Mapping[str, Tensor]

@@ -27,7 +27,7 @@ from vitquant.files import write_together
 from vitquant.layers import Mode, QuantLinear, QuantNorm
 from vitquant.models.outline import outline
 from vitquant.models.quant_vit import QuantViT
-from vitquant.models.vit import ViTSpec
+from vitquant.models.vit import VisionTransformer, ViTSpec
 from vitquant.version import __version__
 
 FORMAT, FORMAT_VERSION = "vitquant-model", 1
@@ -64,8 +64,12 @@ def save(model: QuantViT, folder: str | Path) -> None:
     write_together({folder / TENSORS: tensors, folder / MANIFEST: json.dumps(manifest, indent=2)})
 
 
-def load(folder: str | Path) -> QuantViT:
-    """Read a saved model; it is in mode ``QUANTIZED``, the only one it knows, and gives the outputs that were saved.
+def load(folder: str | Path, *, vit: VisionTransformer | None = None) -> QuantViT:
+    """Read a saved model, in mode ``QUANTIZED``; it gives the outputs that were saved.
+
+    Args:
+        folder: where :func:`save` wrote it.
+        vit: the float model that it was made from. Without it ``QUANTIZED`` is the only mode the model knows.
 
     Raises:
         ArtifactError: a file is missing, damaged, of another format, or of a newer version; or a tensor is not what
@@ -96,8 +100,31 @@ def load(folder: str | Path) -> QuantViT:
     except NONSENSE as error:
         raise ArtifactError(f"the saved model is damaged: {error}", where=str(folder)) from error
     require_same_kinds(tensors, dict(state(model)), where=str(folder / TENSORS))
+    if vit is not None:
+        model = beside_float(model, vit, where=str(folder))
     restore(model, tensors)
     model.set_mode(Mode.QUANTIZED)
+    return model
+
+
+def beside_float(outlined: QuantViT, vit: VisionTransformer, where: str) -> QuantViT:
+    """The outlined model with the weights of its float original.
+
+    Raises:
+        ArtifactError: the float model is of another architecture.
+    """
+    if vit.spec != outlined.spec:
+        raise ArtifactError(
+            "the float model is not the one that was quantized",
+            where=where,
+            got=str(vit.spec),
+            expected=str(outlined.spec),
+        )
+    config = ModelConfig.from_text(outlined.config.to_yaml(), name=where)
+    model = QuantViT(vit, config, outlined.preprocessing)
+    outlines = outlined.point_modules()
+    for name, point in model.point_modules().items():
+        point.params, point.shape = outlines[name].params, outlines[name].shape
     return model
 
 

@@ -19,6 +19,9 @@ from vitquant.models.vit import ViTSpec
 FASHION_SPEC = ViTSpec(
     img_size=(28, 28), patch_size=(4, 4), in_chans=1, embed_dim=96, depth=6, num_heads=3, mlp_hidden=384, num_classes=10
 )
+FASHION = "fashion_vit"
+"""The embedded model's name."""
+
 MEAN, STD = (0.2860,), (0.3530,)
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
@@ -30,7 +33,7 @@ def load_fashion() -> FloatModel:
         ArtifactError: if the installation lacks the file.
     """
     vit = build(FASHION_SPEC, load(_asset("fashion_vit.safetensors")))
-    return FloatModel("fashion_vit", vit, Preprocessing((28, 28), MEAN, STD, crop_pct=1.0))
+    return FloatModel(FASHION, vit, Preprocessing((28, 28), MEAN, STD, crop_pct=1.0))
 
 
 def load_fashion_images() -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ def int_matmul(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of integers, int32 ``[..., M, N]``: ``a`` is ``[..., M, K]``, ``b`` ``[..., K, N]`` or ``[K, N]``.
 
     The result is exact as long as it fits 32 bits; what is added up on the way may wrap around. Operands of more than
-    eight bits are taken apart into bytes.
+    eight bits are taken apart into bytes; those of int32 must lie in ``[-2^23, 2^23)``, three bytes.
     """
     if a.dtype == torch.uint8:  # a - 128 is signed, and the difference is 128 times the column sums of b
         return int_matmul(signed(a), b) + SIGN * b.sum(-2, keepdim=True, dtype=torch.int32)
@@ -37,9 +39,7 @@ def signed(x: Tensor) -> Tensor:
 def high_part(x: Tensor) -> Tensor:
     """All but the lowest byte, in the next narrower type: ``x = 256 * high + low`` with ``0 <= low < 256``."""
     narrower = {torch.int16: torch.int8, torch.int32: torch.int16}
-    high = x >> 8
-    # Three bytes of int32 are left in what is an int16 only for numbers below 2^23; no operand here is larger.
-    return high.to(narrower[x.dtype])
+    return (x >> 8).to(narrower[x.dtype])
 
 
 def low_byte(x: Tensor) -> Tensor:
@@ -49,10 +49,30 @@ def low_byte(x: Tensor) -> Tensor:
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of int8 matrices, int32. CUDA's kernel wants more than 16 rows, and the other sides in eights."""
-    if a.device.type != "cuda":
-        return torch._int_mm(a, b)
-    m, k, n = a.shape[0], a.shape[1], b.shape[1]
-    pad_m, pad_k, pad_n = max(0, 32 - m), -k % 8, -n % 8
-    a = torch.nn.functional.pad(a, (0, pad_k, 0, pad_m))
-    b = torch.nn.functional.pad(b, (0, pad_n, 0, pad_k))
-    return torch._int_mm(a.contiguous(), b.contiguous())[:m, :n]
+    if a.device.type == "cuda":
+        m, k, n = a.shape[0], a.shape[1], b.shape[1]
+        pad_m, pad_k, pad_n = max(0, 32 - m), -k % 8, -n % 8
+        a = torch.nn.functional.pad(a, (0, pad_k, 0, pad_m))
+        b = torch.nn.functional.pad(b, (0, pad_n, 0, pad_k))
+        return torch._int_mm(a.contiguous(), b.contiguous())[:m, :n]
+    if not int_mm_is_exact():
+        return a.to(torch.int32) @ b.to(torch.int32)
+    return torch._int_mm(plainly_laid_out(a), plainly_laid_out(b))
+
+
+@cache
+def int_mm_is_exact() -> bool:
+    """Whether ``torch._int_mm`` is what it should be on this CPU.
+
+    Where the CPU has no instruction for sums of four 8-bit products (VNNI on x86), the library behind it adds pairs of
+    products in 16 bits, which saturate.
+    """
+    extremes = [torch.full((64, 64), code, dtype=torch.int8) for code in (-128, 127)]
+    return all(
+        bool((torch._int_mm(a, b) == 64 * a[0, 0].int() * b[0, 0].int()).all()) for a in extremes for b in extremes
+    )
+
+
+def plainly_laid_out(x: Tensor) -> Tensor:
+    """A copy with the usual strides where a side is 1 or repeated: ``torch._int_mm`` misreads such strides on CPUs."""
+    return x.clone(memory_format=torch.contiguous_format) if 1 in x.shape or 0 in x.stride() else x

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +17,23 @@ from vitquant.models.quant_vit import QuantViT
 from vitquant.profiling.meters import SqnrMeter
 from vitquant.progress import track
 
+Executor: TypeAlias = Callable[[Tensor], Tensor]
+"""Pixels, ``uint8 [B, C, h, w]``, to logits ``[B, K]`` (pooled features without a head)."""
+
+
+@dataclass(frozen=True)
+class IntegerEvaluation:
+    """What an executor of the integer program gave.
+
+    ``sqnr_db`` is against the float model, ``to_simulated_db`` against the simulation; the rest as in
+    :class:`Evaluation`.
+    """
+
+    sqnr_db: float
+    to_simulated_db: float
+    top1: float | None
+    agreement: float | None
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -22,7 +41,8 @@ class Evaluation:
 
     ``sqnr_db`` is the SQNR of the logits (of the final norm without a head), ``sqnr_final_norm_db`` that of all tokens
     after the final norm. ``top1`` and ``agreement`` (share of images to which both models give the same class) are in
-    percent; ``top1`` is ``None`` without labels, ``agreement`` without a head.
+    percent; ``top1`` is ``None`` without labels, ``agreement`` without a head. ``integer`` is there if an executor was
+    given.
     """
 
     images: int
@@ -31,10 +51,18 @@ class Evaluation:
     fp32_top1: float | None
     quantized_top1: float | None
     agreement: float | None
+    integer: IntegerEvaluation | None = None
 
 
-def evaluate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> Evaluation:
-    """Run a calibrated model in float and quantized over the images.
+def evaluate(
+    model: QuantViT,
+    images: ImagesLike,
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+    integers: Executor | None = None,
+) -> Evaluation:
+    """Run a calibrated model in float and quantized over the images, and an executor of its integer program beside it.
 
     Raises:
         LifecycleError: the model is not calibrated.
@@ -45,8 +73,9 @@ def evaluate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, b
     source = open_images(images, model.preprocessing, limit=limit)
     total = None if source.count is None else math.ceil(source.count / batch_size)
     points = list(model.point_modules().values())
-    logits, norm = SqnrMeter(), SqnrMeter()
-    count = labelled = hits_float = hits_quantized = same = 0
+    logits, norm, integer, to_simulated = (SqnrMeter() for _ in range(4))
+    classes: list[Classes] = []
+    count = 0
     with torch.no_grad():
         for number, batch in enumerate(track(source.batches(batch_size), "evaluating", total), start=1):
             x = batch.images.to(model.device)
@@ -61,22 +90,51 @@ def evaluate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, b
             logits.add(exact, rounded)
             norm.add(exact_norm, rounded_norm)
             count += len(batch)
-            a, b = exact.argmax(-1), rounded.argmax(-1)
+            given = [exact, rounded]
+            if integers is not None:
+                third = integers(model.preprocessing.to_pixels(x)).to(x.device)
+                simulated, truth = (t if model.head is not None else model.classify(t) for t in (rounded, exact))
+                integer.add(truth, third)
+                to_simulated.add(simulated, third)
+                given.append(third)
             if model.head is not None:
-                same += int((a == b).sum())
-            if batch.labels is not None and model.head is not None:
-                labels = check_labels(batch.labels.to(a.device), model.spec.num_classes)
-                labelled += len(labels)
-                hits_float += int((a == labels).sum())
-                hits_quantized += int((b == labels).sum())
+                labels = None if batch.labels is None else check_labels(batch.labels, model.spec.num_classes)
+                classes.append(Classes([t.argmax(-1).cpu() for t in given], labels))
+    top1, agreement = (
+        [mean_percent([getattr(c, name)(side) for c in classes]) for side in range(2 + (integers is not None))]
+        for name in ("hits", "same")
+    )
     return Evaluation(
         images=count,
         sqnr_db=logits.db,
         sqnr_final_norm_db=norm.db,
-        fp32_top1=100 * hits_float / labelled if labelled else None,
-        quantized_top1=100 * hits_quantized / labelled if labelled else None,
-        agreement=100 * same / count if model.head is not None else None,
+        fp32_top1=top1[0],
+        quantized_top1=top1[1],
+        agreement=agreement[1],
+        integer=None if integers is None else IntegerEvaluation(integer.db, to_simulated.db, top1[2], agreement[2]),
     )
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that several models gave to a batch, ``[B]`` each, the float model first; and the labels."""
+
+    sides: list[Tensor]
+    labels: Tensor | None
+
+    def hits(self, side: int) -> Tensor | None:
+        """Where a model was right."""
+        return None if self.labels is None else self.sides[side] == self.labels
+
+    def same(self, side: int) -> Tensor:
+        """Where a model says what the float model says."""
+        return self.sides[side] == self.sides[0]
+
+
+def mean_percent(parts: list[Tensor | None]) -> float | None:
+    """Share of true elements, in percent; ``None`` if there are none."""
+    known = [part for part in parts if part is not None]
+    return 100 * float(torch.cat(known).double().mean()) if known else None
 
 
 def outputs(model: QuantViT, images: Tensor) -> tuple[Tensor, Tensor]:

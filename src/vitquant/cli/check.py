@@ -1,0 +1,80 @@
+"""``vitquant check``: what integers will do at each point. Only ``--model`` needs torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, replace
+
+from vitquant.cli.common import add_output_options, console, positive
+from vitquant.config import ModelConfig, point_names
+from vitquant.integer.deployability import Verdict, refusal, verdicts
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("check", help="tell for every point whether and how integers can execute it")
+    parser.add_argument("config", metavar="CONFIG", help="YAML file, or a shipped one's name")
+    parser.add_argument(
+        "--model", metavar="NAME", help="check all points of this model; without it, those that the file speaks for"
+    )
+    parser.add_argument("--depth", type=positive, default=12, metavar="N", help="number of blocks without --model (12)")
+    add_output_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the verdicts; fail if a point cannot ship."""
+    config = ModelConfig.from_yaml(args.config)
+    if args.model is None:
+        found = verdicts(config.resolve(point_names(args.depth)))
+        judged = [v for v in found if v.configured]
+    else:
+        from vitquant.models.names import lookup
+
+        spec = lookup(args.model).spec
+        names = point_names(spec.depth, head=bool(spec.num_classes), distilled=spec.dist_token)
+        judged = found = verdicts(config.resolve(names), spec)
+    if args.json:
+        print(json.dumps([asdict(v) | {"ships": v.ships} for v in judged], indent=2))
+    else:
+        show(judged, args.config)
+    if not all(v.ships for v in judged):
+        raise refusal(judged)
+    if not args.json:
+        left = len(found) - len(judged)
+        rest = f" {left} others have no settings in this file; a whole model needs some for them too." if left else ""
+        console().print(f"All {len(judged)} points can ship.{rest}", highlight=False)
+
+
+def show(judged: list[Verdict], title: str) -> None:
+    """A table in which points that are alike in all blocks share a row."""
+    from rich.table import Table
+
+    table = Table(title=title, header_style="bold", title_justify="left")
+    for column in ("points", "what integers do", "ships", "nearest setting that ships"):
+        table.add_column(column, overflow="fold")
+    for points, verdict in alike(judged).items():
+        what = verdict.action if verdict.ships else f"{verdict.action}: {verdict.problem}".removeprefix(": ")
+        style = None if verdict.ships else "red"
+        table.add_row(points, what, "yes" if verdict.ships else "no", verdict.fix or "", style=style)
+    console().print(table)
+
+
+def alike(judged: list[Verdict]) -> dict[str, Verdict]:
+    """A label for each group of points with the same layer and the same verdict -> one of them."""
+    groups: dict[tuple[str, Verdict], list[Verdict]] = {}
+    for verdict in judged:
+        layer = verdict.point.split(".", 2)[-1] if verdict.point.startswith("blocks.") else verdict.point
+        groups.setdefault((layer, replace(verdict, point=layer)), []).append(verdict)
+    return {label(layer, group): group[0] for (layer, _), group in groups.items()}
+
+
+def label(layer: str, group: list[Verdict]) -> str:
+    """``blocks.0-11.attn_q_out`` for a group, the point's own name for a single one."""
+    if len(group) == 1:
+        return group[0].point
+    blocks = [int(v.point.split(".")[1]) for v in group]
+    whole = blocks == list(range(blocks[0], blocks[-1] + 1))
+    numbers = f"{blocks[0]}-{blocks[-1]}" if whole else ",".join(map(str, blocks))
+    return f"blocks.{numbers}.{layer}"

@@ -1,0 +1,64 @@
+"""``vitquant run``: classify images with an integer program."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from vitquant.cli.common import add_output_options, positive
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("run", help="run an integer program over a folder of images")
+    parser.add_argument("program", metavar="PROGRAM", help="folder with program.json, or that file")
+    parser.add_argument("images", metavar="IMAGES", help="folder or .npz of images")
+    parser.add_argument("--top", type=positive, default=3, metavar="K", help="classes to print for each image (3)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="at most so many images")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (8)")
+    parser.add_argument("--out", metavar="FILE", help="also write names, integers and logits to this .npz")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (cpu)")
+    add_output_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print a line for each image: the classes with the largest logits, or the first features without a head."""
+    from vitquant.integer.classify import classify
+    from vitquant.integer.storage import load_program
+
+    program = load_program(args.program)
+    features = not program.metadata.get("classes")
+    outcomes = []
+    for outcome in classify(program, args.images, limit=args.limit, batch_size=args.batch_size, device=args.device):
+        outcomes.append(outcome)
+        if args.json:
+            continue
+        if features:
+            first = ", ".join(f"{v:.3f}" for v in outcome.logits[:4].tolist())
+            print(f"{outcome.name}  {len(outcome.logits)} features: {first}, ...")
+        else:
+            print(f"{outcome.name}  " + "  ".join(f"{c} ({v:.2f})" for c, v in outcome.top(args.top)))
+    if args.json:
+        print(json.dumps([{"image": o.name, "top": o.top(args.top)} for o in outcomes], indent=2))
+    if args.out:
+        write(args.out, outcomes)
+
+
+def write(path: str, outcomes: list) -> None:  # type: ignore[type-arg]
+    """Names, integers and logits as arrays."""
+    from io import BytesIO
+    from pathlib import Path
+
+    import numpy as np
+
+    from vitquant.files import write_atomically
+
+    buffer = BytesIO()
+    np.savez(
+        buffer,
+        names=np.array([o.name for o in outcomes]),
+        codes=np.stack([o.codes.numpy() for o in outcomes]),
+        logits=np.stack([o.logits.numpy() for o in outcomes]),
+    )
+    write_atomically(Path(path), buffer.getvalue())

@@ -1,0 +1,91 @@
+"""Float, simulated and integer model side by side: top-1, SQNR, and the first point at which two of them part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vitquant.data import ImagesLike, ImageSource, open_images
+from vitquant.errors import AgreementError
+from vitquant.integer.agreement import Divergence, divergences
+from vitquant.integer.program import IntegerProgram
+from vitquant.integer.reference import Reference
+from vitquant.integer.storage import load_program
+from vitquant.models.adapt import FloatModel
+from vitquant.models.artifact import load
+from vitquant.models.quant_vit import QuantViT
+from vitquant.profiling import Evaluation, evaluate
+
+MIN_AGREEMENT_DB = 40.0
+AGREEMENT_IMAGES = 4
+"""Images on which the codes are compared, of those that are evaluated."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured, and the points at which program and simulation differ on the first images."""
+
+    evaluation: Evaluation
+    compared: int
+    divergences: tuple[Divergence, ...]
+
+    def agreement(self) -> str:
+        """One sentence about the agreement."""
+        if self.divergences:
+            return f"The integer program first differs from the simulation at {self.divergences[0]}."
+        return f"The integer program equals the simulation at all {self.compared} points, to the last code."
+
+    def require_agreement(self) -> None:
+        """Refuse a program that is not what was simulated.
+
+        Raises:
+            AgreementError: they agree to less than 40 dB.
+        """
+        integer = self.evaluation.integer
+        if integer is not None and integer.to_simulated_db < MIN_AGREEMENT_DB:
+            first = f" {self.agreement()}" if self.divergences else ""
+            raise AgreementError(
+                f"the integer program is not the model that was simulated.{first}".removesuffix("."),
+                got=f"an SQNR of {integer.to_simulated_db:.1f} dB between them",
+                expected=f"at least {MIN_AGREEMENT_DB:.0f} dB",
+                fix="compile the model again",
+            )
+
+
+def compare_models(model: QuantViT, program: IntegerProgram, images: ImageSource, *, batch_size: int = 8) -> Comparison:
+    """Evaluate a calibrated model in float, simulated, and as integers by the reference executor."""
+    reference = Reference(program, model.device)
+    evaluation = evaluate(model, images, batch_size=batch_size, integers=lambda pixels: reference(pixels).real())
+    first = model.preprocessing.to_pixels(next(images.batches(AGREEMENT_IMAGES)).images)
+    found, count = divergences(model, program, reference.run, first)
+    return Comparison(evaluation, count, tuple(found))
+
+
+def compare(
+    folder: str | Path,
+    original: FloatModel,
+    images: ImagesLike,
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+    device: str | torch.device = "cpu",
+) -> Comparison:
+    """The same for what lies in a folder: a saved model and its integer program.
+
+    Args:
+        folder: what ``vitquant quantize`` wrote.
+        original: the float model that it was made from.
+        images: as for :func:`vitquant.quantize`; labels give top-1.
+        limit: at most so many images.
+        batch_size: images in one forward.
+        device: where to compute.
+
+    Raises:
+        ArtifactError: the folder holds no such model, or one of another architecture.
+        ProgramError: the folder holds no program, or a damaged one.
+    """
+    model = load(folder, vit=original.vit).to(device)
+    program = load_program(folder)
+    return compare_models(model, program, open_images(images, model.preprocessing, limit=limit), batch_size=batch_size)
