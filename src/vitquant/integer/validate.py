@@ -16,7 +16,13 @@ from vitquant.integer.program import IntegerProgram
 from vitquant.integer.values import ADDEND_LIMIT, Array, Value
 
 MAX_ELEMENTS = 2**28
-"""Of any one value of one image: a program that asks for more is refused."""
+"""Of any one value of one image, and of any constant: a program that asks for more is refused."""
+
+MAX_NAME = 200
+"""Characters of a name."""
+
+OPERAND_LIMIT = 2**23
+"""Numbers that are multiplied with each other lie in ``[-2^23, 2^23)``, so that three bytes hold them."""
 
 EXPONENTIAL_MAX = 2**15 - 1
 MULTIPLIERS = (2**21, 2**22 - 1)
@@ -28,11 +34,14 @@ LOG2_ROW_LIMIT = 46341
 
 
 class Known(dict[str, Value]):
-    """The values so far, and what the codes of a row of softmax sum to at most, where that is less than all at once."""
+    """The values so far, and more about some: what the codes of a row of softmax sum to at most, where that is less
+    than all at once, and which have rows that never sum to 0.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.row_limits: dict[str, int] = {}
+        self.rows_above_zero: set[str] = set()
 
 
 def validate(program: IntegerProgram) -> None:
@@ -54,24 +63,31 @@ def validate(program: IntegerProgram) -> None:
             refuse(name, "two values have the same name")
         missing = [x for x in operation.inputs() if x not in known]
         if missing:
-            refuse(name, "it reads a value that does not exist yet", got=missing[0])
+            refuse(name, "it reads a value that does not exist yet", got=ascii(missing[0]))
         check_value(operation.out)
         CHECKS[type(operation)](operation, known)
         known[name] = operation.out
     if program.output not in known or program.output == image.name:
-        refuse(str(program.output), "the output is not a value of the program")
+        refuse("output", "not a value that an operation makes", got=ascii(program.output))
     if len(known[program.output].shape) != 2 or known[program.output].shape[0] != 1:
         refuse(program.output, "the output must have one row", got=known[program.output].shape)
 
 
 def refuse(name: str, problem: str, *, got: object | None = None, expected: str | None = None) -> NoReturn:
-    """Raise what is wrong with a value."""
-    raise ProgramError(problem, where=name, got=got, expected=expected)
+    """Raise what is wrong with a value; of what was found, as much as fits a line or two."""
+    raise ProgramError(problem, where=name, got=None if got is None else str(got)[:200], expected=expected)
+
+
+def check_name(name: str) -> None:
+    """A name that can be shown in one line."""
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        refuse("name", "not a name", got=ascii(name), expected=f"1 to {MAX_NAME} printable characters")
 
 
 def check_value(value: Value) -> None:
     """Shape, range, and what the codes mean."""
     name, shape = value.name, value.shape
+    check_name(name)
     if not 2 <= len(shape) <= 3 or any(n < 1 for n in shape) or int(np.prod(shape, dtype=np.float64)) > MAX_ELEMENTS:
         refuse(name, "not a shape that can be computed", got=shape, expected=f"at most {MAX_ELEMENTS} elements")
     if not -ADDEND_LIMIT <= value.low <= value.high <= ADDEND_LIMIT or value.low == value.high:
@@ -89,6 +105,8 @@ def check_value(value: Value) -> None:
     zero = value.zero_point.astype(np.int64)
     if len(zero) and not (value.low <= zero.min() and zero.max() <= value.high):
         refuse(name, "a zero point is not one of the codes", got=f"{zero.min()} .. {zero.max()}")
+    if value.centred_limit > INT32_MAX:
+        refuse(name, "codes less their zero point would leave 32 bits", got=f"{value.low} .. {value.high}")
 
 
 def check_array(op: ops.Operation, field: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...]) -> Array:
@@ -97,7 +115,7 @@ def check_array(op: ops.Operation, field: str, dtypes: tuple[str, ...], shape: t
     fits = len(array.shape) == len(shape) and all(
         n > 0 and want in (None, n) for n, want in zip(array.shape, shape, strict=True)
     )
-    if array.dtype.name not in dtypes or not fits:
+    if array.dtype.name not in dtypes or not fits or array.size > MAX_ELEMENTS:
         wanted = f"{' or '.join(dtypes)} [{', '.join('n' if n is None else str(n) for n in shape)}]"
         refuse(f"{op.out.name}/{field}", "wrong constant", got=f"{array.dtype} {list(array.shape)}", expected=wanted)
     return array
@@ -149,13 +167,19 @@ def require_int32(name: str, limit: int) -> None:
         )
 
 
+def check_operand(op: ops.Operation, low: int, high: int) -> None:
+    """What is multiplied fits three bytes."""
+    if low < -OPERAND_LIMIT or high >= OPERAND_LIMIT:
+        refuse(op.out.name, "it multiplies numbers of more than 24 bits", got=f"{low} .. {high}")
+
+
 def accumulator_limit(weight: Array, bias: Array, x: Value) -> Array:
     """Largest magnitude that ``bias + x W^T`` and its products can reach, int64 ``[out]``; a bound, from the weights.
 
     Every partial sum, in whatever order, stays below it too.
     """
     largest = max(abs(x.low), abs(x.high))
-    total: Array = np.abs(weight).sum(1, dtype=np.int64) * largest + np.abs(bias.astype(np.int64))
+    total: Array = np.abs(weight.astype(np.int64)).sum(1) * largest + np.abs(bias.astype(np.int64))
     return total
 
 
@@ -177,6 +201,8 @@ def _check_linear(op: ops.Linear, values: Known) -> None:
     bias = check_array(op, "bias", ("int32",), (len(weight),))
     expect_shape(op, n, len(weight))
     check_rescale(op, len(weight))
+    check_operand(op, x.low, x.high)
+    check_operand(op, int(weight.min()), int(weight.max()))
     require_int32(op.out.name, int(accumulator_limit(weight, bias, x).max()))
 
 
@@ -229,6 +255,7 @@ def _check_scores(op: ops.Scores, values: Known) -> None:
         refuse(op.out.name, "Q and K do not fit the heads", got=f"{q.shape}, {k.shape}, {heads} heads")
     expect_shape(op, heads, n, n)
     check_rescale(op, heads)
+    check_operand(op, 0, max(q.centred_limit, k.centred_limit))
     require_int32(op.out.name, c // heads * q.centred_limit * k.centred_limit)
 
 
@@ -249,11 +276,12 @@ def _check_exponentials(op: Any, values: Known, largest: int) -> None:
 def _check_row(op: ops.SoftmaxRow, values: Known) -> None:
     _check_exponentials(op, values, min(op.out.high, 2**16))
     expect_range(op, 0, int(op.table.max()))
+    values.rows_above_zero.add(op.out.name)  # the maximum of a row is looked up at distance 0
 
 
 def _check_uniform(op: ops.SoftmaxUniform, values: Known) -> None:
     _check_exponentials(op, values, EXPONENTIAL_MAX)
-    check_rescale(op, 1 if len(op.multiplier) == 1 else op.out.shape[0])
+    check_rescale(op, op.out.shape[0])
 
 
 def _check_log2(op: ops.SoftmaxLog2, values: Known) -> None:
@@ -261,6 +289,8 @@ def _check_log2(op: ops.SoftmaxLog2, values: Known) -> None:
     expect_range(op, 0, 2**15)
     if not 0 <= op.last <= 15:
         refuse(op.out.name, "the last exponent is out of range", got=op.last)
+    if not op.out.is_plain:
+        refuse(op.out.name, "powers of two have no zero point")
     values.row_limits[op.out.name] = LOG2_ROW_LIMIT
 
 
@@ -271,13 +301,14 @@ def _check_mix(op: ops.Mix, values: Known) -> None:
         refuse(op.out.name, "weights and V do not fit", got=f"{p.shape}, {v.shape}")
     expect_shape(op, n, c)
     check_rescale(op, c)
+    check_operand(op, 0, max(p.centred_limit, v.centred_limit))
     require_int32(op.out.name, values.row_limits.get(p.name, n * p.centred_limit) * v.centred_limit)
     if op.normalize:
         width = v.centred_limit.bit_length()
         if not (0 <= op.fraction_bits <= 30 - width and op.fraction_bits <= op.reciprocal_bits <= 52 - width):
             refuse(op.out.name, "fraction out of range", got=f"{op.reciprocal_bits}, {op.fraction_bits}")
-        if not p.is_plain or p.low < 0:
-            refuse(op.out.name, "only weights from 0 up can be normalised", got=p.kind)
+        if p.name not in values.rows_above_zero or not p.is_plain:
+            refuse(op.out.name, "only what softmax_row makes can be normalised", got=p.name)
     elif op.fraction_bits or op.reciprocal_bits:
         refuse(op.out.name, "without normalising there is no fraction")
 

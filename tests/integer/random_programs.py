@@ -1,0 +1,214 @@
+"""Random integer programs, built from the operations alone: grids, shapes and constants that no model would have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from hypothesis import strategies as st
+
+from vitquant.integer import ops
+from vitquant.integer.program import IntegerProgram
+from vitquant.integer.validate import INT32_MAX, OPERAND_LIMIT
+from vitquant.integer.values import ADDEND_LIMIT, Array, Value, narrowest
+from vitquant.numerics.softmax import division_bits
+
+Choice = TypeVar("Choice")
+
+PLAIN = np.ones(1, dtype=np.float32), np.zeros(1, dtype=np.int32)
+EXTREMES = (*["random"] * 15, "small", "largest", "smallest", "both ends", "zero")
+
+
+@dataclass
+class Maker:
+    """Adds operations to a program. Everything but the order of the steps comes from the generator."""
+
+    random: np.random.Generator
+    operations: list[ops.Operation] = field(default_factory=list)
+
+    def emit(self, operation: ops.Operation) -> Value:
+        self.operations.append(operation)
+        return operation.out
+
+    def pick(self, *choices: Choice) -> Choice:
+        return choices[int(self.random.integers(len(choices)))]
+
+    def size(self, low: int, high: int) -> int:
+        return int(self.random.integers(low, high, endpoint=True))
+
+    def chance(self, probability: float = 0.5) -> bool:
+        return bool(self.random.random() < probability)
+
+    def numbers(self, low: int, high: int, *shape: int) -> Array:
+        """int64 in ``[low, high]``: spread out, near zero, or at the ends."""
+        how = self.pick(*EXTREMES)
+        if how == "largest":
+            return np.full(shape, high)
+        if how == "smallest":
+            return np.full(shape, low)
+        if how == "both ends":
+            return np.where(self.random.random(shape) < 0.5, low, high)
+        if how == "zero":
+            return np.full(shape, min(max(0, low), high))
+        if how == "small":
+            low, high = max(low, min(-2, high - 1)), min(high, max(2, low + 1))
+        return self.random.integers(low, high, shape, endpoint=True)
+
+    def value(self, shape: tuple[int, ...], low: int | None = None, high: int | None = None) -> Value:
+        """A new value; its range is given, or that of some width."""
+        if low is None or high is None:
+            bits = self.size(1, 17)
+            low, high = (0, 2**bits - 1) if self.chance() else (-(2**bits) // 2, 2**bits // 2 - 1 + (bits == 1))
+            if self.chance(0.1):
+                low, high = -ADDEND_LIMIT, ADDEND_LIMIT
+        length = shape[0] if len(shape) == 3 else shape[-1]
+        groups = self.pick(*(g for g in range(1, length + 1) if length % g == 0))
+        zero = self.numbers(low, high, groups) if self.chance(0.3) else np.zeros(groups, dtype=np.int64)
+        zero = np.clip(zero, max(low, high - INT32_MAX), min(high, low + INT32_MAX))
+        scale = self.random.uniform(0.001, 2, groups).astype(np.float32)
+        return Value(f"v{len(self.operations)}", shape, low, high, scale, zero.astype(np.int32))
+
+    def rescale(self, length: int, limit: int, out: Value) -> tuple[Array, Array]:
+        """Multipliers that bring numbers up to ``limit`` about to where the output saturates."""
+        length = length if self.chance() else 1
+        multiplier = self.random.integers(2**21, 2**22, length)
+        exact = 22 + np.log2(max(limit, 1)) - np.log2(out.high - out.low)
+        shift = np.clip(np.round(exact) + self.random.integers(-4, 3, length), 0, 52)
+        return multiplier.astype(np.int32), shift.astype(np.uint8)
+
+    def linear(self, x: Value, width: int, out: Value | None = None) -> Value:
+        largest = max(abs(x.low), abs(x.high))
+        room = INT32_MAX // (largest * x.shape[1])
+        top = min(room, self.pick(1, 127, 128, 32767, OPERAND_LIMIT - 1))
+        weight = self.numbers(-top, top, width, x.shape[1])
+        left = INT32_MAX - np.abs(weight).sum(1) * largest
+        limit = INT32_MAX if self.chance(0.1) else min(INT32_MAX, int(np.sqrt(x.shape[1]) * top * largest) + 1)
+        bias = np.clip(self.numbers(-limit, limit, width), -left, left)
+        out = self.value((x.shape[0], width)) if out is None else out
+        dtype = narrowest(int(weight.min()), int(weight.max()))
+        dtype = np.dtype("int16") if dtype == np.uint8 else dtype
+        rescale = self.rescale(width, limit, out)
+        return self.emit(ops.Linear(out, x.name, weight.astype(dtype), bias.astype(np.int32), *rescale))
+
+    def embed(self, x: Value) -> Value:
+        prefix = self.size(0, 3)
+        out = self.value((x.shape[0] + prefix, x.shape[1]))
+        table = self.numbers(max(2 * out.low, -ADDEND_LIMIT), min(2 * out.high, ADDEND_LIMIT), *out.shape)
+        table = table.astype(narrowest(int(table.min()), int(table.max())))
+        return self.emit(ops.Embed(out, x.name, prefix, table, *self.rescale(x.shape[1], x.centred_limit, out)))
+
+    def requantize(self, x: Value, width: int | None = None, out: Value | None = None) -> Value:
+        width = self.size(1, x.shape[1]) if width is None else width
+        start = self.size(0, x.shape[1] - width)
+        out = self.value((x.shape[0], width)) if out is None else out
+        return self.emit(ops.Requantize(out, x.name, start, *self.rescale(width, x.centred_limit, out)))
+
+    def narrow(self, x: Value, limit: int) -> Value:
+        """``x`` itself where its codes are small enough, and requantized where not."""
+        if max(x.centred_limit, -x.low, x.high, x.high - x.low) <= limit:
+            return x
+        out = self.value(x.shape, *((0, limit) if self.chance() else (-(limit // 2), limit // 2)))
+        return self.requantize(x, x.shape[1], out)
+
+    def layernorm(self, x: Value) -> Value:
+        x = self.narrow(x, 2**16 - 1)
+        out, c = self.value(x.shape), x.shape[1]
+        power = c**3 * ((x.high - x.low) // 2 + 1) ** 2
+        headroom = min(60, self.size(0, (62 - power.bit_length()) // 2) * 2)
+        largest = 2**62 - 1 - (power << headroom)
+        epsilon = np.array([self.pick(0, 1, min(largest, 2 ** (10 + headroom)), largest)])
+        bits = self.size(1, 36)
+        exact = 20 + bits - np.log2(out.high - out.low)
+        shift = np.clip(np.round(exact) + self.random.integers(-2, 4, c), 1, 42)
+        gain = self.numbers(-(2**bits), 2**bits, c)
+        offset = (
+            self.numbers(-(2**60), 2**60, c) if self.chance(0.1) else self.numbers(-(2**20) << bits, 2**20 << bits, c)
+        )
+        return self.emit(ops.LayerNorm(out, x.name, gain, offset, shift.astype(np.uint8), epsilon, headroom))
+
+    def lookup(self, x: Value) -> Value:
+        x = self.narrow(x, 2**10)
+        out, count = self.value(x.shape), self.size(1, 3)
+        tables = self.numbers(out.low, out.high, count, x.high - x.low + 1)
+        table_of = self.random.integers(0, count, x.shape[1])
+        return self.emit(ops.Lookup(out, x.name, tables.astype(out.dtype), table_of.astype(np.int32)))
+
+    def add(self, a: Value) -> Value:
+        names = [op.out for op in self.operations if op.out.shape == a.shape]
+        b, out = self.pick(*names), self.value(a.shape)
+        rescales = (self.rescale(a.shape[1], x.centred_limit, out) for x in (a, b))
+        return self.emit(ops.Add(out, a.name, b.name, *(array for pair in rescales for array in pair)))
+
+    def attention(self, x: Value) -> Value:
+        tokens, heads = x.shape[0], self.size(1, 3)
+        shape = (tokens, heads * self.size(1, 5))
+        x = self.narrow(x, 2**16)
+        limit = min(2**15, int(np.sqrt(INT32_MAX // shape[1])))
+        q, k, v = (self.narrow(self.linear(x, shape[1]), limit) for _ in range(3))
+        k = q if self.chance(0.1) else k
+        out = self.value((heads, tokens, tokens), *self.pick((0, 255), (-128, 127), (-3, 60), (0, 1000)))
+        largest = shape[1] // heads * q.centred_limit * k.centred_limit >> self.size(0, 8)
+        return self.mix(self.softmax(self.emit(ops.Scores(out, q.name, k.name, *self.rescale(heads, largest, out)))), v)
+
+    def softmax(self, x: Value) -> Value:
+        heads = x.shape[0]
+        tables, levels = self.pick(*{1, heads}), x.high - x.low + 1
+        kind = self.pick("row", "uniform", "log2")
+        largest = self.pick(1, 15, 255, 4095, 65535) if kind == "row" else 2**15 - 1
+        table = self.numbers(0, largest, tables, levels)
+        if self.chance():
+            table = np.round(largest * np.exp(-(10 ** self.random.uniform(-2.5, 0, (tables, 1))) * np.arange(levels)))
+        table[:, 0] = np.maximum(table[:, 0], 1)
+        table = table.astype(np.int32)
+        if kind == "row":
+            out = Value(f"v{len(self.operations)}", x.shape, 0, largest, *PLAIN)
+            return self.emit(ops.SoftmaxRow(out, x.name, table))
+        if kind == "log2":
+            out = Value(f"v{len(self.operations)}", x.shape, 0, 2**15, *PLAIN)
+            return self.emit(ops.SoftmaxLog2(out, x.name, table, self.size(0, 15)))
+        out = self.value(x.shape, 0, 2 ** self.size(1, 16) - 1)
+        return self.emit(ops.SoftmaxUniform(out, x.name, table, *self.rescale(heads, 2**30, out)))
+
+    def mix(self, p: Value, v: Value) -> Value:
+        made_by = type(self.operations[-1])
+        row = 46341 if made_by is ops.SoftmaxLog2 else v.shape[0] * p.centred_limit
+        v = self.narrow(v, min(INT32_MAX // row, 2**17))
+        out = self.value(v.shape)
+        normalize = made_by is ops.SoftmaxRow and self.chance()
+        bits = division_bits(v.centred_limit) if normalize else (0, 0)
+        limit = v.centred_limit << bits[1] if normalize else row * v.centred_limit
+        return self.emit(ops.Mix(out, p.name, v.name, normalize, *bits, *self.rescale(v.shape[1], limit, out)))
+
+
+STEPS = (Maker.attention, Maker.attention, Maker.layernorm, Maker.lookup, Maker.add, Maker.requantize)
+
+
+def random_program(seed: int, steps: Sequence[Callable[[Maker, Value], Value]]) -> IntegerProgram:
+    """A program that takes small images, cuts them, takes the steps, and reads off some classes."""
+    make = Maker(np.random.default_rng(seed))
+    height, width, rows, columns, colours = (make.size(1, 3) for _ in range(5))
+    image = Value("image", (colours, rows * height, columns * width), 0, 255, *PLAIN)
+    patches = Value("patches", (rows * columns, colours * height * width), 0, 255, *PLAIN)
+    x = make.linear(make.emit(ops.Patches(patches, "image", height, width)), make.size(1, 9))
+    x = make.embed(x) if make.chance() else x
+    for step in steps:
+        x = step(make, x)
+    if make.chance():
+        x = make.emit(ops.Take(make.value((1, x.shape[1]), x.low, x.high), x.name, make.size(0, x.shape[0] - 1)))
+    else:
+        x = make.narrow(x, min(ADDEND_LIMIT, INT32_MAX // x.shape[0]))
+        first = make.size(0, x.shape[0] - 1)
+        x = make.emit(ops.Pool(make.value((1, x.shape[1]), x.low, x.high), x.name, first))
+    x = make.linear(make.narrow(x, 2**16), make.size(1, 5))
+    return IntegerProgram(image, tuple(make.operations), x.name, {"model": "random"})
+
+
+def programs() -> st.SearchStrategy[IntegerProgram]:
+    """Such programs, for hypothesis."""
+    return st.builds(
+        random_program,
+        st.integers(0, 2**32 - 1),
+        st.lists(st.sampled_from(STEPS), min_size=1, max_size=4),
+    )
