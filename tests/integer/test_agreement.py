@@ -50,6 +50,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "scores signed, per head": {"attn_kv_out": {"calibration_mode": "channel_wise", "bit_type": {"signed": True}}},
 }
 
+ARCHITECTURES: tuple[dict[str, Any], ...] = (
+    {"num_classes": 0},
+    {"dist_token": True},
+    {"reg_tokens": 3, "pos_covers_prefix": False},
+    {"layer_scale": True},
+    {"pool": "avg"},
+    {"pool": "avg", "class_token": False, "num_classes": 0},
+    {"qkv_bias": False},
+    {"num_heads": 1, "depth": 1},
+)
+
 
 @pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS.keys())
 @torch.no_grad()
@@ -63,20 +74,7 @@ def test_simulation_and_integers_are_equal(changes: dict[str, Any]) -> None:
     torch.testing.assert_close(integer, simulated, rtol=1e-4, atol=1e-4 * float(simulated.abs().max()))
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        {"num_classes": 0},
-        {"dist_token": True},
-        {"reg_tokens": 3, "pos_covers_prefix": False},
-        {"layer_scale": True},
-        {"pool": "avg"},
-        {"pool": "avg", "class_token": False, "num_classes": 0},
-        {"qkv_bias": False},
-        {"num_heads": 1, "depth": 1},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("spec", ARCHITECTURES, ids=str)
 @torch.no_grad()
 def test_architectures(spec: dict[str, Any]) -> None:
     model = quantized(**spec)

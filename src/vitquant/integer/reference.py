@@ -16,12 +16,11 @@ from torch import Tensor
 from vitquant.errors import ProgramError
 from vitquant.integer import ops
 from vitquant.integer.program import IntegerProgram
-from vitquant.integer.values import Value
+from vitquant.integer.values import Array, Value
 from vitquant.layers.patch import patchify
 from vitquant.numerics.layernorm import IntegerLayerNorm
 from vitquant.numerics.matmul import int_matmul
 from vitquant.numerics.mean import rounded_mean
-from vitquant.numerics.requantize import requantize as numerics_requantize
 from vitquant.numerics.requantize import rescale
 from vitquant.numerics.softmax import divide, log2_weights, look_up, shares
 
@@ -106,6 +105,8 @@ class Reference:
                 found[name] = along(op.out, found[name].long())
         if "weight" in found:
             found["weight"] = found["weight"].t()
+        zero = op.out.zero_point
+        found["zero"] = along(op.out, self._tensor(zero if len(zero) == 1 else op.out.spread(zero)))
         return found
 
 
@@ -150,10 +151,12 @@ def stored(y: Tensor, value: Value) -> Tensor:
 
 def requantized(acc: Tensor, op: ops.Operation, c: Constants) -> Tensor:
     """Accumulators to codes: rescale, add the zero point, clamp."""
-    value = op.out
-    zero = along(value, torch.from_numpy(value.spread(value.zero_point)).to(acc.device))
-    codes = numerics_requantize(acc, c["multiplier"], c["shift"], 0 if value.is_plain else zero, value.low, value.high)
-    return codes.to(TORCH_TYPES[value.dtype.name])
+    return stored(with_zero(rescale(acc, c["multiplier"], c["shift"]), op, c), op.out)
+
+
+def with_zero(y: Tensor, op: ops.Operation, c: Constants) -> Tensor:
+    """The zero point of the operation's value added in place, if it has one."""
+    return y if op.out.is_plain else y.add_(c["zero"])
 
 
 def patches(op: ops.Patches, c: Constants, x: Inputs) -> Tensor:
@@ -229,10 +232,14 @@ def mix(op: ops.Mix, c: Constants, x: Inputs) -> Tensor:
 def add(op: ops.Add, c: Constants, x: Inputs) -> Tensor:
     """Both addends at the scale of the sum."""
     total = rescale(x.centred(op.a), c["multiplier_a"], c["shift_a"])
-    total += rescale(x.centred(op.b), c["multiplier_b"], c["shift_b"])
-    if not op.out.is_plain:
-        total += torch.from_numpy(op.out.spread(op.out.zero_point)).to(total.device)
-    return stored(total, op.out)
+    b = x.centred(op.b)
+    total += b if is_one(op.multiplier_b, op.shift_b) else rescale(b, c["multiplier_b"], c["shift_b"])
+    return stored(with_zero(total, op, c), op.out)
+
+
+def is_one(multiplier: Array, shift: Array) -> bool:
+    """Whether a multiplier is exactly 1: what a linear layer wrote at the scale of the sum needs no other."""
+    return len(multiplier) == 1 and int(multiplier[0]) == 1 << int(shift[0])
 
 
 def lookup(op: ops.Lookup, c: Constants, x: Inputs) -> Tensor:

@@ -54,7 +54,7 @@ def expressible(multiplier: Tensor) -> bool:
 
 def rescale(x: Tensor, m: Tensor, n: Tensor) -> Tensor:
     """``floor(x * m / 2^n + 1/2)`` of integers, int64; halves go up. ``m`` and ``n >= 0`` are int64 and broadcast."""
-    half = torch.where(n > 0, 1 << (n - 1).clamp(min=0), 0)
+    half = (1 << n) >> 1  # none where nothing is shifted
     y = x.to(torch.int64, copy=True)
     y *= m
     y += half
