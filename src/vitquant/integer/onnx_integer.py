@@ -1,0 +1,96 @@
+"""Integer programs as ONNX: standard operators on integers, the same bits as the reference, no float anywhere.
+
+Products of bytes are ``MatMulInteger`` of *unsigned* bytes on both sides. Kernels for unsigned by signed bytes add up
+pairs of products in 16 bits that saturate on x86 without VNNI, as the documentation of ONNX Runtime's quantization
+tells, and a signed left side has no fast one on most machines; unsigned by unsigned is exact everywhere. Wider operands
+go through ``MatMul`` of int32. What else ONNX lacks is in :mod:`vitquant.integer.onnx_arithmetic`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitquant.integer import onnx_attention, onnx_operations, ops
+from vitquant.integer.onnx_builder import Graph, Step, Tensor, optional
+from vitquant.integer.onnx_operations import INPUT, OUTPUT, Known
+from vitquant.integer.program import IntegerProgram
+from vitquant.integer.values import Array
+
+METADATA, LOGITS_SCALE = "vitquant", "logits_scale"
+"""Keys of the model's metadata: the program's metadata (JSON), and the scale of the logits (JSON list, float32)."""
+
+
+def export_integer(program: IntegerProgram) -> Any:
+    """The program as an ``onnx.ModelProto``.
+
+    Input ``image``: uint8 ``[batch, C, h, w]``. Output ``logits``: int32 ``[batch, K]``, the codes that
+    :class:`~vitquant.integer.reference.Reference` gives; their scale is in the model's metadata. Tensors have the names
+    of the program's values, and their types.
+
+    Raises:
+        MissingDependencyError: ``onnx`` is not installed.
+        ProgramError: a LayerNorm needs more than 63 bits; no compiled program does.
+    """
+    graph, image, output = Graph(), program.image, program.output_value
+    known = Known(program.values(), image.name)
+    for op in program.operations:
+        EMIT[type(op)](Step(graph, known.tensor(op.out.name)), op, known)
+    step = Step(graph, OUTPUT)
+    logits = step.node("Cast", known.tensor(output.name), to=np.dtype("int32"))
+    if not output.is_plain:
+        logits = step.node("Sub", logits, output.spread(output.zero_point))
+    step.reshape(logits, output.shape[1], out=OUTPUT)
+    scale = [float(s) for s in (output.scale if len(output.scale) == 1 else output.spread(output.scale))]
+    return graph.model(
+        str(program.metadata.get("model", "vit")),
+        [Tensor(INPUT, np.dtype("uint8"), ("batch", *image.shape))],
+        [Tensor(OUTPUT, np.dtype("int32"), ("batch", output.shape[1]))],
+        {METADATA: json.dumps(dict(program.metadata)), LOGITS_SCALE: json.dumps(scale)},
+    )
+
+
+def onnx_session(model: bytes | str | Path, *, threads: int = 2) -> Any:
+    """An ``onnxruntime.InferenceSession`` on the CPU.
+
+    Args:
+        model: a serialized model, or the path of one.
+        threads: within one operator; operators run one after the other.
+
+    Raises:
+        MissingDependencyError: ``onnxruntime`` is not installed.
+    """
+    runtime = optional("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+    source = model if isinstance(model, bytes) else str(model)
+    return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def run_onnx(model: bytes | str | Path, images: Array, *, threads: int = 2) -> Array:
+    """Logits int32 ``[B, K]`` of images uint8 ``[B, C, h, w]``, by ONNX Runtime; see :func:`onnx_session`."""
+    logits: Array = onnx_session(model, threads=threads).run([OUTPUT], {INPUT: images})[0]
+    return logits
+
+
+EMIT: Mapping[type[ops.Operation], Callable[[Step, Any, Known], None]] = {
+    ops.Patches: onnx_operations.patches,
+    ops.Linear: onnx_operations.linear,
+    ops.Embed: onnx_operations.embed,
+    ops.LayerNorm: onnx_operations.layernorm,
+    ops.Requantize: onnx_operations.requantize,
+    ops.Scores: onnx_attention.scores,
+    ops.SoftmaxRow: onnx_attention.softmax_row,
+    ops.SoftmaxUniform: onnx_attention.softmax_uniform,
+    ops.SoftmaxLog2: onnx_attention.softmax_log2,
+    ops.Mix: onnx_attention.mix,
+    ops.Add: onnx_operations.add,
+    ops.Lookup: onnx_operations.lookup,
+    ops.Take: onnx_operations.take,
+    ops.Pool: onnx_operations.pool,
+}
