@@ -1,0 +1,230 @@
+// The arithmetic of integer programs: one table of functions for each instruction set, all giving the same integers.
+//
+// Life of a kernel: `make_*` turns the constants of an operation into a plan, once, at load (it allocates and packs);
+// the function of the same name without `make_` runs it on a range of rows (or heads), any number of times, from any
+// number of threads at once. Running allocates nothing: the caller passes scratch memory, one for each thread, of
+// `*_scratch` bytes, aligned to 64. A plan is run by the table that made it.
+//
+// Arguments are trusted: what `vitquant.integer.validate` proves of a program (ranges, lengths, accumulators that fit
+// 32 bits) must have been checked before. Inputs and outputs must not overlap, except that a residual or an addend may
+// be the output itself. Strides are in elements, from one row to the next.
+//
+// `rescale(x, m, n)` is `(x * m + 2^(n-1)) >> n` in 64 bits, no half where n = 0.
+//
+// Build: each file is compiled with flags by its name (and -O3 -std=c++17):
+//   *_avx512vnni.cpp  -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi
+//   *_avx2.cpp        -mavx2 -mfma
+//   all others        none.
+// Files named for an instruction set of another architecture compile to nothing. They include no header with inline
+// functions that other files share (no containers), or the linker might keep their copy for a machine that lacks the
+// instructions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace vitquant::kernels {
+
+/// How codes are stored.
+enum class Type : uint8_t { i8, u8, i16, i32 };
+
+inline constexpr size_t size_of(Type type) { return type == Type::i32 ? 4 : type == Type::i16 ? 2 : 1; }
+
+/// A value's codes: they lie in [low, high]; `zero_point` has `zero_count` elements, each for a run of neighbouring
+/// channels (or heads) of equal length.
+struct Grid {
+    Type type;
+    int32_t low, high;
+    const int32_t* zero_point;
+    size_t zero_count;
+};
+
+/// Multipliers and shifts: one, or one for each channel (or head).
+struct Rescale {
+    const int32_t* multiplier;
+    const uint8_t* shift;
+    size_t count;
+};
+
+/// `tables[table_of[channel]][code - low of the input]`. The tables hold codes of type `out`.
+struct LookupTables {
+    const void* tables;
+    size_t table_count;
+    const int32_t* table_of;  // one for each channel
+    Type out;
+};
+
+/// `clamp(zero + rescale(a - zero_a) + rescale(b - zero_b))`; b is what a linear layer makes.
+struct Addition {
+    Grid a;
+    Rescale rescale_a, rescale_b;
+    Grid out;
+};
+
+// ---- Linear: out = clamp(zero + rescale(bias + x W^T)), then, if asked for, a look-up or an addition ----
+
+struct LinearSpec {
+    size_t inputs, outputs;
+    const void* weight;  // [outputs, inputs]
+    Type weight_type;    // i8 is quick, with an input of i8 or u8; i16 and i32 are right
+    const int32_t* bias;
+    Grid x;  // its zero point is in the bias already, and not read
+    Rescale rescale;
+    Grid out;                              // of the linear layer itself
+    const LookupTables* lookup = nullptr;  // at most one of these two
+    const Addition* addition = nullptr;
+};
+
+struct LinearRun {
+    size_t rows;
+    const void* x;
+    size_t x_stride;
+    const void* addend;  // a of the addition, or null
+    size_t addend_stride;
+    void* out;  // of the type that the last step makes
+    size_t out_stride;
+    // A part of the channels: [first, last), first a multiple of 64; last one too, or the number of outputs.
+    // `addend` and `out` still point at channel 0.
+    size_t first, last;
+    void* scratch;
+};
+
+struct LinearPlan;
+
+// ---- LayerNorm ----
+
+struct LayerNormSpec {
+    size_t channels;
+    Grid x;  // its zero point is not read
+    const int64_t* gain;
+    const int64_t* offset;
+    const uint8_t* shift;
+    int64_t epsilon;
+    int headroom;
+    Grid out;
+};
+
+struct LayerNormPlan;
+
+// ---- Attention: scores, softmax and the product with V; the N x N matrix never exists ----
+
+enum class Softmax : uint8_t { row, uniform, log2 };
+
+struct AttentionSpec {
+    size_t tokens, channels, heads;
+    Grid q, k, v;
+    Rescale scores_rescale;  // 1 or heads
+    Grid scores;             // zero points along the heads
+    Softmax softmax;
+    const int32_t* table;  // [table_count, scores.high - scores.low + 1]
+    size_t table_count;    // divides heads
+    Rescale weights_rescale;  // uniform only: 1 or heads
+    int last;                 // log2 only
+    Grid weights;             // what the softmax makes; zero points along the heads
+    bool normalize;
+    int reciprocal_bits, fraction_bits;
+    Rescale rescale;  // 1 or channels
+    Grid out;
+};
+
+/// One image. Rows [first_row, last_row) of the heads [first_head, last_head) of `out` are written; `out` points at row
+/// 0, channel 0. Prefer ranges of heads: K and V of a head are packed anew in every call that touches it.
+struct AttentionRun {
+    const void *q, *k, *v;
+    size_t q_stride, k_stride, v_stride;
+    void* out;
+    size_t out_stride;
+    size_t first_head, last_head, first_row, last_row;
+    void* scratch;
+};
+
+struct AttentionPlan;
+
+// ---- Elementwise, for what is not fused ----
+
+/// Any addition: also `embed`, as an addition of the table (identity: multiplier 2^21, shift 21, zero point 0, and
+/// zero point 0 of the sum, as the table holds it) and the patches' rows; b's grid stands in the spec.
+struct AddSpec {
+    size_t channels;
+    Addition addition;
+    Grid b;
+};
+
+struct AddPlan;
+
+/// `requantize(x - zero)` of the channels start .. start + channels of x, which has x_channels.
+struct RequantizeSpec {
+    size_t x_channels, start, channels;
+    Grid x;
+    Rescale rescale;
+    Grid out;
+};
+
+struct RequantizePlan;
+
+struct LookupSpec {
+    size_t channels;
+    Grid x;  // its zero point is not read
+    LookupTables tables;
+};
+
+struct LookupPlan;
+
+struct ImageShape {
+    size_t channels, height, width;
+};
+
+struct Deleter {
+    void operator()(LinearPlan*) const;
+    void operator()(LayerNormPlan*) const;
+    void operator()(AttentionPlan*) const;
+    void operator()(AddPlan*) const;
+    void operator()(RequantizePlan*) const;
+    void operator()(LookupPlan*) const;
+};
+
+template <class Plan>
+using Owned = std::unique_ptr<Plan, Deleter>;
+
+struct Kernels {
+    const char* name;
+
+    Owned<LinearPlan> (*make_linear)(const LinearSpec&);
+    size_t (*linear_scratch)(const LinearPlan&);
+    void (*linear)(const LinearPlan&, const LinearRun&);
+
+    Owned<LayerNormPlan> (*make_layernorm)(const LayerNormSpec&);
+    void (*layernorm)(const LayerNormPlan&, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride);
+
+    Owned<AttentionPlan> (*make_attention)(const AttentionSpec&);
+    size_t (*attention_scratch)(const AttentionPlan&);
+    void (*attention)(const AttentionPlan&, const AttentionRun&);
+
+    Owned<AddPlan> (*make_add)(const AddSpec&);
+    void (*add)(const AddPlan&, size_t rows, const void* a, size_t a_stride, const void* b, size_t b_stride, void* out,
+                size_t out_stride);
+
+    Owned<RequantizePlan> (*make_requantize)(const RequantizeSpec&);
+    void (*requantize)(const RequantizePlan&, size_t rows, const void* x, size_t x_stride, void* out,
+                       size_t out_stride);
+
+    Owned<LookupPlan> (*make_lookup)(const LookupSpec&);
+    void (*lookup)(const LookupPlan&, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride);
+
+    /// Rows [first, last) of the patches [P, channels * height * width] of a uint8 image [channels, h, w]; `out` points
+    /// at row `first`.
+    void (*patches)(const ImageShape& image, size_t height, size_t width, const uint8_t* x, size_t first, size_t last,
+                    uint8_t* out, size_t out_stride);
+};
+
+const Kernels* portable();
+/// Null where this build or this machine lacks the instructions.
+const Kernels* avx2();
+const Kernels* avx512vnni();
+
+/// The table of this name ("portable", "avx2", "avx512vnni"), or the quickest that the machine has where `forced` is
+/// null or empty. Null where there is no such table, or the machine lacks its instructions.
+const Kernels* select(const char* forced);
+
+}  // namespace vitquant::kernels
