@@ -1,0 +1,326 @@
+// Plans from specifications: constants spread over channels, padded, packed.
+#include "plans.hpp"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+namespace vitquant::kernels {
+
+struct Arena::Block {
+    Block* before;
+};
+
+void* Arena::block(size_t bytes) {
+    constexpr size_t header = 64;
+    void* memory = ::operator new(header + bytes, std::align_val_t{64});
+    auto* block = static_cast<Block*>(memory);
+    block->before = last_;
+    last_ = block;
+    void* data = static_cast<char*>(memory) + header;
+    std::memset(data, 0, bytes);
+    return data;
+}
+
+Arena::~Arena() {
+    while (last_ != nullptr) {
+        Block* before = last_->before;
+        ::operator delete(static_cast<void*>(last_), std::align_val_t{64});
+        last_ = before;
+    }
+}
+
+void Deleter::operator()(LinearPlan* plan) const { delete plan; }
+void Deleter::operator()(LayerNormPlan* plan) const { delete plan; }
+void Deleter::operator()(AttentionPlan* plan) const { delete plan; }
+void Deleter::operator()(AddPlan* plan) const { delete plan; }
+void Deleter::operator()(RequantizePlan* plan) const { delete plan; }
+void Deleter::operator()(LookupPlan* plan) const { delete plan; }
+
+namespace {
+
+constexpr double narrow_limit = 1 << 30;
+
+bool is_byte(Type type) { return type == Type::i8 || type == Type::u8; }
+
+size_t padded(size_t channels) { return (channels + channel_block - 1) / channel_block * channel_block; }
+
+/// `count` equal runs, spread over the channels.
+template <class To, class From>
+To* spread(Arena& arena, const From* values, size_t count, size_t channels) {
+    To* all = arena.array<To>(padded(channels));
+    for (size_t c = 0; c < channels; ++c) all[c] = static_cast<To>(values[c / (channels / count)]);
+    return all;
+}
+
+int32_t* zeros(Arena& arena, const Grid& grid, size_t channels) {
+    return spread<int32_t>(arena, grid.zero_point, grid.zero_count, channels);
+}
+
+double largest_code(const Grid& grid) { return std::fmax(std::fabs(grid.low), std::fabs(grid.high)); }
+
+/// Largest |code - zero point|.
+double centred_limit(const Grid& grid) {
+    double limit = 0;
+    for (size_t i = 0; i < grid.zero_count; ++i) {
+        const double zero = grid.zero_point[i];
+        limit = std::fmax(limit, std::fmax(zero - grid.low, grid.high - zero));
+    }
+    return limit;
+}
+
+/// `zero` (spread over the channels) may be null; `limits` bounds what is rescaled, of each channel.
+Requantizer make_requantizer(Arena& arena, const Rescale& rescale, const int32_t* zero, int32_t low, int32_t high,
+                             Type type, size_t channels, const double* limits) {
+    Requantizer r{};
+    const auto* multiplier = spread<int32_t>(arena, rescale.multiplier, rescale.count, channels);
+    const auto* shift = spread<int32_t>(arena, rescale.shift, rescale.count, channels);
+    auto* scale = arena.array<double>(padded(channels));
+    auto* start = arena.array<double>(padded(channels));
+    r.zero = zero != nullptr ? zero : arena.array<int32_t>(padded(channels));
+    r.narrow = true;
+    for (size_t c = 0; c < padded(channels); ++c) start[c] = fixed_point;
+    for (size_t c = 0; c < channels; ++c) {
+        scale[c] = std::ldexp(multiplier[c], -shift[c]);
+        start[c] = fixed_point + r.zero[c] + (shift[c] > 0 ? 0.5 : 0.0);
+        const double reach = limits[c] * scale[c] + std::fabs(r.zero[c]) + 1;
+        r.narrow = r.narrow && limits[c] < 2147483648.0 && reach < narrow_limit;
+    }
+    r.multiplier = multiplier, r.shift = shift, r.scale = scale, r.start = start;
+    r.low = low, r.high = high, r.type = type;
+    return r;
+}
+
+const double* constant_limits(Arena& arena, double limit, size_t channels) {
+    auto* limits = arena.array<double>(padded(channels));
+    for (size_t c = 0; c < channels; ++c) limits[c] = limit;
+    return limits;
+}
+
+bool is_identity(const Rescale& rescale) {
+    for (size_t i = 0; i < rescale.count; ++i) {
+        if (rescale.shift[i] > 30 || rescale.multiplier[i] != int32_t{1} << rescale.shift[i]) return false;
+    }
+    return true;
+}
+
+AdditionPlan make_addition(Arena& arena, const Addition& addition, const Grid& b, size_t channels) {
+    AdditionPlan plan{};
+    const int32_t* zero = zeros(arena, addition.out, channels);
+    plan.a_type = addition.a.type;
+    plan.zero_a = zeros(arena, addition.a, channels);
+    plan.zero_b = zeros(arena, b, channels);
+    plan.a = make_requantizer(arena, addition.rescale_a, zero, 0, 0, Type::i32, channels,
+                              constant_limits(arena, centred_limit(addition.a), channels));
+    plan.b = make_requantizer(arena, addition.rescale_b, nullptr, 0, 0, Type::i32, channels,
+                              constant_limits(arena, centred_limit(b), channels));
+    plan.b_is_identity = is_identity(addition.rescale_b);
+    plan.low = addition.out.low, plan.high = addition.out.high, plan.type = addition.out.type;
+    return plan;
+}
+
+LookupTable make_table(Arena& arena, const LookupTables& tables, const Grid& x, size_t channels) {
+    LookupTable plan{};
+    plan.codes = static_cast<size_t>(static_cast<int64_t>(x.high) - x.low + 1);
+    plan.low = x.low, plan.type = tables.out;
+    const size_t bytes = tables.table_count * plan.codes * size_of(tables.out);
+    auto* copy = arena.array<uint8_t>(bytes);
+    std::memcpy(copy, tables.tables, bytes);
+    plan.bytes = copy;
+    plan.table_of = spread<int32_t>(arena, tables.table_of, channels, channels);
+    if (!is_byte(x.type) || !is_byte(tables.out)) return plan;
+    auto* by_byte = arena.array<uint8_t>(tables.table_count * 256);
+    for (size_t t = 0; t < tables.table_count; ++t) {
+        for (int32_t code = x.low; code <= x.high; ++code) {
+            by_byte[t * 256 + static_cast<uint8_t>(code)] = copy[t * plan.codes + static_cast<size_t>(code - x.low)];
+        }
+    }
+    auto* single = arena.array<uint8_t>(padded(channels) / channel_block);
+    for (size_t c = 0; c < channels; ++c) {
+        const size_t block = c / channel_block;
+        if (c % channel_block == 0) single[block] = 1;
+        if (plan.table_of[c] != plan.table_of[block * channel_block]) single[block] = 0;
+    }
+    plan.by_byte = by_byte, plan.single = single;
+    return plan;
+}
+
+int64_t weight_at(const void* weight, Type type, size_t i) {
+    switch (type) {
+        case Type::i8: return static_cast<const int8_t*>(weight)[i];
+        case Type::u8: return static_cast<const uint8_t*>(weight)[i];
+        case Type::i16: return static_cast<const int16_t*>(weight)[i];
+        default: return static_cast<const int32_t*>(weight)[i];
+    }
+}
+
+/// Blocks of 64 outputs; in each, four inputs of each output after the other.
+const int8_t* pack_weight(Arena& arena, const int8_t* weight, size_t outputs, size_t inputs, size_t steps) {
+    auto* packed = arena.array<int8_t>(padded(outputs) * steps * 4);
+    for (size_t n = 0; n < outputs; ++n) {
+        int8_t* to = packed + n / channel_block * channel_block * steps * 4 + n % channel_block * 4;
+        for (size_t k = 0; k < inputs; ++k) to[k / 4 * channel_block * 4 + k % 4] = weight[n * inputs + k];
+    }
+    return packed;
+}
+
+}  // namespace
+
+Owned<LinearPlan> make_linear(const LinearSpec& spec, Layout layout) {
+    Owned<LinearPlan> plan(new LinearPlan{});
+    Arena& arena = plan->arena;
+    const size_t outputs = spec.outputs, inputs = spec.inputs;
+    plan->inputs = inputs, plan->outputs = outputs;
+    plan->x_type = spec.x.type, plan->weight_type = spec.weight_type;
+    auto* bias = spread<int32_t>(arena, spec.bias, outputs, outputs);
+    auto* limits = arena.array<double>(padded(outputs));
+    auto* sums = arena.array<int64_t>(padded(outputs));
+    for (size_t n = 0; n < outputs; ++n) {
+        double magnitude = 0;
+        for (size_t k = 0; k < inputs; ++k) {
+            const int64_t w = weight_at(spec.weight, spec.weight_type, n * inputs + k);
+            magnitude += std::fabs(static_cast<double>(w));
+            sums[n] += w;
+        }
+        limits[n] = magnitude * largest_code(spec.x) + std::fabs(bias[n]);
+    }
+    plan->requantizer = make_requantizer(arena, spec.rescale, zeros(arena, spec.out, outputs), spec.out.low,
+                                         spec.out.high, spec.out.type, outputs, limits);
+    if (spec.lookup != nullptr) {
+        plan->has_lookup = true;
+        plan->lookup = make_table(arena, *spec.lookup, spec.out, outputs);
+    }
+    if (spec.addition != nullptr) {
+        plan->has_addition = true;
+        plan->addition = make_addition(arena, *spec.addition, spec.out, outputs);
+    }
+    if (layout != Layout::portable && is_byte(spec.x.type) && spec.weight_type == Type::i8) {
+        plan->steps = (inputs + 3) / 4;
+        plan->packed = pack_weight(arena, static_cast<const int8_t*>(spec.weight), outputs, inputs, plan->steps);
+        if (spec.x.type == Type::i8) {  // sums wrap around as the accumulators do
+            for (size_t n = 0; n < outputs; ++n) {
+                bias[n] = static_cast<int32_t>(static_cast<uint32_t>(bias[n]) - 128u * static_cast<uint32_t>(sums[n]));
+            }
+        }
+    } else {
+        const size_t bytes = outputs * inputs * size_of(spec.weight_type);
+        auto* weight = arena.array<uint8_t>(bytes);
+        std::memcpy(weight, spec.weight, bytes);
+        plan->weight = weight;
+    }
+    plan->bias = bias;
+    return plan;
+}
+
+Owned<LayerNormPlan> make_layernorm(const LayerNormSpec& spec, Layout layout) {
+    Owned<LayerNormPlan> plan(new LayerNormPlan{});
+    Arena& arena = plan->arena;
+    const size_t channels = spec.channels;
+    plan->channels = channels;
+    plan->x_type = spec.x.type;
+    plan->gain = spread<int64_t>(arena, spec.gain, channels, channels);
+    plan->offset = spread<int64_t>(arena, spec.offset, channels, channels);
+    plan->shift = spread<int64_t>(arena, spec.shift, channels, channels);
+    plan->zero = spread<int64_t>(arena, spec.out.zero_point, spec.out.zero_count, channels);
+    plan->epsilon = spec.epsilon, plan->headroom = spec.headroom;
+    plan->low = spec.out.low, plan->high = spec.out.high, plan->type = spec.out.type;
+    plan->quick = layout != Layout::portable && spec.x.type == Type::i16 && is_byte(spec.out.type);
+    auto* gain = arena.array<int64_t>(padded(channels));
+    auto* offset = arena.array<int64_t>(padded(channels));
+    auto* shift = arena.array<int64_t>(padded(channels));
+    for (size_t c = 0; c < channels; ++c) {
+        const size_t at = c / 16 * 16 + c % 2 * 8 + c % 16 / 2;
+        const double half = std::ldexp(1.0, spec.shift[c] - 1);
+        // |normalised| is at most sqrt(channels) * 2^20, and a little; results must fit 32 bits before they are clamped.
+        const double reach = (std::fabs(double(spec.gain[c])) * (std::sqrt(double(channels)) + 1) * 1048576.0 * 1.01 +
+                              std::fabs(double(spec.offset[c])) + half) / (2 * half) + std::fabs(double(plan->zero[c]));
+        plan->quick = plan->quick && std::llabs(spec.gain[c]) < (int64_t{1} << 31) && reach < narrow_limit;
+        if (!plan->quick) break;
+        gain[at] = spec.gain[c];
+        shift[at] = spec.shift[c];
+        offset[at] = spec.offset[c] + (int64_t{1} << (spec.shift[c] - 1)) + plan->zero[c] * (int64_t{1} << spec.shift[c]);
+    }
+    plan->split_gain = gain, plan->split_offset = offset, plan->split_shift = shift;
+    return plan;
+}
+
+Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
+    Owned<AttentionPlan> plan(new AttentionPlan{});
+    Arena& arena = plan->arena;
+    const size_t channels = spec.channels, heads = spec.heads;
+    plan->tokens = spec.tokens, plan->channels = channels, plan->heads = heads;
+    plan->q_type = spec.q.type, plan->k_type = spec.k.type, plan->v_type = spec.v.type;
+    plan->zero_q = zeros(arena, spec.q, channels);
+    plan->zero_k = zeros(arena, spec.k, channels);
+    plan->zero_v = zeros(arena, spec.v, channels);
+    const double score_limit =
+        static_cast<double>(channels / heads) * centred_limit(spec.q) * centred_limit(spec.k);
+    plan->scores = make_requantizer(arena, spec.scores_rescale, zeros(arena, spec.scores, heads), spec.scores.low,
+                                    spec.scores.high, spec.scores.type, heads,
+                                    constant_limits(arena, score_limit, heads));
+    plan->softmax = spec.softmax;
+    plan->distances = static_cast<size_t>(static_cast<int64_t>(spec.scores.high) - spec.scores.low + 1);
+    auto* table = arena.array<int32_t>(heads * plan->distances);
+    const size_t sharing = heads / spec.table_count;
+    for (size_t h = 0; h < heads; ++h) {
+        std::memcpy(table + h * plan->distances, spec.table + h / sharing * plan->distances, plan->distances * 4);
+    }
+    plan->table = table;
+    plan->zero_weights = zeros(arena, spec.weights, heads);
+    if (spec.softmax == Softmax::uniform) {
+        plan->weights = make_requantizer(arena, spec.weights_rescale, plan->zero_weights, spec.weights.low,
+                                         spec.weights.high, spec.weights.type, heads,
+                                         constant_limits(arena, 1 << 30, heads));
+    }
+    plan->last = spec.last;
+    plan->normalize = spec.normalize;
+    plan->reciprocal_bits = spec.reciprocal_bits, plan->fraction_bits = spec.fraction_bits;
+    const double mix_limit = spec.normalize ? std::ldexp(centred_limit(spec.v), spec.fraction_bits) + 1 : 2147483648.0;
+    plan->out = make_requantizer(arena, spec.rescale, zeros(arena, spec.out, channels), spec.out.low, spec.out.high,
+                                 spec.out.type, channels, constant_limits(arena, mix_limit, channels));
+    bool quick = layout != Layout::portable && spec.softmax == Softmax::row && spec.normalize && is_byte(spec.q.type) &&
+                 is_byte(spec.k.type) && is_byte(spec.v.type) && is_byte(spec.out.type) && is_byte(spec.scores.type) &&
+                 plan->scores.narrow && plan->out.narrow;
+    auto* bytes = arena.array<uint8_t>(heads * 256);
+    for (size_t i = 0; quick && i < heads * plan->distances; ++i) {
+        quick = table[i] <= 255;
+        bytes[i / plan->distances * 256 + i % plan->distances] = static_cast<uint8_t>(table[i]);
+    }
+    plan->quick = quick, plan->bytes = bytes;
+    return plan;
+}
+
+Owned<AddPlan> make_add(const AddSpec& spec) {
+    Owned<AddPlan> plan(new AddPlan{});
+    plan->channels = spec.channels;
+    plan->b_type = spec.b.type;
+    plan->addition = make_addition(plan->arena, spec.addition, spec.b, spec.channels);
+    return plan;
+}
+
+Owned<RequantizePlan> make_requantize(const RequantizeSpec& spec) {
+    Owned<RequantizePlan> plan(new RequantizePlan{});
+    Arena& arena = plan->arena;
+    plan->start = spec.start, plan->channels = spec.channels;
+    plan->x_type = spec.x.type;
+    auto* zero = arena.array<int32_t>(padded(spec.channels));
+    for (size_t c = 0; c < spec.channels; ++c) {
+        zero[c] = spec.x.zero_point[(spec.start + c) / (spec.x_channels / spec.x.zero_count)];
+    }
+    plan->zero = zero;
+    plan->requantizer = make_requantizer(arena, spec.rescale, zeros(arena, spec.out, spec.channels), spec.out.low,
+                                         spec.out.high, spec.out.type, spec.channels,
+                                         constant_limits(arena, centred_limit(spec.x), spec.channels));
+    return plan;
+}
+
+Owned<LookupPlan> make_lookup(const LookupSpec& spec) {
+    Owned<LookupPlan> plan(new LookupPlan{});
+    plan->channels = spec.channels;
+    plan->x_type = spec.x.type;
+    plan->table = make_table(plan->arena, spec.tables, spec.x, spec.channels);
+    return plan;
+}
+
+}  // namespace vitquant::kernels

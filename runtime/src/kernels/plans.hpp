@@ -1,0 +1,171 @@
+// What the kernels keep of an operation's constants. Plain pointers, so that files compiled for one instruction set
+// call no container's code; the memory behind them belongs to the plan's arena.
+#pragma once
+
+#include "kernels.hpp"
+
+namespace vitquant::kernels {
+
+/// How a plan's constants are laid out.
+enum class Layout : uint8_t { portable, avx2, avx512vnni };
+
+/// Memory that lives as long as its plan: blocks aligned to 64 bytes, set to zero.
+class Arena {
+public:
+    Arena() = default;
+    ~Arena();
+    Arena(const Arena&) = delete;
+    Arena& operator=(const Arena&) = delete;
+
+    void* block(size_t bytes);
+
+    template <class T>
+    T* array(size_t count) {
+        return static_cast<T*>(block(count * sizeof(T)));
+    }
+
+private:
+    struct Block;
+    Block* last_ = nullptr;
+};
+
+/// Weights are packed, and constants of channels padded, in blocks of so many channels.
+inline constexpr size_t channel_block = 64;
+
+/// In a double, 1.5 * 2^51 + y leaves y in halves in the low 32 bits, for |y| < 2^30.
+inline constexpr double fixed_point = 1.5 * 2251799813685248.0;
+
+/// `clamp(zero + rescale(x))`, with the constants of each channel.
+struct Requantizer {
+    const int32_t* multiplier;
+    const int32_t* shift;
+    const int32_t* zero;
+    int32_t low, high;
+    Type type;
+    // The same for vectors of doubles, where multiplier * 2^-shift, and its product with 32 bits, are exact.
+    const double* scale;
+    const double* start;  // fixed_point + zero + the half, if there is a shift
+    bool narrow;          // zero + rescale(x) stays below 2^30 before it is clamped, and x within 32 bits
+};
+
+struct AdditionPlan {
+    Type a_type;
+    const int32_t* zero_a;
+    Requantizer a;  // without clamping; its zero is the sum's
+    Requantizer b;  // without zero or clamping
+    bool b_is_identity;
+    const int32_t* zero_b;
+    int32_t low, high;
+    Type type;
+};
+
+struct LookupTable {
+    const uint8_t* bytes;  // elements of `type`; [table][code - low]
+    const int32_t* table_of;
+    size_t codes;
+    int32_t low;
+    Type type;
+    // For 8-bit codes and 8-bit results: [table][256], by the byte of the code, whatever its sign.
+    const uint8_t* by_byte;
+    const uint8_t* single;  // for each block of channels: whether it has one table
+};
+
+struct LinearPlan {
+    Arena arena;
+    size_t inputs, outputs;
+    Type x_type, weight_type;
+    const void* weight;    // [outputs, inputs], where the packed form is not used
+    const int8_t* packed;  // or null
+    const int32_t* bias;   // packed: less 128 times the row's sum, where inputs are int8 (they are made uint8)
+    size_t steps;          // packed: fours of inputs
+    Requantizer requantizer;
+    bool has_lookup, has_addition;
+    LookupTable lookup;
+    AdditionPlan addition;
+};
+
+struct LayerNormPlan {
+    Arena arena;
+    size_t channels;
+    Type x_type;
+    const int64_t* gain;
+    const int64_t* offset;
+    const int64_t* shift;
+    const int64_t* zero;
+    int64_t epsilon;
+    int headroom;
+    int32_t low, high;
+    Type type;
+    // For vectors: channels of each sixteen in the order 0, 2, .. 14, 1, 3, .. 15; offset with half and zero added.
+    bool quick;
+    const int64_t* split_gain;
+    const int64_t* split_offset;
+    const int64_t* split_shift;
+};
+
+struct AttentionPlan {
+    Arena arena;
+    size_t tokens, channels, heads;
+    Type q_type, k_type, v_type;
+    const int32_t *zero_q, *zero_k, *zero_v;  // [channels]
+    Requantizer scores;                       // [heads]
+    Softmax softmax;
+    const int32_t* table;  // [heads, distances]
+    size_t distances;
+    Requantizer weights;  // uniform
+    const int32_t* zero_weights;
+    int last;
+    bool normalize;
+    int reciprocal_bits, fraction_bits;
+    Requantizer out;  // [channels]
+    bool quick;
+    const uint8_t* bytes;  // quick: the table, [heads, 256]
+};
+
+struct AddPlan {
+    Arena arena;
+    size_t channels;
+    Type b_type;
+    AdditionPlan addition;
+};
+
+struct RequantizePlan {
+    Arena arena;
+    size_t start, channels;
+    Type x_type;
+    const int32_t* zero;
+    Requantizer requantizer;
+};
+
+struct LookupPlan {
+    Arena arena;
+    size_t channels;
+    Type x_type;
+    LookupTable table;
+};
+
+Owned<LinearPlan> make_linear(const LinearSpec&, Layout);
+Owned<LayerNormPlan> make_layernorm(const LayerNormSpec&, Layout);
+Owned<AttentionPlan> make_attention(const AttentionSpec&, Layout);
+Owned<AddPlan> make_add(const AddSpec&);
+Owned<RequantizePlan> make_requantize(const RequantizeSpec&);
+Owned<LookupPlan> make_lookup(const LookupSpec&);
+
+/// The definitions, in plain loops; other tables use them for what they are not quick at.
+namespace plain {
+
+size_t linear_scratch(const LinearPlan&);
+void linear(const LinearPlan&, const LinearRun&);
+void layernorm(const LayerNormPlan&, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride);
+size_t attention_scratch(const AttentionPlan&);
+void attention(const AttentionPlan&, const AttentionRun&);
+void add(const AddPlan&, size_t rows, const void* a, size_t a_stride, const void* b, size_t b_stride, void* out,
+         size_t out_stride);
+void requantize(const RequantizePlan&, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride);
+void lookup(const LookupPlan&, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride);
+void patches(const ImageShape& image, size_t height, size_t width, const uint8_t* x, size_t first, size_t last,
+             uint8_t* out, size_t out_stride);
+
+}  // namespace plain
+
+}  // namespace vitquant::kernels

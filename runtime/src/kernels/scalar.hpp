@@ -1,0 +1,67 @@
+// One code at a time. Everything here is private to the file that includes it, so that none of it is shared between
+// files of different instruction sets.
+#pragma once
+
+#include "plans.hpp"
+
+namespace vitquant::kernels {
+namespace {
+
+inline int32_t load(const void* data, Type type, size_t i) {
+    switch (type) {
+        case Type::i8: return static_cast<const int8_t*>(data)[i];
+        case Type::u8: return static_cast<const uint8_t*>(data)[i];
+        case Type::i16: return static_cast<const int16_t*>(data)[i];
+        default: return static_cast<const int32_t*>(data)[i];
+    }
+}
+
+inline void store(void* data, Type type, size_t i, int64_t code) {
+    switch (type) {
+        case Type::i8: static_cast<int8_t*>(data)[i] = static_cast<int8_t>(code); break;
+        case Type::u8: static_cast<uint8_t*>(data)[i] = static_cast<uint8_t>(code); break;
+        case Type::i16: static_cast<int16_t*>(data)[i] = static_cast<int16_t>(code); break;
+        default: static_cast<int32_t*>(data)[i] = static_cast<int32_t>(code);
+    }
+}
+
+inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
+
+inline int64_t rescale(int64_t x, int64_t multiplier, int shift) {
+    const int64_t half = shift > 0 ? int64_t{1} << (shift - 1) : 0;
+    return (x * multiplier + half) >> shift;
+}
+
+inline int64_t rescale(const Requantizer& r, int64_t x, size_t c) { return rescale(x, r.multiplier[c], r.shift[c]); }
+
+inline int64_t to_code(const Requantizer& r, int64_t x, size_t c) {
+    return clamp(rescale(r, x, c) + r.zero[c], r.low, r.high);
+}
+
+/// Both codes less their zero points.
+inline int64_t added(const AdditionPlan& plan, int64_t a, int64_t b, size_t c) {
+    return clamp(rescale(plan.a, a, c) + rescale(plan.b, b, c) + plan.a.zero[c], plan.low, plan.high);
+}
+
+inline int64_t look_up(const LookupTable& plan, int32_t code, size_t c) {
+    const size_t i = static_cast<size_t>(plan.table_of[c]) * plan.codes + static_cast<size_t>(code - plan.low);
+    return load(plan.bytes, plan.type, i);
+}
+
+/// All steps after the products.
+inline void finish(const LinearPlan& plan, const LinearRun& run, int32_t sum, size_t row, size_t c) {
+    const int64_t code = to_code(plan.requantizer, sum, c);
+    const size_t at = row * run.out_stride + c;
+    if (plan.has_addition) {
+        const AdditionPlan& addition = plan.addition;
+        const int64_t a = int64_t{load(run.addend, addition.a_type, row * run.addend_stride + c)} - addition.zero_a[c];
+        store(run.out, addition.type, at, added(addition, a, code - addition.zero_b[c], c));
+    } else if (plan.has_lookup) {
+        store(run.out, plan.lookup.type, at, look_up(plan.lookup, static_cast<int32_t>(code), c));
+    } else {
+        store(run.out, plan.requantizer.type, at, code);
+    }
+}
+
+}  // namespace
+}  // namespace vitquant::kernels

@@ -1,0 +1,17 @@
+#include <cstring>
+
+#include "kernels.hpp"
+
+namespace vitquant::kernels {
+
+const Kernels* select(const char* forced) {
+    const Kernels* (*const tables[])() = {avx512vnni, avx2, portable};
+    for (const auto table : tables) {
+        const Kernels* found = table();
+        if (found == nullptr) continue;
+        if (forced == nullptr || *forced == '\0' || std::strcmp(forced, found->name) == 0) return found;
+    }
+    return nullptr;
+}
+
+}  // namespace vitquant::kernels
