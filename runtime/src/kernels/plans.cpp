@@ -70,8 +70,11 @@ double centred_limit(const Grid& grid) {
     return limit;
 }
 
+/// Where a channel is when the low halves of all 128-bit lanes come first.
+size_t interleaved(size_t c) { return c / 16 * 16 + c % 4 / 2 * 8 + c % 16 / 4 * 2 + c % 2; }
+
 /// `zero` (spread over the channels) may be null; `limits` bounds what is rescaled, of each channel.
-Requantizer make_requantizer(Arena& arena, const Rescale& rescale, const int32_t* zero, int32_t low, int32_t high,
+Requantizer make_requantizer(Arena& arena, Layout layout, const Rescale& rescale, const int32_t* zero, int32_t low, int32_t high,
                              Type type, size_t channels, const double* limits) {
     Requantizer r{};
     const auto* multiplier = spread<int32_t>(arena, rescale.multiplier, rescale.count, channels);
@@ -80,11 +83,13 @@ Requantizer make_requantizer(Arena& arena, const Rescale& rescale, const int32_t
     auto* start = arena.array<double>(padded(channels));
     r.zero = zero != nullptr ? zero : arena.array<int32_t>(padded(channels));
     r.narrow = true;
-    for (size_t c = 0; c < padded(channels); ++c) start[c] = fixed_point;
+    const bool wide = layout == Layout::avx512vnni;
+    for (size_t c = 0; c < padded(channels); ++c) start[c] = wide ? fixed_point : 0.0;
     for (size_t c = 0; c < channels; ++c) {
-        scale[c] = std::ldexp(multiplier[c], -shift[c]);
-        start[c] = fixed_point + r.zero[c] + (shift[c] > 0 ? 0.5 : 0.0);
-        const double reach = limits[c] * scale[c] + std::fabs(r.zero[c]) + 1;
+        const size_t at = wide ? interleaved(c) : c;
+        scale[at] = std::ldexp(multiplier[c], -shift[c]);
+        start[at] += (wide ? r.zero[c] : 0) + (shift[c] > 0 ? 0.5 : 0.0);
+        const double reach = limits[c] * scale[at] + std::fabs(r.zero[c]) + 1;
         r.narrow = r.narrow && limits[c] < 2147483648.0 && reach < narrow_limit;
     }
     r.multiplier = multiplier, r.shift = shift, r.scale = scale, r.start = start;
@@ -105,15 +110,15 @@ bool is_identity(const Rescale& rescale) {
     return true;
 }
 
-AdditionPlan make_addition(Arena& arena, const Addition& addition, const Grid& b, size_t channels) {
+AdditionPlan make_addition(Arena& arena, Layout layout, const Addition& addition, const Grid& b, size_t channels) {
     AdditionPlan plan{};
     const int32_t* zero = zeros(arena, addition.out, channels);
     plan.a_type = addition.a.type;
     plan.zero_a = zeros(arena, addition.a, channels);
     plan.zero_b = zeros(arena, b, channels);
-    plan.a = make_requantizer(arena, addition.rescale_a, zero, 0, 0, Type::i32, channels,
+    plan.a = make_requantizer(arena, layout, addition.rescale_a, zero, 0, 0, Type::i32, channels,
                               constant_limits(arena, centred_limit(addition.a), channels));
-    plan.b = make_requantizer(arena, addition.rescale_b, nullptr, 0, 0, Type::i32, channels,
+    plan.b = make_requantizer(arena, layout, addition.rescale_b, nullptr, 0, 0, Type::i32, channels,
                               constant_limits(arena, centred_limit(b), channels));
     plan.b_is_identity = is_identity(addition.rescale_b);
     plan.low = addition.out.low, plan.high = addition.out.high, plan.type = addition.out.type;
@@ -185,7 +190,7 @@ Owned<LinearPlan> make_linear(const LinearSpec& spec, Layout layout) {
         }
         limits[n] = magnitude * largest_code(spec.x) + std::fabs(bias[n]);
     }
-    plan->requantizer = make_requantizer(arena, spec.rescale, zeros(arena, spec.out, outputs), spec.out.low,
+    plan->requantizer = make_requantizer(arena, layout, spec.rescale, zeros(arena, spec.out, outputs), spec.out.low,
                                          spec.out.high, spec.out.type, outputs, limits);
     if (spec.lookup != nullptr) {
         plan->has_lookup = true;
@@ -193,7 +198,7 @@ Owned<LinearPlan> make_linear(const LinearSpec& spec, Layout layout) {
     }
     if (spec.addition != nullptr) {
         plan->has_addition = true;
-        plan->addition = make_addition(arena, *spec.addition, spec.out, outputs);
+        plan->addition = make_addition(arena, layout, *spec.addition, spec.out, outputs);
     }
     if (layout != Layout::portable && is_byte(spec.x.type) && spec.weight_type == Type::i8) {
         plan->steps = (inputs + 3) / 4;
@@ -256,7 +261,7 @@ Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
     plan->zero_v = zeros(arena, spec.v, channels);
     const double score_limit =
         static_cast<double>(channels / heads) * centred_limit(spec.q) * centred_limit(spec.k);
-    plan->scores = make_requantizer(arena, spec.scores_rescale, zeros(arena, spec.scores, heads), spec.scores.low,
+    plan->scores = make_requantizer(arena, layout, spec.scores_rescale, zeros(arena, spec.scores, heads), spec.scores.low,
                                     spec.scores.high, spec.scores.type, heads,
                                     constant_limits(arena, score_limit, heads));
     plan->softmax = spec.softmax;
@@ -269,7 +274,7 @@ Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
     plan->table = table;
     plan->zero_weights = zeros(arena, spec.weights, heads);
     if (spec.softmax == Softmax::uniform) {
-        plan->weights = make_requantizer(arena, spec.weights_rescale, plan->zero_weights, spec.weights.low,
+        plan->weights = make_requantizer(arena, layout, spec.weights_rescale, plan->zero_weights, spec.weights.low,
                                          spec.weights.high, spec.weights.type, heads,
                                          constant_limits(arena, 1 << 30, heads));
     }
@@ -277,7 +282,7 @@ Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
     plan->normalize = spec.normalize;
     plan->reciprocal_bits = spec.reciprocal_bits, plan->fraction_bits = spec.fraction_bits;
     const double mix_limit = spec.normalize ? std::ldexp(centred_limit(spec.v), spec.fraction_bits) + 1 : 2147483648.0;
-    plan->out = make_requantizer(arena, spec.rescale, zeros(arena, spec.out, channels), spec.out.low, spec.out.high,
+    plan->out = make_requantizer(arena, layout, spec.rescale, zeros(arena, spec.out, channels), spec.out.low, spec.out.high,
                                  spec.out.type, channels, constant_limits(arena, mix_limit, channels));
     bool quick = layout != Layout::portable && spec.softmax == Softmax::row && spec.normalize && is_byte(spec.q.type) &&
                  is_byte(spec.k.type) && is_byte(spec.v.type) && is_byte(spec.out.type) && is_byte(spec.scores.type) &&
@@ -295,11 +300,12 @@ Owned<AddPlan> make_add(const AddSpec& spec) {
     Owned<AddPlan> plan(new AddPlan{});
     plan->channels = spec.channels;
     plan->b_type = spec.b.type;
-    plan->addition = make_addition(plan->arena, spec.addition, spec.b, spec.channels);
+    plan->addition = make_addition(plan->arena, Layout::portable, spec.addition, spec.b, spec.channels);
     return plan;
 }
 
 Owned<RequantizePlan> make_requantize(const RequantizeSpec& spec) {
+    constexpr Layout layout = Layout::portable;
     Owned<RequantizePlan> plan(new RequantizePlan{});
     Arena& arena = plan->arena;
     plan->start = spec.start, plan->channels = spec.channels;
@@ -309,7 +315,7 @@ Owned<RequantizePlan> make_requantize(const RequantizeSpec& spec) {
         zero[c] = spec.x.zero_point[(spec.start + c) / (spec.x_channels / spec.x.zero_count)];
     }
     plan->zero = zero;
-    plan->requantizer = make_requantizer(arena, spec.rescale, zeros(arena, spec.out, spec.channels), spec.out.low,
+    plan->requantizer = make_requantizer(arena, layout, spec.rescale, zeros(arena, spec.out, spec.channels), spec.out.low,
                                          spec.out.high, spec.out.type, spec.channels,
                                          constant_limits(arena, centred_limit(spec.x), spec.channels));
     return plan;

@@ -42,9 +42,10 @@ struct Requantizer {
     const int32_t* zero;
     int32_t low, high;
     Type type;
-    // The same for vectors of doubles, where multiplier * 2^-shift, and its product with 32 bits, are exact.
+    // The same for vectors of doubles, where multiplier * 2^-shift, and its product with 32 bits, are exact. The layout
+    // for AVX-512 has the channels of each sixteen in the order in which halves of vectors are interleaved.
     const double* scale;
-    const double* start;  // fixed_point + zero + the half, if there is a shift
+    const double* start;  // AVX-512: fixed_point + zero + the half, if there is a shift; else the half alone
     bool narrow;          // zero + rescale(x) stays below 2^30 before it is clamped, and x within 32 bits
 };
 

@@ -1,5 +1,5 @@
 // The tables of functions, and whether this machine has the instructions for them.
-#include "plans.hpp"
+#include "avx512vnni.hpp"
 
 namespace vitquant::kernels {
 namespace {
@@ -23,12 +23,44 @@ const Kernels table = {
     plain::patches,
 };
 
+#if defined(__x86_64__)
+const Kernels table_avx512vnni = {
+    "avx512vnni",
+    [](const LinearSpec& spec) { return make_linear(spec, Layout::avx512vnni); },
+    vnni512::linear_scratch,
+    vnni512::linear,
+    [](const LayerNormSpec& spec) { return make_layernorm(spec, Layout::avx512vnni); },
+    plain::layernorm,
+    [](const AttentionSpec& spec) { return make_attention(spec, Layout::avx512vnni); },
+    plain::attention_scratch,
+    plain::attention,
+    make_add,
+    plain::add,
+    make_requantize,
+    plain::requantize,
+    make_lookup,
+    plain::lookup,
+    plain::patches,
+};
+
+bool has_avx512vnni() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+}
+#endif
+
 }  // namespace
 
 const Kernels* portable() { return &table; }
 
 const Kernels* avx2() { return nullptr; }
 
-const Kernels* avx512vnni() { return nullptr; }
+const Kernels* avx512vnni() {
+#if defined(__x86_64__)
+    if (has_avx512vnni()) return &table_avx512vnni;
+#endif
+    return nullptr;
+}
 
 }  // namespace vitquant::kernels
