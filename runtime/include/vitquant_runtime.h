@@ -1,0 +1,45 @@
+/* Runs integer programs of Vision Transformers: uint8 images in, int32 logits out, the same integers everywhere.
+ *
+ * A program is two files, program.json and program.safetensors, as `vitquant` writes them. Real logits are the integers
+ * times `vitquant_scale`. All functions may be called from any number of threads at once, also on the same program,
+ * but for vitquant_free. VITQUANT_ISA in the environment chooses an instruction set: avx512vnni, avx2, portable, ...
+ */
+#ifndef VITQUANT_RUNTIME_H
+#define VITQUANT_RUNTIME_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct vitquant_program vitquant_program;
+
+/* Loads a program: `path` (UTF-8) is a folder or its program.json; 0 threads takes all processors. Null where it cannot
+ * be run; `error` (if not null) then holds the reason, cut to `error_size` bytes with the final 0. */
+vitquant_program* vitquant_load(const char* path, size_t threads, char* error, size_t error_size);
+
+void vitquant_free(vitquant_program* program); /* null is allowed */
+
+/* Size of an image, uint8 [channels, height, width] in row-major order, to be given as it is, not normalised. */
+void vitquant_image_shape(const vitquant_program* program, size_t shape[3]);
+
+size_t vitquant_outputs(const vitquant_program* program);
+
+/* What a logit is multiplied with to be a real number. */
+float vitquant_scale(const vitquant_program* program, size_t output);
+
+/* What the program was made from, as JSON; and the instruction set in use. They live as long as the program. */
+const char* vitquant_metadata(const vitquant_program* program);
+const char* vitquant_isa(const vitquant_program* program);
+size_t vitquant_threads(const vitquant_program* program);
+
+/* `count` images to `logits` [count, vitquant_outputs]. 0 if all went well; else the memory did not suffice. */
+int vitquant_run(const vitquant_program* program, const uint8_t* images, size_t count, int32_t* logits);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

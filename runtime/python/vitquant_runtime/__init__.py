@@ -1,0 +1,13 @@
+"""Runs the integer programs that vitquant writes: uint8 images in, int32 logits out, equal to the reference bit for bit.
+
+    runtime = vitquant_runtime.load("out/program.json")
+    logits = runtime(images)  # uint8 [B, C, h, w] -> int32 [B, K]
+    real = logits * runtime.scale
+
+The environment variable ``VITQUANT_ISA`` forces an instruction set.
+"""
+
+from vitquant_runtime.runtime import Runtime, load
+from vitquant_runtime.version import __version__
+
+__all__ = ["Runtime", "__version__", "load"]

@@ -1,0 +1,70 @@
+"""A loaded program, and what becomes of its input before the engine sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitquant_runtime import _native
+
+
+class Runtime:
+    """An integer program, ready to run; any number of threads may call it at once.
+
+    Attributes:
+        image_shape: ``(channels, height, width)`` of an image.
+        scale: float32 ``[1 or K]``: logits times it are real.
+        threads: how many a call uses; one of several calls at the same time gets them, the others run on their own.
+        isa: the instruction set in use.
+        metadata: what the program was made from, and how a picture becomes an image.
+    """
+
+    def __init__(self, engine: _native.Engine) -> None:
+        self._engine = engine
+        self.image_shape: tuple[int, ...] = tuple(engine.image_shape)
+        self.scale: NDArray[np.float32] = np.array(engine.scale, dtype=np.float32)
+        self.threads: int = engine.threads
+        self.isa: str = engine.isa
+        self.metadata: dict[str, Any] = json.loads(engine.metadata)
+        self._outputs: int = engine.outputs
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.int32]:
+        """Images, uint8 ``[B, C, h, w]``, to logits, int32 ``[B, K]``. Images that are not contiguous are copied.
+
+        Raises:
+            ValueError: the images are of another type or shape.
+        """
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or images.ndim != 4:
+            wanted = ", ".join(map(str, self.image_shape))
+            raise ValueError(
+                f"images: not what the program takes. Got {images.dtype} {list(images.shape)}, "
+                f"expected uint8 [B, {wanted}]. Fix: give the pixels as they are, resized and cropped to this size."
+            )
+        logits = np.empty((len(images), self._outputs), dtype=np.int32)
+        self._engine.run(np.ascontiguousarray(images), logits)
+        return logits
+
+    def __repr__(self) -> str:
+        name = self.metadata.get("model", "integer program")
+        return f"<vitquant_runtime.Runtime {name}, {self.isa}, threads={self.threads}>"
+
+
+def load(path: str | os.PathLike[str], threads: int | None = None) -> Runtime:
+    """Load a program: its folder, or the path of its ``program.json``.
+
+    Args:
+        path: where it lies.
+        threads: how many a call may use, by default one for each processor that this process may run on.
+
+    Raises:
+        ValueError: a file is missing, damaged, of another format or of a newer version; the program in it is not well
+            formed; or ``VITQUANT_ISA`` names what this machine does not have.
+    """
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= 256):
+        raise ValueError(f"threads: not a number of threads. Got {threads!r}, expected 1 to 256, or None for all.")
+    return Runtime(_native.load(os.fsdecode(path), threads or 0))

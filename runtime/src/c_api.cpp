@@ -1,0 +1,57 @@
+#include "vitquant_runtime.h"
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <memory>
+
+#include "engine.hpp"
+
+struct vitquant_program {
+    std::unique_ptr<vitquant::Engine> engine;
+};
+
+extern "C" {
+
+vitquant_program* vitquant_load(const char* path, size_t threads, char* error, size_t error_size) {
+    try {
+        return new vitquant_program{vitquant::load_engine(path, threads)};
+    } catch (const std::exception& caught) {
+        if (error && error_size) {
+            const std::size_t length = std::min(error_size - 1, std::strlen(caught.what()));
+            std::memcpy(error, caught.what(), length);
+            error[length] = '\0';
+        }
+        return nullptr;
+    }
+}
+
+void vitquant_free(vitquant_program* program) { delete program; }
+
+void vitquant_image_shape(const vitquant_program* program, size_t shape[3]) {
+    for (std::size_t i = 0; i < 3; ++i) shape[i] = std::size_t(program->engine->image_shape()[i]);
+}
+
+size_t vitquant_outputs(const vitquant_program* program) { return program->engine->outputs(); }
+
+float vitquant_scale(const vitquant_program* program, size_t output) {
+    const auto& scale = program->engine->scale();
+    return scale[scale.size() > 1 ? output : 0];
+}
+
+const char* vitquant_metadata(const vitquant_program* program) { return program->engine->metadata().c_str(); }
+
+const char* vitquant_isa(const vitquant_program* program) { return program->engine->isa().c_str(); }
+
+size_t vitquant_threads(const vitquant_program* program) { return program->engine->threads(); }
+
+int vitquant_run(const vitquant_program* program, const uint8_t* images, size_t count, int32_t* logits) {
+    try {
+        program->engine->run(images, count, logits);
+        return 0;
+    } catch (const std::exception&) {
+        return 1;
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,184 @@
+#include "engine.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+#include <thread>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include "codes.hpp"
+#include "error.hpp"
+
+namespace vitquant {
+namespace {
+
+constexpr std::size_t kMaxThreads = 256;
+constexpr std::size_t kArenaBytes = std::size_t{8} << 20;  // images are taken together as long as their values fit
+
+std::size_t available_processors() {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return std::size_t(std::max(1, CPU_COUNT(&set)));
+#endif
+    return std::max(1u, std::thread::hardware_concurrency());
+}
+
+struct AlignedDelete {
+    void operator()(std::uint8_t* p) const { ::operator delete[](p, std::align_val_t{64}); }
+};
+using Bytes = std::unique_ptr<std::uint8_t[], AlignedDelete>;
+
+Bytes allocate(std::size_t bytes) {
+    return Bytes(static_cast<std::uint8_t*>(::operator new[](bytes + 64, std::align_val_t{64})));
+}
+
+// The name of the plain operations among those of the tables of kernels.
+constexpr const char* kPlain = "plain";
+
+const kernels::Kernels* find_kernels(const std::string& isa) {
+    if (isa == kPlain) return nullptr;
+    const kernels::Kernels* found = kernels::select(isa.empty() ? nullptr : isa.c_str());
+    if (!found)
+        refuse("VITQUANT_ISA", "this machine or this build does not have the instruction set", isa,
+               "avx512vnni, avx2 or another that it has, portable, or nothing for the quickest");
+    return found;
+}
+
+}  // namespace
+
+// Memory of one run at a time.
+class Engine::Workspace {
+public:
+    void reserve(const Plan& plan, std::size_t images, std::size_t threads) {
+        if (images > images_) {
+            arena_.reset();
+            arena_ = allocate(plan.arena_bytes * images);
+            images_ = images;
+        }
+        if (scratch_.size() < threads) {
+            values_.resize(plan.values.size());
+            while (scratch_.size() < threads) scratch_.push_back(allocate(plan.scratch_bytes));
+        }
+    }
+
+    // Where the values lie while so many images are computed.
+    void lay_out(const Plan& plan, const std::uint8_t* images, std::size_t count) {
+        for (std::size_t i = 0; i < values_.size(); ++i) values_[i] = arena_.get() + plan.values[i].offset * count;
+        values_[0] = const_cast<std::uint8_t*>(images);  // nothing writes the image
+    }
+
+    Frame frame(std::size_t count, std::size_t threads, std::size_t worker) const {
+        return {count, threads, values_.data(), scratch_[worker].get()};
+    }
+
+    const std::uint8_t* value(int number) const { return values_[std::size_t(number)]; }
+
+private:
+    Bytes arena_;
+    std::size_t images_ = 0;
+    std::vector<std::uint8_t*> values_;
+    std::vector<Bytes> scratch_;
+};
+
+class Engine::Run final : public Job {
+public:
+    Run(const Plan& plan, const Workspace& workspace, std::size_t images, std::size_t threads)
+        : plan_(plan), workspace_(workspace), images_(images), threads_(threads) {}
+
+    std::size_t phases() const override { return plan_.phase_ends.size(); }
+
+    std::size_t tasks(std::size_t phase) const override {
+        std::size_t count = 0;
+        for (std::size_t i = begin(phase); i < plan_.phase_ends[phase]; ++i) count += plan_.steps[i]->tasks(images_, threads_);
+        return count;
+    }
+
+    void execute(std::size_t phase, std::size_t task, std::size_t worker) override {
+        for (std::size_t i = begin(phase);; ++i) {
+            const Step& step = *plan_.steps[i];
+            const std::size_t tasks = step.tasks(images_, threads_);
+            if (task < tasks) return step.run(workspace_.frame(images_, threads_, worker), task);
+            task -= tasks;
+        }
+    }
+
+private:
+    std::size_t begin(std::size_t phase) const { return phase ? plan_.phase_ends[phase - 1] : 0; }
+
+    const Plan& plan_;
+    const Workspace& workspace_;
+    std::size_t images_, threads_;
+};
+
+Engine::Engine(const Program& program, std::size_t threads, const std::string& isa)
+    : image_shape_(program.image.shape), image_bytes_(std::size_t(program.image.elements())), output_type_(),
+      metadata_(program.metadata) {
+    if (threads > kMaxThreads)
+        refuse("threads", "too many", std::to_string(threads), "at most " + std::to_string(kMaxThreads));
+    const kernels::Kernels* kernels = find_kernels(isa);
+    isa_ = kernels ? kernels->name : kPlain;
+    plan_ = make_plan(program, kernels);
+    const auto output = std::find_if(program.operations.begin(), program.operations.end(),
+                                     [&](const Operation& op) { return op.out.name == program.output; });
+    output_zero_ = output->out.spread_zero();
+    output_type_ = output->out.type();
+    scale_ = output->out.scale;
+    if (scale_.size() > 1) {
+        const std::size_t run = output_zero_.size() / scale_.size();
+        scale_.resize(output_zero_.size());
+        for (std::size_t i = scale_.size(); i-- > 0;) scale_[i] = scale_[i / run];
+    }
+    pool_ = std::make_unique<ThreadPool>(threads ? threads : available_processors());
+    images_at_once_ = std::max<std::size_t>(1, kArenaBytes / std::max<std::size_t>(plan_.arena_bytes, 1));
+}
+
+Engine::~Engine() = default;
+
+std::unique_ptr<Engine::Workspace> Engine::take_workspace() const {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (!spare_.empty()) {
+            std::unique_ptr<Workspace> workspace = std::move(spare_.back());
+            spare_.pop_back();
+            return workspace;
+        }
+    }
+    return std::make_unique<Workspace>();
+}
+
+void Engine::give_back(std::unique_ptr<Workspace> workspace) const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    spare_.push_back(std::move(workspace));
+}
+
+void Engine::run(const std::uint8_t* images, std::size_t count, std::int32_t* logits) const {
+    if (!count) return;
+    std::unique_ptr<Workspace> workspace = take_workspace();
+    workspace->reserve(plan_, std::min(count, images_at_once_), threads());
+    const std::size_t outputs = output_zero_.size();
+    // As equal portions as possible: none is left with a single image for all threads.
+    const std::size_t portions = (count + images_at_once_ - 1) / images_at_once_;
+    for (std::size_t i = 0; i < portions; ++i) {
+        const Rows portion = share(count, i, portions);
+        workspace->lay_out(plan_, images + portion.first * image_bytes_, portion.count());
+        Run run(plan_, *workspace, portion.count(), threads());
+        pool_->run(run);
+        std::int32_t* out = logits + portion.first * outputs;
+        with_codes(output_type_, workspace->value(plan_.output), [&](const auto* codes) {
+            for (std::size_t n = 0; n < portion.count() * outputs; ++n) out[n] = codes[n] - output_zero_[n % outputs];
+        });
+    }
+    give_back(std::move(workspace));
+}
+
+std::unique_ptr<Engine> load_engine(const std::string& path, std::size_t threads) {
+    const char* isa = std::getenv("VITQUANT_ISA");
+    const ProgramFiles files = read_program_files(path);
+    const Program program = decode_program(files.manifest, files.tensors, files.where);
+    return std::make_unique<Engine>(program, threads, isa ? isa : "");
+}
+
+}  // namespace vitquant

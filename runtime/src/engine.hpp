@@ -1,0 +1,59 @@
+// A loaded program, ready to run.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "manifest.hpp"
+#include "plan.hpp"
+#include "thread_pool.hpp"
+
+namespace vitquant {
+
+class Engine {
+public:
+    // `threads` of 0 takes all processors that this process may use; an empty `isa` the quickest that the machine has.
+    // Keeps nothing of the program's files. Throws Error.
+    Engine(const Program& program, std::size_t threads, const std::string& isa);
+    ~Engine();
+
+    // uint8 images [count, ...image_shape] to logits int32 [count, outputs]. From any number of threads at once.
+    void run(const std::uint8_t* images, std::size_t count, std::int32_t* logits) const;
+
+    const std::vector<std::int64_t>& image_shape() const { return image_shape_; }
+    std::size_t outputs() const { return output_zero_.size(); }
+    const std::vector<float>& scale() const { return scale_; }  // 1, or one for each output
+    const std::string& metadata() const { return metadata_; }   // JSON
+    const std::string& isa() const { return isa_; }
+    std::size_t threads() const { return pool_->threads(); }
+
+private:
+    class Workspace;
+    class Run;
+
+    std::unique_ptr<Workspace> take_workspace() const;
+    void give_back(std::unique_ptr<Workspace> workspace) const;
+
+    std::vector<std::int64_t> image_shape_;
+    std::size_t image_bytes_ = 0;
+    std::vector<std::int32_t> output_zero_;
+    DType output_type_;
+    std::vector<float> scale_;
+    std::string metadata_, isa_;
+    Plan plan_;
+    std::size_t images_at_once_ = 1;
+    std::unique_ptr<ThreadPool> pool_;
+
+    mutable std::mutex mutex_;
+    mutable std::vector<std::unique_ptr<Workspace>> spare_;  // of runs that have ended
+};
+
+// Reads, checks and prepares a program; `path` is a folder or its program.json. VITQUANT_ISA in the environment names
+// the instruction set. Throws Error.
+std::unique_ptr<Engine> load_engine(const std::string& path, std::size_t threads);
+
+}  // namespace vitquant

@@ -1,0 +1,23 @@
+// From the two files of a program to the program.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "program.hpp"
+
+namespace vitquant {
+
+struct ProgramFiles {
+    std::string where;     // path of the manifest, for messages
+    std::string manifest;  // program.json
+    std::string tensors;   // program.safetensors
+};
+
+// Reads both files; `path` is a folder or its program.json. Throws Error.
+ProgramFiles read_program_files(const std::string& path);
+
+// The program in them, checked in full; its constants are views of `tensors`. Throws Error.
+Program decode_program(std::string_view manifest, std::string_view tensors, const std::string& where);
+
+}  // namespace vitquant

@@ -1,0 +1,32 @@
+// From a program to what a run does: steps in phases, and where in memory each value lies.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels/kernels.hpp"
+#include "program.hpp"
+#include "step.hpp"
+
+namespace vitquant {
+
+struct Placement {
+    std::size_t offset = 0;  // bytes from the start, for one image; times the images for a batch
+    std::size_t bytes = 0;   // of one image, a multiple of 64; 0 for the image itself and for what is never written
+};
+
+struct Plan {
+    std::vector<std::unique_ptr<Step>> steps;
+    std::vector<std::size_t> phase_ends;  // steps of phase i end before the step of this number
+    std::vector<Placement> values;        // by number; the image is value 0
+    std::size_t arena_bytes = 0;          // of one image
+    std::size_t scratch_bytes = 0;        // of one thread
+    int output = 0;                       // number of the value that is the output
+};
+
+// Every operation by itself where `kernels` is null; else fused and by the kernels where they fit.
+Plan make_plan(const Program& program, const kernels::Kernels* kernels);
+
+}  // namespace vitquant

@@ -1,0 +1,17 @@
+// Proof that a program is well formed: names, shapes, ranges, and accumulators that cannot overflow.
+// The loader ends here, so the engine trusts what it is given.
+#pragma once
+
+#include <string>
+
+#include "program.hpp"
+
+namespace vitquant {
+
+// Each throws Error with what does not fit.
+void check_name(const std::string& name);
+void check_grid(const Value& value, const Tensor& scale, const Tensor& zero_point);  // before they are read
+void check_value(const Value& value);
+void validate(const Program& program);
+
+}  // namespace vitquant
