@@ -68,6 +68,7 @@ CASES: list[tuple[str, str, Callable[[Any], dict[str, Any]], str]] = [
     ("row", "linear", of_out(name="image"), "two values have the same name"),
     ("row", "linear", of_out(name="a\nb"), "not a name"),
     ("row", "linear", of_out(name="x" * 201), "not a name"),
+    ("row", "linear", of_out(name="\u00e9"), "not a name"),
     ("row", "linear", of_out(shape=(4, 7)), "scale does not fit the shape|not the shape that linear makes"),
     ("row", "linear", of_out(shape=(2**20, 2**20, 2**20)), "not a shape that can be computed"),
     ("row", "linear", of_out(shape=(4, 0)), "not a shape that can be computed"),

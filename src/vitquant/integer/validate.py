@@ -80,8 +80,8 @@ def refuse(name: str, problem: str, *, got: object | None = None, expected: str 
 
 def check_name(name: str) -> None:
     """A name that can be shown in one line."""
-    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
-        refuse("name", "not a name", got=ascii(name), expected=f"1 to {MAX_NAME} printable characters")
+    if not 0 < len(name) <= MAX_NAME or not (name.isascii() and name.isprintable()):
+        refuse("name", "not a name", got=ascii(name), expected=f"1 to {MAX_NAME} printable ASCII characters")
 
 
 def check_value(value: Value) -> None:
