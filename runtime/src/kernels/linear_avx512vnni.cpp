@@ -135,7 +135,7 @@ void one_tile(const LinearPlan& plan, const LinearRun& run, const Finish& finish
               size_t x_stride, const int32_t* start) {
     const int8_t* w = plan.packed + at.channel * plan.steps * 4;
     Tile<rows> tile;
-    multiply(x, x_stride, w, plan.steps, start, tile);
+    multiply_columns(x, x_stride, w, plan.steps, start, at.columns, tile);
     finish(plan, run, at, tile);
 }
 

@@ -1,10 +1,10 @@
 // Plans from specifications: constants spread over channels, padded, packed.
-#include "plans.hpp"
-
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+
+#include "scalar.hpp"
 
 namespace vitquant::kernels {
 
@@ -69,9 +69,6 @@ double centred_limit(const Grid& grid) {
     }
     return limit;
 }
-
-/// Where a channel is when the low halves of all 128-bit lanes come first.
-size_t interleaved(size_t c) { return c / 16 * 16 + c % 4 / 2 * 8 + c % 16 / 4 * 2 + c % 2; }
 
 /// `zero` (spread over the channels) may be null; `limits` bounds what is rescaled, of each channel.
 Requantizer make_requantizer(Arena& arena, Layout layout, const Rescale& rescale, const int32_t* zero, int32_t low, int32_t high,
@@ -293,6 +290,13 @@ Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
         bytes[i / plan->distances * 256 + i % plan->distances] = static_cast<uint8_t>(table[i]);
     }
     plan->quick = quick, plan->bytes = bytes;
+    auto* score_scale = arena.array<double>(heads);
+    auto* score_start = arena.array<double>(heads);
+    for (size_t h = 0; h < heads; ++h) {
+        const size_t at = layout == Layout::avx512vnni ? interleaved(h) : h;
+        score_scale[h] = plan->scores.scale[at], score_start[h] = plan->scores.start[at];
+    }
+    plan->score_scale = score_scale, plan->score_start = score_start;
     return plan;
 }
 

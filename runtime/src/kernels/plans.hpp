@@ -121,6 +121,7 @@ struct AttentionPlan {
     Requantizer out;  // [channels]
     bool quick;
     const uint8_t* bytes;  // quick: the table, [heads, 256]
+    const double *score_scale, *score_start;  // quick, as in the requantizer, but in the order of the heads
 };
 
 struct AddPlan {

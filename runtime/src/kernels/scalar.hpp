@@ -7,6 +7,9 @@
 namespace vitquant::kernels {
 namespace {
 
+/// Where a channel's constants are when the low halves of all 128-bit lanes of sixteen come first.
+inline size_t interleaved(size_t c) { return c / 16 * 16 + c % 4 / 2 * 8 + c % 16 / 4 * 2 + c % 2; }
+
 inline int32_t load(const void* data, Type type, size_t i) {
     switch (type) {
         case Type::i8: return static_cast<const int8_t*>(data)[i];
