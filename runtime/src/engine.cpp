@@ -1,6 +1,7 @@
 #include "engine.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <new>
 #include <thread>
@@ -172,6 +173,27 @@ void Engine::run(const std::uint8_t* images, std::size_t count, std::int32_t* lo
         });
     }
     give_back(std::move(workspace));
+}
+
+std::vector<Engine::Timing> Engine::profile(const std::uint8_t* images, std::size_t count) const {
+    std::vector<Timing> found;
+    for (const auto& step : plan_.steps) found.push_back({step->label, 0});
+    std::unique_ptr<Workspace> workspace = take_workspace();
+    workspace->reserve(plan_, std::min(count, images_at_once_), threads());
+    const std::size_t portions = (count + images_at_once_ - 1) / images_at_once_;
+    for (std::size_t p = 0; p < portions; ++p) {
+        const Rows portion = share(count, p, portions);
+        workspace->lay_out(plan_, images + portion.first * image_bytes_, portion.count());
+        const Frame frame = workspace->frame(portion.count(), 1, 0);
+        for (std::size_t i = 0; i < plan_.steps.size(); ++i) {
+            const auto start = std::chrono::steady_clock::now();
+            for (std::size_t task = 0, tasks = plan_.steps[i]->tasks(frame.images, 1); task < tasks; ++task)
+                plan_.steps[i]->run(frame, task);
+            found[i].seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        }
+    }
+    give_back(std::move(workspace));
+    return found;
 }
 
 std::unique_ptr<Engine> load_engine(const std::string& path, std::size_t threads) {

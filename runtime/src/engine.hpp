@@ -24,6 +24,14 @@ public:
     // uint8 images [count, ...image_shape] to logits int32 [count, outputs]. From any number of threads at once.
     void run(const std::uint8_t* images, std::size_t count, std::int32_t* logits) const;
 
+    struct Timing {
+        std::string label;  // of the operations that are executed together, such as `linear+add`
+        double seconds;
+    };
+
+    // Time of each step, executed in order on the calling thread alone.
+    std::vector<Timing> profile(const std::uint8_t* images, std::size_t count) const;
+
     const std::vector<std::int64_t>& image_shape() const { return image_shape_; }
     std::size_t outputs() const { return output_zero_.size(); }
     const std::vector<float>& scale() const { return scale_; }  // 1, or one for each output

@@ -1,6 +1,7 @@
 // The Python module: no more than what Python cannot do itself.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
@@ -16,10 +17,24 @@ using Logits = nb::ndarray<std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::
 
 namespace {
 
+void check_images(const Engine& engine, const Images& images) {
+    for (std::size_t i = 0; i < 3; ++i)
+        if (std::int64_t(images.shape(i + 1)) != engine.image_shape()[i])
+            throw vitquant::Error("images of another shape than the program's");
+}
+
+std::vector<std::pair<std::string, double>> profile(const Engine& engine, Images images) {
+    check_images(engine, images);
+    std::vector<std::pair<std::string, double>> found;
+    for (const Engine::Timing& timing : engine.profile(images.data(), images.shape(0)))
+        found.emplace_back(timing.label, timing.seconds);
+    return found;
+}
+
 void run(const Engine& engine, Images images, Logits logits) {
-    bool fits = logits.shape(0) == images.shape(0) && logits.shape(1) == engine.outputs();
-    for (std::size_t i = 0; i < 3; ++i) fits = fits && std::int64_t(images.shape(i + 1)) == engine.image_shape()[i];
-    if (!fits) throw vitquant::Error("images and logits do not fit the program");
+    check_images(engine, images);
+    if (logits.shape(0) != images.shape(0) || logits.shape(1) != engine.outputs())
+        throw vitquant::Error("logits of another shape than the program's");
     nb::gil_scoped_release release;
     engine.run(images.data(), images.shape(0), logits.data());
 }
@@ -43,6 +58,7 @@ NB_MODULE(_native, module) {
         .def_prop_ro("metadata", &Engine::metadata)
         .def_prop_ro("isa", &Engine::isa)
         .def_prop_ro("threads", &Engine::threads)
+        .def("profile", &profile, nb::arg("images").noconvert())
         .def("run", &run, nb::arg("images").noconvert(), nb::arg("logits").noconvert());
     module.def("load", &vitquant::load_engine, nb::arg("path"), nb::arg("threads"),
                nb::call_guard<nb::gil_scoped_release>());

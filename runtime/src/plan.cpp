@@ -36,6 +36,8 @@ public:
             std::unique_ptr<Step> step = make(node);
             for (const std::string& name : node.reads) step->reads.push_back(numbers_.at(name));
             step->writes = numbers_.at(node.writes);
+            for (const Operation* op : {node.first, node.second, node.last})
+                if (op) step->label += (step->label.empty() ? "" : "+") + op->name;
             plan.scratch_bytes = std::max(plan.scratch_bytes, rounded(step->scratch_bytes()));
             plan.steps.push_back(std::move(step));
         }

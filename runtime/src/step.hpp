@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "tensor.hpp"
@@ -29,6 +30,7 @@ public:
 
     std::vector<int> reads;  // numbers of values
     int writes = -1;
+    std::string label;  // the operations, such as `linear+add`
 };
 
 struct Rows {

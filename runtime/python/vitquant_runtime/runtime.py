@@ -38,6 +38,16 @@ class Runtime:
         Raises:
             ValueError: the images are of another type or shape.
         """
+        pixels = self._checked(images)
+        logits = np.empty((len(pixels), self._outputs), dtype=np.int32)
+        self._engine.run(pixels, logits)
+        return logits
+
+    def profile(self, images: NDArray[np.uint8]) -> list[tuple[str, float]]:
+        """What is executed, in order, such as ``linear+add``, and the seconds that it took, on one thread."""
+        return self._engine.profile(self._checked(images))
+
+    def _checked(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or images.ndim != 4:
             wanted = ", ".join(map(str, self.image_shape))
@@ -45,9 +55,7 @@ class Runtime:
                 f"images: not what the program takes. Got {images.dtype} {list(images.shape)}, "
                 f"expected uint8 [B, {wanted}]. Fix: give the pixels as they are, resized and cropped to this size."
             )
-        logits = np.empty((len(images), self._outputs), dtype=np.int32)
-        self._engine.run(np.ascontiguousarray(images), logits)
-        return logits
+        return np.ascontiguousarray(images)
 
     def __repr__(self) -> str:
         name = self.metadata.get("model", "integer program")
