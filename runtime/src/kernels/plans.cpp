@@ -46,10 +46,10 @@ bool is_byte(Type type) { return type == Type::i8 || type == Type::u8; }
 
 size_t padded(size_t channels) { return (channels + channel_block - 1) / channel_block * channel_block; }
 
-/// `count` equal runs, spread over the channels.
+/// `count` equal runs, spread over the channels; padded once more, as vectors may begin at the last channel.
 template <class To, class From>
 To* spread(Arena& arena, const From* values, size_t count, size_t channels) {
-    To* all = arena.array<To>(padded(channels));
+    To* all = arena.array<To>(padded(channels) + channel_block);
     for (size_t c = 0; c < channels; ++c) all[c] = static_cast<To>(values[c / (channels / count)]);
     return all;
 }
@@ -76,12 +76,12 @@ Requantizer make_requantizer(Arena& arena, Layout layout, const Rescale& rescale
     Requantizer r{};
     const auto* multiplier = spread<int32_t>(arena, rescale.multiplier, rescale.count, channels);
     const auto* shift = spread<int32_t>(arena, rescale.shift, rescale.count, channels);
-    auto* scale = arena.array<double>(padded(channels));
-    auto* start = arena.array<double>(padded(channels));
-    r.zero = zero != nullptr ? zero : arena.array<int32_t>(padded(channels));
+    auto* scale = arena.array<double>(padded(channels) + channel_block);
+    auto* start = arena.array<double>(padded(channels) + channel_block);
+    r.zero = zero != nullptr ? zero : arena.array<int32_t>(padded(channels) + channel_block);
     r.narrow = true;
     const bool wide = layout == Layout::avx512vnni;
-    for (size_t c = 0; c < padded(channels); ++c) start[c] = wide ? fixed_point : 0.0;
+    for (size_t c = 0; c < padded(channels) + channel_block; ++c) start[c] = wide ? fixed_point : 0.0;
     for (size_t c = 0; c < channels; ++c) {
         const size_t at = wide ? interleaved(c) : c;
         scale[at] = std::ldexp(multiplier[c], -shift[c]);
@@ -157,12 +157,14 @@ int64_t weight_at(const void* weight, Type type, size_t i) {
     }
 }
 
-/// Blocks of 64 outputs; in each, four inputs of each output after the other.
-const int8_t* pack_weight(Arena& arena, const int8_t* weight, size_t outputs, size_t inputs, size_t steps) {
-    auto* packed = arena.array<int8_t>(padded(outputs) * steps * 4);
+/// Blocks of outputs; in each, `together` inputs of each output after the other.
+const int8_t* pack_weight(Arena& arena, const int8_t* weight, size_t outputs, size_t inputs, size_t block,
+                          size_t together) {
+    const size_t steps = (inputs + together - 1) / together;
+    auto* packed = arena.array<int8_t>(padded(outputs) * steps * together);
     for (size_t n = 0; n < outputs; ++n) {
-        int8_t* to = packed + n / channel_block * channel_block * steps * 4 + n % channel_block * 4;
-        for (size_t k = 0; k < inputs; ++k) to[k / 4 * channel_block * 4 + k % 4] = weight[n * inputs + k];
+        int8_t* to = packed + (n / block * block * steps + n % block) * together;
+        for (size_t k = 0; k < inputs; ++k) to[k / together * block * together + k % together] = weight[n * inputs + k];
     }
     return packed;
 }
@@ -198,9 +200,11 @@ Owned<LinearPlan> make_linear(const LinearSpec& spec, Layout layout) {
         plan->addition = make_addition(arena, layout, *spec.addition, spec.out, outputs);
     }
     if (layout != Layout::portable && is_byte(spec.x.type) && spec.weight_type == Type::i8) {
-        plan->steps = (inputs + 3) / 4;
-        plan->packed = pack_weight(arena, static_cast<const int8_t*>(spec.weight), outputs, inputs, plan->steps);
-        if (spec.x.type == Type::i8) {  // sums wrap around as the accumulators do
+        const bool fours = layout == Layout::avx512vnni;
+        const size_t block = fours ? 64 : 16, together = fours ? 4 : 2;
+        plan->steps = (inputs + together - 1) / together;
+        plan->packed = pack_weight(arena, static_cast<const int8_t*>(spec.weight), outputs, inputs, block, together);
+        if (fours && spec.x.type == Type::i8) {  // sums wrap around as the accumulators do
             for (size_t n = 0; n < outputs; ++n) {
                 bias[n] = static_cast<int32_t>(static_cast<uint32_t>(bias[n]) - 128u * static_cast<uint32_t>(sums[n]));
             }

@@ -77,8 +77,8 @@ struct LinearPlan {
     Type x_type, weight_type;
     const void* weight;    // [outputs, inputs], where the packed form is not used
     const int8_t* packed;  // or null
-    const int32_t* bias;   // packed: less 128 times the row's sum, where inputs are int8 (they are made uint8)
-    size_t steps;          // packed: fours of inputs
+    const int32_t* bias;   // for VNNI: less 128 times the row's sum, where inputs are int8 (they are made uint8)
+    size_t steps;          // packed: fours of inputs; for AVX2, twos
     Requantizer requantizer;
     bool has_lookup, has_addition;
     LookupTable lookup;

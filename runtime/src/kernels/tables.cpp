@@ -1,4 +1,5 @@
 // The tables of functions, and whether this machine has the instructions for them.
+#include "avx2.hpp"
 #include "avx512vnni.hpp"
 
 namespace vitquant::kernels {
@@ -24,6 +25,25 @@ const Kernels table = {
 };
 
 #if defined(__x86_64__)
+const Kernels table_avx2 = {
+    "avx2",
+    [](const LinearSpec& spec) { return make_linear(spec, Layout::avx2); },
+    avx::linear_scratch,
+    avx::linear,
+    [](const LayerNormSpec& spec) { return make_layernorm(spec, Layout::avx2); },
+    avx::layernorm,
+    [](const AttentionSpec& spec) { return make_attention(spec, Layout::avx2); },
+    avx::attention_scratch,
+    avx::attention,
+    make_add,
+    plain::add,
+    make_requantize,
+    plain::requantize,
+    make_lookup,
+    plain::lookup,
+    plain::patches,
+};
+
 const Kernels table_avx512vnni = {
     "avx512vnni",
     [](const LinearSpec& spec) { return make_linear(spec, Layout::avx512vnni); },
@@ -43,6 +63,8 @@ const Kernels table_avx512vnni = {
     plain::patches,
 };
 
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
 bool has_avx512vnni() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -54,7 +76,12 @@ bool has_avx512vnni() {
 
 const Kernels* portable() { return &table; }
 
-const Kernels* avx2() { return nullptr; }
+const Kernels* avx2() {
+#if defined(__x86_64__)
+    if (has_avx2()) return &table_avx2;
+#endif
+    return nullptr;
+}
 
 const Kernels* avx512vnni() {
 #if defined(__x86_64__)
