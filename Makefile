@@ -28,6 +28,8 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.memory --weights $(WEIGHTS) --photos $(PHOTOS)
 	$(BIN)/python -m benchmarks.speed_beside_peers --weights $(WEIGHTS) --photos $(PHOTOS)
 	$(BIN)/python -m benchmarks.profile_cost --weights $(WEIGHTS) --photos $(PHOTOS)
+	$(BIN)/python -m benchmarks.integer --weights $(WEIGHTS) --photos $(PHOTOS)
+	$(BIN)/python -m benchmarks.exports --weights $(WEIGHTS) --photos $(PHOTOS)
 	$(BIN)/python -m benchmarks.startup
 
 clean:

@@ -19,9 +19,10 @@ from test_agreement import ARCHITECTURES, CONFIGS
 
 import vitquant
 from vitquant.errors import MissingDependencyError, ProgramError
-from vitquant.integer import onnx_arithmetic as arithmetic
-from vitquant.integer.onnx_builder import Graph, Step, Tensor, optional
-from vitquant.integer.onnx_integer import EMIT, LOGITS_SCALE, METADATA, Known, export_integer, onnx_session, run_onnx
+from vitquant.export import onnx_arithmetic as arithmetic
+from vitquant.export.onnx_builder import Graph, Step, Tensor, optional
+from vitquant.export.onnx_integer import EMIT, LOGITS_SCALE, METADATA, Known, export_integer
+from vitquant.export.runtime import in_onnxruntime, onnx_session
 from vitquant.integer.ops import LayerNorm, Linear, Mix, Operation, Pool, SoftmaxLog2
 from vitquant.integer.program import IntegerProgram
 from vitquant.integer.reference import EXECUTE, Inputs, Reference
@@ -100,7 +101,7 @@ def test_embedded_model() -> None:
     program = vitquant.compile(vitquant.quantize(model, "vit_int8.yaml", calibration=batch))
     data, images = export_integer(program).SerializeToString(), test[:100, None]
     assert len(data) < 1.5 * program.nbytes
-    np.testing.assert_array_equal(run_onnx(data, images.numpy()), expected(program, images))
+    np.testing.assert_array_equal(in_onnxruntime(data)(images.numpy()), expected(program, images))
 
 
 def test_another_weight_would_be_seen(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_another_weight_would_be_seen(tmp_path: Path) -> None:
     weight[2, 3] ^= 1
     changed = dataclasses.replace(program, operations=(*others, dataclasses.replace(head, weight=weight)))
     onnx.save(export_integer(changed), tmp_path / "changed.onnx")
-    differs = run_onnx(tmp_path / "changed.onnx", images.numpy()) != expected(program, images)
+    differs = in_onnxruntime(tmp_path / "changed.onnx")(images.numpy()) != expected(program, images)
     assert differs.any(0).tolist() == [False, False, True, False, False]
 
 

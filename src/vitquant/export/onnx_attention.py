@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vitquant.export.onnx_arithmetic import BIT_LENGTH, constant, look_up, reached
+from vitquant.export.onnx_builder import Step
+from vitquant.export.onnx_operations import SIGN, Known, along, as_bytes, requantized
 from vitquant.integer import ops
-from vitquant.integer.onnx_arithmetic import BIT_LENGTH, constant, look_up, reached
-from vitquant.integer.onnx_builder import Step
-from vitquant.integer.onnx_operations import SIGN, Known, along, as_bytes, requantized
 from vitquant.integer.validate import INT32_MAX
 from vitquant.integer.values import Array, Value
 from vitquant.numerics.softmax import EXPONENTIAL_BITS, LOG2_MAX, RECIPROCAL_BITS, SHARE_BITS

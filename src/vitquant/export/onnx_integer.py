@@ -3,23 +3,22 @@
 Products of bytes are ``MatMulInteger`` of *unsigned* bytes on both sides. Kernels for unsigned by signed bytes add up
 pairs of products in 16 bits that saturate on x86 without VNNI, as the documentation of ONNX Runtime's quantization
 tells, and a signed left side has no fast one on most machines; unsigned by unsigned is exact everywhere. Wider operands
-go through ``MatMul`` of int32. What else ONNX lacks is in :mod:`vitquant.integer.onnx_arithmetic`.
+go through ``MatMul`` of int32. What else ONNX lacks is in :mod:`vitquant.export.onnx_arithmetic`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vitquant.integer import onnx_attention, onnx_operations, ops
-from vitquant.integer.onnx_builder import Graph, Step, Tensor, optional
-from vitquant.integer.onnx_operations import INPUT, OUTPUT, Known
+from vitquant.export import onnx_attention, onnx_operations
+from vitquant.export.onnx_builder import Graph, Step, Tensor
+from vitquant.export.onnx_operations import INPUT, OUTPUT, Known
+from vitquant.integer import ops
 from vitquant.integer.program import IntegerProgram
-from vitquant.integer.values import Array
 
 METADATA, LOGITS_SCALE = "vitquant", "logits_scale"
 """Keys of the model's metadata: the program's metadata (JSON), and the scale of the logits (JSON list, float32)."""
@@ -52,30 +51,6 @@ def export_integer(program: IntegerProgram) -> Any:
         [Tensor(OUTPUT, np.dtype("int32"), ("batch", output.shape[1]))],
         {METADATA: json.dumps(dict(program.metadata)), LOGITS_SCALE: json.dumps(scale)},
     )
-
-
-def onnx_session(model: bytes | str | Path, *, threads: int = 2) -> Any:
-    """An ``onnxruntime.InferenceSession`` on the CPU.
-
-    Args:
-        model: a serialized model, or the path of one.
-        threads: within one operator; operators run one after the other.
-
-    Raises:
-        MissingDependencyError: ``onnxruntime`` is not installed.
-    """
-    runtime = optional("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
-    source = model if isinstance(model, bytes) else str(model)
-    return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-def run_onnx(model: bytes | str | Path, images: Array, *, threads: int = 2) -> Array:
-    """Logits int32 ``[B, K]`` of images uint8 ``[B, C, h, w]``, by ONNX Runtime; see :func:`onnx_session`."""
-    logits: Array = onnx_session(model, threads=threads).run([OUTPUT], {INPUT: images})[0]
-    return logits
 
 
 EMIT: Mapping[type[ops.Operation], Callable[[Step, Any, Known], None]] = {

@@ -1,0 +1,108 @@
+"""Exported graphs beside those that ONNX Runtime's and NNCF's own quantizers make of the same float model and images.
+
+SQNR is that of the output against the float model, over the evaluation photos. Times are of one process, in turns.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+import vitquant
+from benchmarks import peers
+from benchmarks.model import arguments, load_model
+from benchmarks.photos import load, load_crops, split
+from benchmarks.report import Report
+from benchmarks.timing import taking_turns
+from vitquant.export.onnx_integer import export_integer
+from vitquant.export.onnx_qdq import export_qdq
+from vitquant.export.runtime import SESSIONS
+from vitquant.models.adapt import FloatModel, sqnr_db
+
+Pooled: TypeAlias = Callable[[Tensor], Tensor]
+"""Pixels ``uint8 [B, C, h, w]`` to the model's output ``[B, K]``."""
+
+BATCHES = (1, 8)
+
+
+def graphs(model: FloatModel, calibration: Tensor, folder: Path, threads: int) -> dict[str, Pooled]:
+    normalize = model.preprocessing.normalize
+
+    def through(features: peers.Features) -> Pooled:
+        return lambda pixels: features(normalize(pixels))
+
+    def session(blob: bytes, runtime: str) -> Pooled:
+        run = SESSIONS[runtime](blob, threads=threads)
+        return lambda pixels: torch.from_numpy(run(normalize(pixels).numpy()))
+
+    qmodel = vitquant.quantize(model, "vit_int8.yaml", calibration=calibration)
+    program = vitquant.compile(qmodel)
+    scale = torch.from_numpy(program.output_value.spread(program.output_value.scale).copy())
+    integer = SESSIONS["onnxruntime"](export_integer(program).SerializeToString(), threads=threads)
+    float_path, prepared, static = folder / "float.onnx", folder / "prepared.onnx", folder / "static.onnx"
+    images = normalize(calibration)
+    peers.export_onnx(model.vit, images[:1], float_path)
+    peers.prepare_ort(float_path, prepared)
+    peers.quantize_ort(prepared, static, images, peers.OrtSettings(linears_only=True))
+    ours = {name: export_qdq(qmodel, target=name).SerializeToString() for name in ("onnxruntime", "openvino")}
+    return {
+        "PyTorch, float": through(eager(model.vit)),
+        "ONNX Runtime, float": through(peers.ort_features(float_path, threads)),
+        "ONNX Runtime, its own static int8 (linears)": through(peers.ort_features(static, threads)),
+        "OpenVINO, NNCF's int8": through(peers.openvino_features(peers.quantize_nncf(float_path, images), threads)),
+        "ONNX Runtime, our QDQ": session(ours["onnxruntime"], "onnxruntime"),
+        "OpenVINO, our QDQ": session(ours["openvino"], "openvino"),
+        "ONNX Runtime, our integer graph": lambda pixels: torch.from_numpy(integer(pixels.numpy())) * scale,
+        "vitquant, simulated": through(qmodel),
+    }
+
+
+def eager(module: nn.Module) -> peers.Features:
+    return lambda images: module(images)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--images", type=int, default=128, help="calibration images")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    torch.set_grad_enabled(False)
+    warnings.simplefilter("ignore")
+    model = load_model(args)
+    calibration_files, evaluation_files = split(args.photos, model.preprocessing)
+    calibration = load_crops(calibration_files, model.preprocessing, args.images)
+    pixels = load(evaluation_files, model.preprocessing)
+    report = Report(
+        f"Exported graphs, {args.model} at {args.img_size}",
+        [
+            "graph",
+            "SQNR, dB",
+            *(f"ms per image, batch {b}" for b in BATCHES),
+            *(f"of float PyTorch, batch {b}" for b in BATCHES),
+        ],
+        peers.PACKAGES,
+    )
+    with peers.scratch() as folder:
+        works = graphs(model, calibration, Path(folder), args.threads)
+        exact = model.vit(model.preprocessing.normalize(pixels))
+        sqnr = {name: sqnr_db(exact, torch.cat([f(b) for b in pixels.split(8)])) for name, f in works.items()}
+        times = {b: taking_turns({n: partial(f, pixels[:b]) for n, f in works.items()}, args.rounds) for b in BATCHES}
+    base = next(iter(works))
+    for name in works:
+        ms = [f"{median(times[b][name]) * 1e3 / b:.1f}" for b in BATCHES]
+        ratios = [median(x / y for x, y in zip(times[b][name], times[b][base], strict=True)) for b in BATCHES]
+        told = "-" if sqnr[name] > 100 else f"{sqnr[name]:.2f}"
+        report.add(name, told, *ms, *(f"{r:.2f}" for r in ratios))
+    report.notes.append(f"{args.threads} threads; medians of {args.rounds} rounds in turns; {len(pixels)} photos.")
+    report.show(args.markdown)
+
+
+if __name__ == "__main__":
+    main()

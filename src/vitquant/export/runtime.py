@@ -1,0 +1,62 @@
+"""Running exported graphs on the CPU, to compare them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from vitquant.export.onnx_builder import optional
+from vitquant.integer.values import Array
+
+Session: TypeAlias = Callable[[Array], Array]
+"""The input of a graph that has one, to its first output."""
+
+
+def onnx_session(model: bytes | str | Path, *, threads: int = 2) -> Any:
+    """A graph in ONNX Runtime, as an ``onnxruntime.InferenceSession``.
+
+    Args:
+        model: a serialized model, or the path of one.
+        threads: within one operator; operators run one after the other.
+
+    Raises:
+        MissingDependencyError: ``onnxruntime`` is not installed.
+    """
+    runtime = optional("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    source = model if isinstance(model, bytes) else str(model)
+    return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def in_onnxruntime(model: bytes | str | Path, *, threads: int = 2) -> Session:
+    """A graph with one input in ONNX Runtime."""
+    session = onnx_session(model, threads=threads)
+    name = session.get_inputs()[0].name
+    return lambda inputs: np.asarray(session.run(None, {name: inputs})[0])
+
+
+def in_openvino(model: bytes | str | Path, *, threads: int = 2) -> Session:
+    """The same in OpenVINO; what the graph leaves float stays float32.
+
+    Raises:
+        MissingDependencyError: ``openvino`` is not installed.
+    """
+    core = optional("openvino").Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    compiled = core.compile_model(core.read_model(model), "CPU", settings)
+    return lambda inputs: np.array(compiled([inputs])[0])
+
+
+SESSIONS: dict[str, Callable[..., Session]] = {"onnxruntime": in_onnxruntime, "openvino": in_openvino}
+
+
+def runtime_name(name: str) -> str:
+    """Such as ``onnxruntime 1.20.0``."""
+    return f"{name} {version(name)}"
