@@ -132,7 +132,7 @@ Engine::Engine(const Program& program, std::size_t threads, const std::string& i
         scale_.resize(output_zero_.size());
         for (std::size_t i = scale_.size(); i-- > 0;) scale_[i] = scale_[i / run];
     }
-    pool_ = std::make_unique<ThreadPool>(threads ? threads : available_processors());
+    pool_ = ThreadPool::make(threads ? threads : available_processors());
     images_at_once_ = std::max<std::size_t>(1, kArenaBytes / std::max<std::size_t>(plan_.arena_bytes, 1));
 }
 

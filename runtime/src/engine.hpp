@@ -54,7 +54,7 @@ private:
     std::string metadata_, isa_;
     Plan plan_;
     std::size_t images_at_once_ = 1;
-    std::unique_ptr<ThreadPool> pool_;
+    ThreadPool::Owned pool_;
 
     mutable std::mutex mutex_;
     mutable std::vector<std::unique_ptr<Workspace>> spare_;  // of runs that have ended

@@ -40,10 +40,6 @@ void run_alone(Job& job) {
 ThreadPool::ThreadPool(std::size_t threads) : threads_(threads < 1 ? 1 : threads) {}
 
 ThreadPool::~ThreadPool() {
-    if (process_ && process_ != current_process()) {
-        for (std::thread& worker : workers_) worker.detach();  // they do not exist here
-        return;
-    }
     {
         std::lock_guard<std::mutex> lock(mutex_);
         stopping_ = true;
@@ -51,6 +47,14 @@ ThreadPool::~ThreadPool() {
     wake_.notify_all();
     for (std::thread& worker : workers_) worker.join();
 }
+
+// After a fork the threads exist in the parent only, and what they wait on would be waited for here for ever: the
+// child leaves the pool as it is.
+void ThreadPool::Deleter::operator()(ThreadPool* pool) const {
+    if (!pool->is_of_another_process()) delete pool;
+}
+
+bool ThreadPool::is_of_another_process() const { return process_ && process_ != current_process(); }
 
 void ThreadPool::start() {
     process_ = current_process();
@@ -74,7 +78,7 @@ void ThreadPool::run(Job& job) {
     std::unique_lock<std::mutex> lease(lease_, std::try_to_lock);
     if (!lease.owns_lock()) return run_alone(job);
     if (workers_.empty()) start();
-    if (process_ != current_process()) return run_alone(job);
+    if (is_of_another_process()) return run_alone(job);
     prepare(job.phases());
     {
         std::lock_guard<std::mutex> lock(mutex_);

@@ -28,9 +28,13 @@ void run_alone(Job& job);
 
 class ThreadPool {
 public:
+    struct Deleter {
+        void operator()(ThreadPool* pool) const;
+    };
+    using Owned = std::unique_ptr<ThreadPool, Deleter>;
+
     // `threads` counts the caller. Threads are started by the first run.
-    explicit ThreadPool(std::size_t threads);
-    ~ThreadPool();
+    static Owned make(std::size_t threads) { return Owned(new ThreadPool(threads)); }
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
 
@@ -41,11 +45,15 @@ public:
     void run(Job& job);
 
 private:
+    explicit ThreadPool(std::size_t threads);
+    ~ThreadPool();
+
     // Counters of a phase, alone on their cache line: every thread writes them.
     struct alignas(64) Phase {
         std::atomic<std::size_t> next{0}, done{0};
     };
 
+    bool is_of_another_process() const;
     void start();
     void prepare(std::size_t phases);
     void serve(std::size_t worker);

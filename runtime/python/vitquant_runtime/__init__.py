@@ -1,4 +1,4 @@
-"""Runs the integer programs that vitquant writes: uint8 images in, int32 logits out, equal to the reference bit for bit.
+"""Runs the integer programs that vitquant writes: uint8 images in, int32 logits out, equal to the reference to the bit.
 
     runtime = vitquant_runtime.load("out/program.json")
     logits = runtime(images)  # uint8 [B, C, h, w] -> int32 [B, K]

@@ -1,0 +1,82 @@
+"""Programs on disk, images for them, and comparison with the reference."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import vitquant_runtime
+from vitquant.integer.program import IntegerProgram
+from vitquant.integer.reference import Reference
+from vitquant.integer.storage import save_program
+
+KNOWN_ISAS = ("plain", "portable", "avx2", "avxvnni", "avx512vnni", "neondot")
+
+
+@contextmanager
+def forced(isa: str | None) -> Iterator[None]:
+    """``VITQUANT_ISA`` set to this."""
+    before = os.environ.pop("VITQUANT_ISA", None)
+    if isa is not None:
+        os.environ["VITQUANT_ISA"] = isa
+    try:
+        yield
+    finally:
+        os.environ.pop("VITQUANT_ISA", None)
+        if before is not None:
+            os.environ["VITQUANT_ISA"] = before
+
+
+def load(path: Path, isa: str | None = None, threads: int | None = 1) -> vitquant_runtime.Runtime:
+    with forced(isa):
+        return vitquant_runtime.load(path, threads=threads)
+
+
+def available(folder: Path) -> list[str]:
+    """The instruction sets that this machine has, of those that there are."""
+    found = []
+    for isa in KNOWN_ISAS:
+        try:
+            load(folder, isa)
+        except ValueError as error:
+            if "VITQUANT_ISA" not in str(error):
+                raise
+        else:
+            found.append(isa)
+    return found
+
+
+def images_for(program: IntegerProgram, count: int = 2, seed: int = 0) -> NDArray[np.uint8]:
+    """Noise, and a black, a white and a black and white image."""
+    noise = np.random.default_rng(seed).integers(0, 256, (count, *program.image.shape), dtype=np.uint8)
+    extremes = [np.zeros_like(noise[:1]), np.full_like(noise[:1], 255), (noise[:1] > 127).astype(np.uint8) * 255]
+    return np.concatenate([noise, *extremes])
+
+
+def expected(program: IntegerProgram, images: NDArray[np.uint8]) -> NDArray[np.int32]:
+    return Reference(program)(torch.from_numpy(images)).codes.numpy()
+
+
+def disagreements(
+    program: IntegerProgram,
+    images: NDArray[np.uint8],
+    folder: Path,
+    isas: list[str],
+    threads: tuple[int, ...] = (1, 3),
+) -> list[str]:
+    """Where the runtime differs from the reference."""
+    save_program(program, folder)
+    wanted, found = expected(program, images), []
+    for isa in isas:
+        for count in threads:
+            logits = load(folder, isa, count)(images)
+            assert logits.dtype == np.int32
+            if not np.array_equal(logits, wanted):
+                found.append(f"{isa}, {count} threads")
+    return found
