@@ -81,32 +81,59 @@ struct ToLookup {
     }
 };
 
-/// The residual stream: both addends and the sum in 16 bits.
+/// The addend of sixteen channels, at the scale of the sum and with its zero point.
+struct ResidualAddend {
+    using Code = int16_t;
+    Affine affine;
+    __m512i zero;
+
+    ResidualAddend(const AdditionPlan& p, size_t channel)
+        : affine(load_affine(p.a, channel)), zero(flip(_mm512_loadu_si512(p.zero_a + channel))) {}
+
+    inline __attribute__((always_inline)) __m512i operator()(const int16_t* a, __mmask16 inside) const {
+        const __m512i x = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(inside, a));
+        return _mm512_srai_epi32(twice_rescaled(_mm512_sub_epi32(x, zero), affine), 1);
+    }
+};
+
+struct TableAddend {
+    using Code = int32_t;
+
+    TableAddend(const AdditionPlan&, size_t) {}
+
+    inline __attribute__((always_inline)) __m512i operator()(const int32_t* a, __mmask16 inside) const {
+        return _mm512_maskz_loadu_epi32(inside, a);
+    }
+};
+
+/// The residual stream: sums in 16 bits.
+template <class Addend>
 struct ToAddition {
     explicit ToAddition(const LinearPlan&) {}
 
     template <int rows>
     inline __attribute__((always_inline)) void operator()(const LinearPlan& plan, const LinearRun& run, const Place& at,
                                                           Tile<rows>& tile) const {
+        using Code = typename Addend::Code;
         requantized(plan.requantizer, tile, at.channel);
         const AdditionPlan& p = plan.addition;
+        const bool free = p.b_is_free;
         const __m512i low_b = _mm512_set1_epi32(plan.requantizer.low), high_b = _mm512_set1_epi32(plan.requantizer.high);
         const __m512i low = _mm512_set1_epi32(p.low), high = _mm512_set1_epi32(p.high);
 #pragma GCC unroll 4
         for (size_t j = 0; j < 4; ++j) {
             const size_t channel = at.channel + 16 * j;
-            const Affine affine = load_affine(p.a, channel);
-            const __m512i zero_a = _mm512_loadu_si512(p.zero_a + channel), zero_b = _mm512_loadu_si512(p.zero_b + channel);
-            const __mmask16 inside = at.columns > 16 * j ? first_words(at.columns - 16 * j) : __mmask16{0};
-            const auto* a = static_cast<const int16_t*>(run.addend) + at.row * run.addend_stride + channel;
+            if (at.columns <= 16 * j) return;
+            const Addend addend(p, channel);
+            const __m512i zero_b = _mm512_loadu_si512(p.zero_b + channel);
+            const __mmask16 inside = first_words(at.columns - 16 * j);
+            const auto* a = static_cast<const Code*>(run.addend) + at.row * run.addend_stride + channel;
             auto* out = static_cast<int16_t*>(run.out) + at.row * run.out_stride + channel;
 #pragma GCC unroll 6
             for (int i = 0; i < rows; ++i, a += run.addend_stride, out += run.out_stride) {
-                const __m512i x = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(inside, a));
-                const __m512i y = twice_rescaled(flip(_mm512_sub_epi32(x, zero_a)), affine);
-                const __m512i b = _mm512_srai_epi32(tile.sum[i][j], 1);
-                const __m512i clamped = _mm512_min_epi32(_mm512_max_epi32(b, low_b), high_b);
-                const __m512i sum = _mm512_add_epi32(_mm512_srai_epi32(y, 1), _mm512_sub_epi32(clamped, zero_b));
+                __m512i b = _mm512_srai_epi32(tile.sum[i][j], 1);
+                if (!free) b = _mm512_sub_epi32(_mm512_min_epi32(_mm512_max_epi32(b, low_b), high_b), zero_b);
+                const __m512i sum = _mm512_add_epi32(addend(a, inside), b);
                 const __m512i codes = _mm512_min_epi32(_mm512_max_epi32(sum, low), high);
                 _mm256_mask_storeu_epi16(out, inside, _mm512_cvtepi32_epi16(codes));
             }
@@ -181,10 +208,6 @@ void run_with(const LinearPlan& plan, const LinearRun& run) {
 
 bool is_byte(Type type) { return type == Type::i8 || type == Type::u8; }
 
-bool adds_quickly(const AdditionPlan& p) {
-    return p.b_is_identity && p.a.narrow && p.a_type == Type::i16 && p.type == Type::i16;
-}
-
 }  // namespace
 
 size_t linear_scratch(const LinearPlan& plan) {
@@ -195,7 +218,11 @@ size_t linear_scratch(const LinearPlan& plan) {
 void linear(const LinearPlan& plan, const LinearRun& run) {
     const Requantizer& r = plan.requantizer;
     if (plan.packed == nullptr) return plain::linear(plan, run);
-    if (plan.has_addition && r.narrow && adds_quickly(plan.addition)) return run_with<ToAddition>(plan, run);
+    if (plan.has_addition && r.narrow && plan.addition.b_is_identity && plan.addition.type == Type::i16) {
+        const AdditionPlan& p = plan.addition;
+        if (p.a_type == Type::i16 && p.a.narrow) return run_with<ToAddition<ResidualAddend>>(plan, run);
+        if (p.a_type == Type::i32 && p.a_is_added_as_is) return run_with<ToAddition<TableAddend>>(plan, run);
+    }
     if (plan.has_addition || !r.narrow || !is_byte(r.type)) return run_with<ToAnything>(plan, run);
     if (!plan.has_lookup) return run_with<ToBytes>(plan, run);
     if (plan.lookup.by_byte != nullptr) return run_with<ToLookup>(plan, run);

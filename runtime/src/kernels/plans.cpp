@@ -107,6 +107,13 @@ bool is_identity(const Rescale& rescale) {
     return true;
 }
 
+bool is_zero(const Grid& grid) {
+    for (size_t i = 0; i < grid.zero_count; ++i) {
+        if (grid.zero_point[i] != 0) return false;
+    }
+    return true;
+}
+
 AdditionPlan make_addition(Arena& arena, Layout layout, const Addition& addition, const Grid& b, size_t channels) {
     AdditionPlan plan{};
     const int32_t* zero = zeros(arena, addition.out, channels);
@@ -118,6 +125,7 @@ AdditionPlan make_addition(Arena& arena, Layout layout, const Addition& addition
     plan.b = make_requantizer(arena, layout, addition.rescale_b, nullptr, 0, 0, Type::i32, channels,
                               constant_limits(arena, centred_limit(b), channels));
     plan.b_is_identity = is_identity(addition.rescale_b);
+    plan.a_is_added_as_is = is_identity(addition.rescale_a) && is_zero(addition.a) && is_zero(addition.out);
     plan.low = addition.out.low, plan.high = addition.out.high, plan.type = addition.out.type;
     return plan;
 }
@@ -198,6 +206,14 @@ Owned<LinearPlan> make_linear(const LinearSpec& spec, Layout layout) {
     if (spec.addition != nullptr) {
         plan->has_addition = true;
         plan->addition = make_addition(arena, layout, *spec.addition, spec.out, outputs);
+        // Codes that are narrow are not clamped where all of 31 bits are allowed: then their zero point cancels.
+        const double limit = narrow_limit - 1;
+        if (plan->requantizer.narrow && spec.out.low <= -limit && spec.out.high >= limit) {
+            plan->requantizer = make_requantizer(arena, layout, spec.rescale, nullptr, spec.out.low, spec.out.high,
+                                                 spec.out.type, outputs, limits);
+            plan->addition.zero_b = arena.array<int32_t>(padded(outputs) + channel_block);
+            plan->addition.b_is_free = plan->requantizer.narrow;
+        }
     }
     if (layout != Layout::portable && is_byte(spec.x.type) && spec.weight_type == Type::i8) {
         const bool fours = layout == Layout::avx512vnni;

@@ -55,6 +55,8 @@ struct AdditionPlan {
     Requantizer a;  // without clamping; its zero is the sum's
     Requantizer b;  // without zero or clamping
     bool b_is_identity;
+    bool b_is_free;        // of zero points and of clamping, which change nothing
+    bool a_is_added_as_is;  // rescaled by 1, without zero points, as the tables of embeddings are
     const int32_t* zero_b;
     int32_t low, high;
     Type type;
