@@ -200,6 +200,7 @@ def integer_summary(
         "agreement": found.agreement,
         "sqnr_db": round(found.sqnr_db, 3),
         "to_simulated_db": round(found.to_simulated_db, 3),
+        "executor": comparison.executor,
         "points_compared": comparison.compared,
         "first_divergence": asdict(comparison.divergences[0]) if comparison.divergences else None,
         "bytes": program.nbytes,

@@ -36,6 +36,12 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     add_output_options(parser)
 
 
+def add_executor_option(parser: argparse.ArgumentParser) -> None:
+    """Which executor runs the program."""
+    kinds = ("auto", "reference", "native")
+    parser.add_argument("--executor", choices=kinds, default="auto", help="auto: the native one, if it is installed")
+
+
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Options that every command has."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -82,7 +88,7 @@ def print_result(result: JobResult, as_json: bool) -> None:
     active = sum(p.active for p in result.profile.points)
     out.print(f"{active} of {len(result.profile.points)} points are quantized, the others stay float.")
     if program is not None and result.comparison is not None:
-        out.print(result.comparison.agreement(), highlight=False)
+        out.print(f"Integers by {result.comparison.executor}. {result.comparison.agreement()}", highlight=False)
         share = program.nbytes / result.float_bytes
         out.print(f"It holds no float between pixels and logits, and takes {share:.1%} of the float model's bytes.")
     else:

@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from vitquant.cli.common import add_output_options, comparison_rows, console, positive, print_model
+from vitquant.cli.common import add_executor_option, add_output_options, comparison_rows, console, positive, print_model
 
 EPILOG = """examples:
   vitquant evaluate out --model vit_small_patch14_dinov2 --weights dinov2.safetensors --img-size 224 --eval photos2/
@@ -29,6 +29,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--limit", type=positive, metavar="N", help="at most so many images")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (8)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (cpu)")
+    add_executor_option(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
 
@@ -45,7 +46,9 @@ def run(args: argparse.Namespace) -> None:
     if images is None:
         images = load_fashion_images()[2:] if embedded else missing_images()
     print_model(model)
-    found = compare(args.folder, model, images, limit=args.limit, batch_size=args.batch_size, device=args.device)
+    found = compare(
+        args.folder, model, images, limit=args.limit, batch_size=args.batch_size, device=args.device, kind=args.executor
+    )
     if args.json:
         print(json.dumps(asdict(found), indent=2))
     else:
@@ -57,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         for row in comparison_rows(found.evaluation):
             table.add_row(*row)
         console().print(table)
-        console().print(found.agreement(), highlight=False)
+        console().print(f"Integers by {found.executor}. {found.agreement()}", highlight=False)
     found.require_agreement()
 
 

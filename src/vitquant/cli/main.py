@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
-from vitquant.cli import check, config, demo, evaluate, export, quantize, run
+from vitquant.cli import bench, check, config, demo, evaluate, export, quantize, run
 from vitquant.errors import VitquantError
 from vitquant.version import __version__
 
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vitquant", description="Quantize Vision Transformers, layer by layer.")
     parser.add_argument("--version", action="version", version=f"vitquant {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (demo, quantize, check, evaluate, run, export, config):
+    for module in (demo, quantize, check, evaluate, run, bench, export, config):
         module.add_to(commands)
     return parser
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
-from vitquant.cli.common import add_output_options, positive
+from vitquant.cli.common import add_executor_option, add_output_options, positive
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -18,6 +19,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (8)")
     parser.add_argument("--out", metavar="FILE", help="also write names, integers and logits to this .npz")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (cpu)")
+    add_executor_option(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
 
@@ -25,12 +27,15 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def run(args: argparse.Namespace) -> None:
     """Print a line for each image: the classes with the largest logits, or the first features without a head."""
     from vitquant.integer.classify import classify
+    from vitquant.integer.executors import open_executor
     from vitquant.integer.storage import load_program
 
     program = load_program(args.program)
     features = not program.metadata.get("classes")
     outcomes = []
-    for outcome in classify(program, args.images, limit=args.limit, batch_size=args.batch_size, device=args.device):
+    executor = open_executor(program, args.executor, device=args.device)
+    print(f"executor       {executor.name}", file=sys.stderr)
+    for outcome in classify(program, args.images, limit=args.limit, batch_size=args.batch_size, executor=executor):
         outcomes.append(outcome)
         if args.json:
             continue

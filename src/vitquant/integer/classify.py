@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vitquant.data import ImagesLike, Preprocessing, open_images
 from vitquant.errors import ConfigError, ProgramError
+from vitquant.integer.executors import Executor, open_executor
 from vitquant.integer.program import IntegerProgram
-from vitquant.integer.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,17 @@ def classify(
     *,
     limit: int | None = None,
     batch_size: int = 8,
-    device: str | torch.device = "cpu",
+    executor: Executor | None = None,
 ) -> Iterator[Outcome]:
-    """Run a program over images, as :func:`vitquant.data.open_images` takes them.
+    """Run a program over images, as :func:`vitquant.data.open_images` takes them; without an executor, by the quickest.
 
     Raises:
         DataError: there are none, or they cannot be read.
         ProgramError: the program does not say how a picture becomes its input.
     """
     preprocessing = preprocessing_of(program)
-    reference = Reference(program, device)
+    executor = executor or open_executor(program)
     for batch in open_images(images, preprocessing, limit=limit).batches(batch_size):
-        found = reference(preprocessing.to_pixels(batch.images))
+        found = executor(preprocessing.to_pixels(batch.images))
         for name, codes, logits in zip(batch.names, found.codes.cpu(), found.real().cpu(), strict=True):
             yield Outcome(name, codes, logits)

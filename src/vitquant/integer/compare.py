@@ -10,6 +10,7 @@ import torch
 from vitquant.data import ImagesLike, ImageSource, open_images
 from vitquant.errors import AgreementError
 from vitquant.integer.agreement import Divergence, divergences
+from vitquant.integer.executors import Executor, Kind, open_executor
 from vitquant.integer.program import IntegerProgram
 from vitquant.integer.reference import Reference
 from vitquant.integer.storage import load_program
@@ -25,9 +26,10 @@ AGREEMENT_IMAGES = 4
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured, and the points at which program and simulation differ on the first images."""
+    """What was measured, by which executor, and where program and simulation differ on the first images."""
 
     evaluation: Evaluation
+    executor: str
     compared: int
     divergences: tuple[Divergence, ...]
 
@@ -54,13 +56,24 @@ class Comparison:
             )
 
 
-def compare_models(model: QuantViT, program: IntegerProgram, images: ImageSource, *, batch_size: int = 8) -> Comparison:
-    """Evaluate a calibrated model in float, simulated, and as integers by the reference executor."""
+def compare_models(
+    model: QuantViT,
+    program: IntegerProgram,
+    images: ImageSource,
+    *,
+    batch_size: int = 8,
+    executor: Executor | None = None,
+) -> Comparison:
+    """Evaluate a calibrated model in float, simulated, and as integers.
+
+    The logits come from ``executor`` (the quickest one if not given), the codes at the points from the reference.
+    """
+    executor = executor or open_executor(program, device=model.device)
+    evaluation = evaluate(model, images, batch_size=batch_size, integers=lambda pixels: executor(pixels).real())
     reference = Reference(program, model.device)
-    evaluation = evaluate(model, images, batch_size=batch_size, integers=lambda pixels: reference(pixels).real())
     first = model.preprocessing.to_pixels(next(images.batches(AGREEMENT_IMAGES)).images)
     found, count = divergences(model, program, reference.run, first)
-    return Comparison(evaluation, count, tuple(found))
+    return Comparison(evaluation, executor.name, count, tuple(found))
 
 
 def compare(
@@ -71,6 +84,7 @@ def compare(
     limit: int | None = None,
     batch_size: int = 8,
     device: str | torch.device = "cpu",
+    kind: Kind = "auto",
 ) -> Comparison:
     """The same for what lies in a folder: a saved model and its integer program.
 
@@ -81,6 +95,7 @@ def compare(
         limit: at most so many images.
         batch_size: images in one forward.
         device: where to compute.
+        kind: of the executor, as for :func:`open_executor`.
 
     Raises:
         ArtifactError: the folder holds no such model, or one of another architecture.
@@ -88,4 +103,6 @@ def compare(
     """
     model = load(folder, vit=original.vit).to(device)
     program = load_program(folder)
-    return compare_models(model, program, open_images(images, model.preprocessing, limit=limit), batch_size=batch_size)
+    executor = open_executor(program, kind, device=device)
+    source = open_images(images, model.preprocessing, limit=limit)
+    return compare_models(model, program, source, batch_size=batch_size, executor=executor)

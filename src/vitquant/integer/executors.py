@@ -1,0 +1,78 @@
+"""Which executor runs a program: the native one where it is installed, else the reference."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from vitquant.errors import ConfigError, MissingDependencyError
+from vitquant.integer.program import IntegerProgram
+from vitquant.integer.reference import Logits, Reference
+from vitquant.integer.storage import save_program
+
+Kind: TypeAlias = Literal["auto", "reference", "native"]
+KINDS: tuple[Kind, ...] = ("auto", "reference", "native")
+
+NATIVE = "vitquant_runtime"
+
+
+@dataclass(frozen=True)
+class Executor:
+    """Runs a program: images ``uint8 [B, C, h, w]`` to :class:`Logits`. All executors give the same integers."""
+
+    name: str
+    execute: Callable[[Tensor], Logits]
+
+    def __call__(self, images: Tensor) -> Logits:
+        return self.execute(images)
+
+
+def open_executor(
+    program: IntegerProgram, kind: Kind = "auto", *, device: torch.device | str = "cpu", threads: int | None = None
+) -> Executor:
+    """An executor of a program.
+
+    Args:
+        program: compiled or loaded.
+        kind: ``native`` needs ``vitquant-runtime`` and the CPU; ``auto`` takes it where both are there.
+        device: for the reference executor.
+        threads: of the native executor; torch's number if not given.
+
+    Raises:
+        MissingDependencyError: ``native``, and ``vitquant-runtime`` is not installed.
+        ConfigError: ``native`` on another device than the CPU.
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    if kind == "auto":
+        kind = "native" if on_cpu and importlib.util.find_spec(NATIVE) is not None else "reference"
+    if kind == "reference":
+        return Executor("reference executor", Reference(program, device))
+    if not on_cpu:
+        raise ConfigError("the native executor runs on the CPU", where="executor", got=str(device), expected="cpu")
+    return native(program, threads or torch.get_num_threads())
+
+
+def native(program: IntegerProgram, threads: int) -> Executor:
+    """The native executor, which reads nothing but program files."""
+    try:
+        module = importlib.import_module(NATIVE)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the native executor cannot be imported: {error}", fix="pip install vitquant-runtime"
+        ) from error
+    with tempfile.TemporaryDirectory(prefix="vitquant-") as folder:
+        save_program(program, folder)
+        runtime = module.load(folder + "/program.json", threads=threads)
+    scale = torch.from_numpy(runtime.scale)
+
+    def execute(images: Tensor) -> Logits:
+        return Logits(torch.from_numpy(runtime(images.cpu().contiguous().numpy())), scale)
+
+    return Executor(f"vitquant-runtime {module.__version__}, {runtime.isa}, {threads} threads", execute)

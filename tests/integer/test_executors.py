@@ -1,0 +1,57 @@
+"""Which executor runs a program, and that all of them give the same integers."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from integer_models import pixels, quantized
+
+import vitquant
+from vitquant.bench import bench
+from vitquant.errors import ConfigError, MissingDependencyError
+from vitquant.integer import executors
+from vitquant.integer.executors import open_executor
+
+
+def test_the_native_executor_gives_the_same_integers() -> None:
+    pytest.importorskip("vitquant_runtime")
+    program = vitquant.compile(quantized())
+    images = pixels(5, seed=3)
+    native, reference = open_executor(program, threads=2), open_executor(program, "reference")
+    assert native.name.startswith("vitquant-runtime ")
+    assert native.name.endswith(", 2 threads")
+    assert torch.equal(native(images).codes, reference(images).codes)
+    assert torch.equal(native(images).real(), reference(images).real())
+
+
+def test_without_it_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "NATIVE", "a_module_that_is_not_there")
+    program = vitquant.compile(quantized(depth=1))
+    assert open_executor(program).name == "reference executor"
+    with pytest.raises(MissingDependencyError, match="pip install vitquant-runtime"):
+        open_executor(program, "native")
+
+
+def test_the_native_executor_needs_the_cpu() -> None:
+    program = vitquant.compile(quantized(depth=1))
+    with pytest.raises(ConfigError, match="runs on the CPU"):
+        open_executor(program, "native", device="cuda")
+
+
+def test_bench_times_all_that_is_installed(tmp_path: Path) -> None:
+    folder = tmp_path
+    model = quantized()
+    vitquant.save(model, folder)
+    vitquant.save_program(vitquant.compile(model), folder)
+    found = bench(folder, batches=(1, 2), rounds=1, threads=1)
+    names = [t.name for t in found if t.batch == 2]
+    assert names[0] == "PyTorch float32, eager"
+    assert "reference executor" in names
+    assert any(name.startswith("onnxruntime") for name in names) == (
+        importlib.util.find_spec("onnxruntime") is not None
+    )
+    assert all(t.milliseconds > 0 and t.images_per_second == 1000 * t.batch / t.milliseconds for t in found)
+    assert found[0].ratio == 1
