@@ -4,14 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt src/vitquant/version.py
+RUNTIME := $(shell find runtime -name '*.cpp' -o -name '*.hpp' -o -name 'CMakeLists.txt' -o -path 'runtime/python/*.py')
 
 .PHONY: demo test check bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/vitquant demo --out out
 
-test: check
+test: check $(VENV)/installed-runtime
 	$(BIN)/python -m pytest
+	cd runtime && ../$(BIN)/python -m pytest
 	$(BIN)/python tests/test_quant_attn.py
 	$(BIN)/python tests/test_embed_to_attn.py
 
@@ -47,6 +49,11 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) huggingface_hub
 	touch $@
 
-$(VENV)/installed-bench: $(VENV)/installed-test
+# The native executor is compiled here, which takes a C++17 compiler and about a minute.
+$(VENV)/installed-runtime: $(VENV)/installed-test $(RUNTIME)
+	$(PIP) ./runtime
+	touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed-runtime
 	$(PIP) --editable '.[bench]'
 	touch $@
