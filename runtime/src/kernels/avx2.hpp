@@ -1,4 +1,4 @@
-// What is compiled for AVX2.
+// What is compiled for AVX2, and for AVX-VNNI, which adds products of bytes.
 #pragma once
 
 #include "plans.hpp"
@@ -12,3 +12,9 @@ size_t attention_scratch(const AttentionPlan&);
 void attention(const AttentionPlan&, const AttentionRun&);
 
 }  // namespace vitquant::kernels::avx
+
+namespace vitquant::kernels::vnni256 {
+
+void linear(const LinearPlan&, const LinearRun&);
+
+}  // namespace vitquant::kernels::vnni256

@@ -13,6 +13,7 @@
 //
 // Build: each file is compiled with flags by its name (and -O3 -std=c++17):
 //   *_avx512vnni.cpp  -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi
+//   *_avxvnni.cpp     -mavx2 -mfma -mavxvnni
 //   *_avx2.cpp        -mavx2 -mfma
 //   all others        none.
 // Files named for an instruction set of another architecture compile to nothing. They include no header with inline
@@ -221,9 +222,10 @@ struct Kernels {
 const Kernels* portable();
 /// Null where this build or this machine lacks the instructions.
 const Kernels* avx2();
+const Kernels* avxvnni();
 const Kernels* avx512vnni();
 
-/// The table of this name ("portable", "avx2", "avx512vnni"), or the quickest that the machine has where `forced` is
+/// The table of this name ("portable", "avx2", "avxvnni", "avx512vnni"), or the quickest that the machine has where `forced` is
 /// null or empty. Null where there is no such table, or the machine lacks its instructions.
 const Kernels* select(const char* forced);
 

@@ -216,8 +216,8 @@ Owned<LinearPlan> make_linear(const LinearSpec& spec, Layout layout) {
         }
     }
     if (layout != Layout::portable && is_byte(spec.x.type) && spec.weight_type == Type::i8) {
-        const bool fours = layout == Layout::avx512vnni;
-        const size_t block = fours ? 64 : 16, together = fours ? 4 : 2;
+        const bool fours = layout != Layout::avx2;
+        const size_t block = layout == Layout::avx512vnni ? 64 : 16, together = fours ? 4 : 2;
         plan->steps = (inputs + together - 1) / together;
         plan->packed = pack_weight(arena, static_cast<const int8_t*>(spec.weight), outputs, inputs, block, together);
         if (fours && spec.x.type == Type::i8) {  // sums wrap around as the accumulators do

@@ -7,7 +7,7 @@
 namespace vitquant::kernels {
 
 /// How a plan's constants are laid out.
-enum class Layout : uint8_t { portable, avx2, avx512vnni };
+enum class Layout : uint8_t { portable, avx2, avxvnni, avx512vnni };
 
 /// Memory that lives as long as its plan: blocks aligned to 64 bytes, set to zero.
 class Arena {

@@ -1,6 +1,9 @@
 // Every table of kernels that this machine can run, against plain loops in wide integers.
 //
 //   test_kernels [cases] [first seed]
+//
+// Where there is AVX-512 but no AVX-VNNI, -DVITQUANT_AVXVNNI_BY_AVX512 on all files, and -mavx512vl -mavx512vnni in place
+// of -mavxvnni, tests the kernels of the latter too.
 #include <cstring>
 
 #include "check.hpp"
@@ -9,7 +12,7 @@ int main(int count, char** arguments) {
     using namespace test;
     const uint64_t cases = count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 1000;
     const uint64_t first = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 0;
-    for (const Kernels* kernels : {portable(), avx2(), avx512vnni()}) {
+    for (const Kernels* kernels : {portable(), avx2(), avxvnni(), avx512vnni()}) {
         if (kernels == nullptr) continue;
         if (select(kernels->name) != kernels) {
             std::printf("FAIL %s cannot be selected by its name\n", kernels->name);
