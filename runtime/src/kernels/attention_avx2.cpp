@@ -16,7 +16,7 @@ size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 struct Head {
     size_t tokens, width, first;       // first: its first channel
     size_t width_steps, token_steps;   // twos
-    size_t padded_tokens, padded_width;  // to blocks of 16
+    size_t padded_tokens, padded_width;  // to 32, to 16
     int16_t* keys;     // packed, [padded_tokens / 16][width_steps][16][2]
     int16_t* values;   // packed, [padded_width / 16][token_steps][16][2]
     int16_t* rows;     // of q, [panel][width_steps * 2]
@@ -30,7 +30,7 @@ Head lay_out(const AttentionPlan& plan, void* scratch) {
     Head h{};
     h.tokens = plan.tokens, h.width = plan.channels / plan.heads;
     h.width_steps = (h.width + 1) / 2, h.token_steps = (h.tokens + 1) / 2;
-    h.padded_tokens = round_up(h.tokens, 16), h.padded_width = round_up(h.width, 16);
+    h.padded_tokens = round_up(h.tokens, 32), h.padded_width = round_up(h.width, 16);
     const auto take = [&](size_t bytes) {
         const uintptr_t part = reinterpret_cast<uintptr_t>(scratch) + h.bytes;  // no pointer yet where there is no memory
         h.bytes += round_up(bytes, 64);
@@ -87,12 +87,17 @@ void score_tile(const AttentionPlan& plan, const Head& h, size_t head, size_t ro
 int32_t exponentials(const uint8_t* table, const Head& h, int16_t* row) {
     int16_t largest = row[0];
     for (size_t i = 1; i < h.tokens; ++i) largest = row[i] > largest ? row[i] : largest;
-    int32_t sum = 0;
-    for (size_t i = 0; i < h.tokens; ++i) {
-        const int32_t e = table[largest - row[i]];
-        row[i] = static_cast<int16_t>(e);
-        sum += e;
+    const __m256i maximum = _mm256_set1_epi16(largest);
+    for (size_t i = 0; i < h.padded_tokens; i += 32) {  // rows are padded to 32
+        auto* at = reinterpret_cast<__m256i*>(row + i);
+        const __m256i a = _mm256_sub_epi16(maximum, _mm256_load_si256(at));
+        const __m256i b = _mm256_sub_epi16(maximum, _mm256_load_si256(at + 1));
+        const __m256i e = look_up(table, _mm256_packus_epi16(a, b));
+        _mm256_store_si256(at, _mm256_unpacklo_epi8(e, _mm256_setzero_si256()));
+        _mm256_store_si256(at + 1, _mm256_unpackhi_epi8(e, _mm256_setzero_si256()));
     }
+    int32_t sum = 0;
+    for (size_t i = 0; i < h.tokens; ++i) sum += row[i];
     for (size_t i = h.tokens; i < h.padded_tokens; ++i) row[i] = 0;
     return sum;
 }
@@ -129,7 +134,7 @@ void run_panel(const AttentionPlan& plan, const AttentionRun& run, const Head& h
             to[d] = centred(run.q, plan.q_type, (first + i) * run.q_stride + h.first + d, plan.zero_q[h.first + d]);
         }
     }
-    for (size_t key = 0; key < h.tokens; key += 16) {
+    for (size_t key = 0; key < h.padded_tokens; key += 16) {
         for (size_t i = 0; i < rows; i += tile_rows) score_tile(plan, h, head, i, rows - i < tile_rows ? rows - i : tile_rows, key);
     }
     int32_t sums[panel_rows];

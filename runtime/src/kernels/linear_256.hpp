@@ -21,19 +21,45 @@ struct Place {
     size_t row, channel, rows, columns;
 };
 
-void to_bytes_or_tables(const LinearPlan& plan, const LinearRun& run, const Place& at, const Tile& tile) {
+inline __m128i tile_codes(const LinearPlan& plan, const Place& at, const int32_t* sums) {
+    return to_bytes(to_codes(load8(sums), plan.requantizer, at.channel),
+                    to_codes(load8(sums + 8), plan.requantizer, at.channel + 8));
+}
+
+void to_codes_of_bytes(const LinearPlan& plan, const LinearRun& run, const Place& at, const Tile& tile) {
     auto* out = static_cast<uint8_t*>(run.out) + at.row * run.out_stride + at.channel;
     for (size_t i = 0; i < at.rows; ++i, out += run.out_stride) {
-        const __m256i a = to_codes(load8(tile.sum[i]), plan.requantizer, at.channel);
-        const __m256i b = to_codes(load8(tile.sum[i] + 8), plan.requantizer, at.channel + 8);
-        if (!plan.has_lookup) {
-            store_bytes(out, to_bytes(a, b), at.columns);
-            continue;
+        store_bytes(out, tile_codes(plan, at, tile.sum[i]), at.columns);
+    }
+}
+
+bool has_one_table(const LookupTable& lookup, const Place& at) {
+    for (size_t c = 1; c < at.columns; ++c) {
+        if (lookup.table_of[at.channel + c] != lookup.table_of[at.channel]) return false;
+    }
+    return true;
+}
+
+/// Bytes by way of tables.
+void to_table(const LinearPlan& plan, const LinearRun& run, const Place& at, const Tile& tile) {
+    alignas(32) uint8_t codes[tile_rows][tile_columns] = {};
+    for (size_t i = 0; i < at.rows; ++i) {
+        _mm_store_si128(reinterpret_cast<__m128i*>(codes[i]), tile_codes(plan, at, tile.sum[i]));
+    }
+    const int32_t* table_of = plan.lookup.table_of + at.channel;
+    if (has_one_table(plan.lookup, at)) {
+        for (size_t i = 0; i < at.rows; i += 2) {
+            auto* two = reinterpret_cast<__m256i*>(codes[i]);
+            _mm256_store_si256(two, look_up(plan.lookup.by_byte + table_of[0] * 256, _mm256_load_si256(two)));
         }
-        alignas(16) uint8_t codes[16];
-        _mm_store_si128(reinterpret_cast<__m128i*>(codes), to_bytes(a, b));
-        const int32_t* table_of = plan.lookup.table_of + at.channel;
-        for (size_t c = 0; c < at.columns; ++c) out[c] = plan.lookup.by_byte[table_of[c] * 256 + codes[c]];
+    } else {
+        for (size_t i = 0; i < at.rows; ++i) {
+            for (size_t c = 0; c < at.columns; ++c) codes[i][c] = plan.lookup.by_byte[table_of[c] * 256 + codes[i][c]];
+        }
+    }
+    auto* out = static_cast<uint8_t*>(run.out) + at.row * run.out_stride + at.channel;
+    for (size_t i = 0; i < at.rows; ++i, out += run.out_stride) {
+        store_bytes(out, _mm_load_si128(reinterpret_cast<const __m128i*>(codes[i])), at.columns);
     }
 }
 
@@ -78,8 +104,9 @@ Finish last_step(const LinearPlan& plan) {
         const bool quick = p.b_is_identity && p.a.narrow && p.a_type == Type::i16 && p.type == Type::i16;
         return quick ? to_addition : to_anything;
     }
-    const bool bytes = is_byte(plan.requantizer.type) && (!plan.has_lookup || plan.lookup.by_byte != nullptr);
-    return bytes ? to_bytes_or_tables : to_anything;
+    if (!is_byte(plan.requantizer.type)) return to_anything;
+    if (!plan.has_lookup) return to_codes_of_bytes;
+    return plan.lookup.by_byte != nullptr ? to_table : to_anything;
 }
 
 template <class Products>

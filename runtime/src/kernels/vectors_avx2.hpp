@@ -115,6 +115,18 @@ inline __m128i to_bytes(__m256i a, __m256i b) {
     return _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1));
 }
 
+/// `table[code]` of 32 bytes, by a permutation for each sixteen entries: those of other sixteens give 0.
+inline __m256i look_up(const uint8_t* table, __m256i codes) {
+    __m256i found = _mm256_setzero_si256();
+    for (int i = 0; i < 16; ++i) {
+        const __m128i part = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table + 16 * i));
+        const __m256i within = _mm256_sub_epi8(codes, _mm256_set1_epi8(static_cast<char>(16 * i)));
+        const __m256i index = _mm256_adds_epu8(within, _mm256_set1_epi8(0x70));  // from 16 on, the highest bit is set
+        found = _mm256_or_si256(found, _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(part), index));
+    }
+    return found;
+}
+
 inline void store_bytes(uint8_t* out, __m128i bytes, size_t columns) {
     if (columns >= 16) return _mm_storeu_si128(reinterpret_cast<__m128i*>(out), bytes);
     alignas(16) uint8_t all[16];
