@@ -1,0 +1,76 @@
+// Runs programs with known results: engine_check FOLDER
+//
+// FOLDER is what make_programs.py wrote. Every instruction set that the machine has, 1 to 3 threads, and several callers
+// of one engine at the same time must give the logits that are given. Meant for builds with sanitizers.
+#include <atomic>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine.hpp"
+#include "error.hpp"
+
+namespace fs = std::filesystem;
+using vitquant::Engine;
+
+namespace {
+
+std::string read(const fs::path& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+}
+
+struct Case {
+    std::string images, logits;
+    std::size_t count;
+
+    bool agrees(const Engine& engine, std::size_t first, std::size_t images_taken) const {
+        const std::size_t bytes = images.size() / count, outputs = engine.outputs();
+        std::vector<std::int32_t> found(images_taken * outputs);
+        engine.run(reinterpret_cast<const std::uint8_t*>(images.data()) + first * bytes, images_taken, found.data());
+        return std::string_view(reinterpret_cast<const char*>(found.data()), found.size() * 4) ==
+               std::string_view(logits).substr(first * outputs * 4, found.size() * 4);
+    }
+};
+
+bool check(const fs::path& folder, const std::string& isa, std::size_t threads) {
+    const vitquant::ProgramFiles files = vitquant::read_program_files(folder.string());
+    const Engine engine(vitquant::decode_program(files.manifest, files.tensors, files.where), threads, isa);
+    Case known{read(folder / "images.u8"), read(folder / "logits.i32"), 0};
+    known.count = known.logits.size() / 4 / engine.outputs();
+    std::atomic<bool> right{known.agrees(engine, 0, known.count)};
+    std::vector<std::thread> callers;
+    for (std::size_t caller = 0; caller < 3; ++caller)
+        callers.emplace_back([&, caller] {
+            for (std::size_t i = 0; i < 4; ++i) {
+                const std::size_t first = (caller + i) % known.count;
+                if (!known.agrees(engine, first, std::min(known.count - first, i + 1))) right = false;
+            }
+        });
+    for (std::thread& caller : callers) caller.join();
+    return right;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc != 2) return 2;
+    int failures = 0, checked = 0;
+    for (const auto& entry : fs::directory_iterator(argv[1])) {
+        if (!fs::exists(entry.path() / "program.json")) continue;
+        for (const char* isa : {"plain", "portable", "avx2", "avxvnni", "avx512vnni", "neondot"}) {
+            if (std::string(isa) != "plain" && !vitquant::kernels::select(isa)) continue;
+            for (std::size_t threads = 1; threads <= 3; ++threads, ++checked) {
+                if (check(entry.path(), isa, threads)) continue;
+                std::printf("%s: other logits with %s on %zu threads\n", entry.path().c_str(), isa, threads);
+                ++failures;
+            }
+        }
+    }
+    std::printf("%d checked, %d failed\n", checked, failures);
+    return failures || !checked;
+}

@@ -1,0 +1,51 @@
+"""Writes programs for the native tests: make_programs.py FOLDER
+
+Each of its folders holds a program, ``images.u8`` and ``logits.i32``, what the reference makes of the images;
+``seeds/`` holds both files of each program in one, for the fuzzing of the loader.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[3]
+sys.path += [str(REPOSITORY / part) for part in ("src", "tests/integer", "runtime/tests")]
+
+import numpy as np  # noqa: E402
+from block_programs import Sizes, block_program  # noqa: E402
+from random_programs import STEPS, random_program  # noqa: E402
+from saved_programs import expected, images_for  # noqa: E402
+
+from vitquant.integer.program import IntegerProgram  # noqa: E402
+from vitquant.integer.storage import encode_program, save_program  # noqa: E402
+
+
+def programs() -> dict[str, IntegerProgram]:
+    found = {
+        "wide": block_program(0, Sizes(grid=(5, 13), channels=192, heads=3, hidden=384, classes=100)),
+        "odd": block_program(1, Sizes(grid=(7, 9), patch=3, prefix=5, channels=105, heads=5, hidden=77, classes=33)),
+        "one_token": block_program(2, Sizes(grid=(1, 1), prefix=0, channels=16, heads=1, hidden=16, classes=1)),
+    }
+    for seed in range(24):
+        random = np.random.default_rng(seed)
+        steps = [STEPS[i] for i in random.integers(0, len(STEPS), random.integers(1, 5))]
+        found[f"random{seed}"] = random_program(seed, steps)
+    return found
+
+
+def main(folder: Path) -> None:
+    (folder / "seeds").mkdir(parents=True, exist_ok=True)
+    for name, program in programs().items():
+        save_program(program, folder / name)
+        images = images_for(program)
+        (folder / name / "images.u8").write_bytes(images.tobytes())
+        (folder / name / "logits.i32").write_bytes(expected(program, images).astype("<i4").tobytes())
+        manifest, tensors = encode_program(program)
+        if len(tensors) < 2**17:
+            (folder / "seeds" / name).write_bytes(struct.pack("<I", len(manifest)) + manifest + tensors)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
