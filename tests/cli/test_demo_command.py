@@ -29,6 +29,11 @@ def test_the_demo_keeps_its_promise(demo: tuple[Path, subprocess.CompletedProces
     assert summary["fp32"]["top1"] >= 90
     assert summary["quantized"]["top1"] >= summary["fp32"]["top1"] - 0.5
     assert summary["sqnr_db"] > 30
+    assert summary["integer"]["first_divergence"] is None
+    assert summary["integer"]["points_compared"] == 74
+    assert summary["integer"]["to_simulated_db"] > 100
+    assert summary["integer"]["top1"] == summary["quantized"]["top1"]
+    assert "equals the simulation at all 74 points, to the last code" in done.stdout
     assert f"{summary['fp32']['top1']:.2f} %" in done.stdout
     worst = min((point["sqnr_isolated_db"] or 300, name) for name, point in summary["points"].items())[1]
     assert worst in done.stdout
