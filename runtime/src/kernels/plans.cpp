@@ -70,7 +70,7 @@ double centred_limit(const Grid& grid) {
     return limit;
 }
 
-/// `zero` (spread over the channels) may be null; `limits` bounds what is rescaled, of each channel.
+/// `zero` (spread over the channels) may be null; `limits` bounds what is rescaled, of each channel: 32 bits at most.
 Requantizer make_requantizer(Arena& arena, Layout layout, const Rescale& rescale, const int32_t* zero, int32_t low, int32_t high,
                              Type type, size_t channels, const double* limits) {
     Requantizer r{};
@@ -85,9 +85,9 @@ Requantizer make_requantizer(Arena& arena, Layout layout, const Rescale& rescale
     for (size_t c = 0; c < channels; ++c) {
         const size_t at = wide ? interleaved(c) : c;
         scale[at] = std::ldexp(multiplier[c], -shift[c]);
-        start[at] += (wide ? r.zero[c] : 0) + (shift[c] > 0 ? 0.5 : 0.0);
+        start[at] += (wide ? r.zero[c] : 0) + 0.5;  // without a shift, the half is nothing to whole numbers
         const double reach = limits[c] * scale[at] + std::fabs(r.zero[c]) + 1;
-        r.narrow = r.narrow && limits[c] < 2147483648.0 && reach < narrow_limit;
+        r.narrow = r.narrow && reach < narrow_limit;
     }
     r.multiplier = multiplier, r.shift = shift, r.scale = scale, r.start = start;
     r.low = low, r.high = high, r.type = type;

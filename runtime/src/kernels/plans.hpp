@@ -45,8 +45,8 @@ struct Requantizer {
     // The same for vectors of doubles, where multiplier * 2^-shift, and its product with 32 bits, are exact. The layout
     // for AVX-512 has the channels of each sixteen in the order in which halves of vectors are interleaved.
     const double* scale;
-    const double* start;  // AVX-512: fixed_point + zero + the half, if there is a shift; else the half alone
-    bool narrow;          // zero + rescale(x) stays below 2^30 before it is clamped, and x within 32 bits
+    const double* start;  // AVX-512: fixed_point + zero + the half; else the half alone
+    bool narrow;          // zero + rescale(x) stays below 2^30 before it is clamped
 };
 
 struct AdditionPlan {

@@ -42,7 +42,9 @@ void attention(const Kernels& kernels, uint64_t seed, bool large) {
     const int64_t v_limit = centred_limit(v);
     const int wide = bits_of(v_limit), fraction_bits = normalize ? static_cast<int>(r.chance(70) ? 30 - wide : r.in(0, 30 - wide)) : 0;
     const int reciprocal_bits = normalize ? static_cast<int>(r.chance(70) ? 52 - wide : r.in(fraction_bits, 52 - wide)) : 0;
-    const int64_t largest = softmax == Softmax::row ? 255 : 32767;
+    const bool many_levels = softmax == Softmax::row && tokens <= 60 && r.chance(20);
+    if (many_levels) weights.type = Type::i32, weights.high = 65535;
+    const int64_t largest = softmax != Softmax::row ? 32767 : many_levels ? 65535 : 255;
     const auto distances = static_cast<size_t>(scores.high - scores.low + 1);
     const size_t table_count = r.chance(50) ? heads : 1;
     std::vector<int32_t> table;

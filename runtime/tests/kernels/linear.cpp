@@ -65,9 +65,11 @@ void linear(const Kernels& kernels, uint64_t seed) {
     OwnedGrid sum(r, r.of({Type::i16, Type::i16, Type::i8, Type::i32}), outputs, r.chance(50));
     OwnedRescale rescale_a(r, outputs, static_cast<double>(a.high - a.low), r.of({300.0, 30000.0}));
     if (mode == 2 && r.chance(50)) out.low = -(1 << 30), out.high = 1 << 30, out.type = Type::i32;  // never clamped
-    if (mode == 2 && r.chance(20)) {  // the table of an embedding
-        a = OwnedGrid(r, Type::i32, outputs, true), sum.zero.assign(sum.zero.size(), 0), rescale_a = OwnedRescale();
-        a.zero.assign(a.zero.size(), 0), sum.low = lowest(sum.type), sum.high = highest(sum.type);
+    if (mode == 2 && r.chance(40)) {  // the table of an embedding
+        a = OwnedGrid(r, Type::i32, outputs, false), rescale_a = OwnedRescale();
+        if (r.chance(70)) sum.zero.assign(sum.zero.size(), 0);
+        if (r.chance(70)) a.zero.assign(a.zero.size(), 0);
+        sum.low = lowest(sum.type), sum.high = highest(sum.type);
     }
     const OwnedRescale rescale_b = r.chance(70) ? OwnedRescale() : OwnedRescale(r, outputs, 1e6, 1e4);
     const LookupTables lookup_view = tables.view();
