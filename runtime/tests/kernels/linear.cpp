@@ -68,7 +68,7 @@ void linear(const Kernels& kernels, uint64_t seed) {
     if (mode == 2 && r.chance(40)) {  // the table of an embedding
         a = OwnedGrid(r, Type::i32, outputs, false), rescale_a = OwnedRescale();
         if (r.chance(70)) sum.zero.assign(sum.zero.size(), 0);
-        if (r.chance(70)) a.zero.assign(a.zero.size(), 0);
+        if (r.chance(70)) a.low = -20000, a.high = 20000, a.zero.assign(a.zero.size(), 0);
         sum.low = lowest(sum.type), sum.high = highest(sum.type);
     }
     const OwnedRescale rescale_b = r.chance(70) ? OwnedRescale() : OwnedRescale(r, outputs, 1e6, 1e4);
