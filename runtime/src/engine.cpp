@@ -89,26 +89,23 @@ public:
     Run(const Plan& plan, const Workspace& workspace, std::size_t images, std::size_t threads)
         : plan_(plan), workspace_(workspace), images_(images), threads_(threads) {}
 
-    std::size_t phases() const override { return plan_.phase_ends.size(); }
+    std::size_t phases() const override { return plan_.phases.size(); }
 
     std::size_t tasks(std::size_t phase) const override {
         std::size_t count = 0;
-        for (std::size_t i = begin(phase); i < plan_.phase_ends[phase]; ++i) count += plan_.steps[i]->tasks(images_, threads_);
+        for (const Unit& unit : plan_.phases[phase]) count += unit.tasks(images_, threads_);
         return count;
     }
 
     void execute(std::size_t phase, std::size_t task, std::size_t worker) override {
-        for (std::size_t i = begin(phase);; ++i) {
-            const Step& step = *plan_.steps[i];
-            const std::size_t tasks = step.tasks(images_, threads_);
-            if (task < tasks) return step.run(workspace_.frame(images_, threads_, worker), task);
+        for (const Unit& unit : plan_.phases[phase]) {
+            const std::size_t tasks = unit.tasks(images_, threads_);
+            if (task < tasks) return unit.run(workspace_.frame(images_, threads_, worker), task);
             task -= tasks;
         }
     }
 
 private:
-    std::size_t begin(std::size_t phase) const { return phase ? plan_.phase_ends[phase - 1] : 0; }
-
     const Plan& plan_;
     const Workspace& workspace_;
     std::size_t images_, threads_;

@@ -7,8 +7,10 @@ namespace vitquant {
 namespace {
 
 constexpr std::size_t kColumnGrain = 64;         // as kernels want columns split
+constexpr std::size_t kRowGrain = 12;             // a multiple of the rows that kernels take at once
 constexpr std::size_t kWeightBytes = 512 * 1024;  // of a task, so that they stay in the nearer cache from row to row
-constexpr std::size_t kTaskRows = 48;             // few enough to share out evenly, enough to use the weights well
+constexpr std::size_t kTaskProducts = 4 << 20;    // some 20 microseconds: what a thread may have to wait for another
+constexpr std::size_t kTasksPerThread = 12;       // more are no more even
 
 class LinearStep final : public RowKernelStep {
 public:
@@ -59,8 +61,14 @@ public:
     void run(const Frame& frame, std::size_t task) const override {
         const Parts parts = divide(frame.images, frame.threads);
         // Tasks that follow each other share their columns, whose weights are near then.
-        const Rows columns = share(outputs_, task / parts.rows, parts.columns, kColumnGrain);
-        const Rows rows = share(frame.images * rows_, task % parts.rows, parts.rows);
+        run_panel(frame, share(frame.images * rows_, task % parts.rows, parts.rows, kRowGrain),
+                  share(outputs_, task / parts.rows, parts.columns, kColumnGrain));
+    }
+
+    void run_rows(const Frame& frame, Rows rows) const override { run_panel(frame, rows, {0, outputs_}); }
+
+private:
+    void run_panel(const Frame& frame, Rows rows, Rows columns) const {
         for_rows(rows, [&](std::size_t image, std::size_t row, std::size_t count) {
             const std::uint8_t* addend = nullptr;
             if (!table_.empty()) addend = addend_.at(reinterpret_cast<const std::uint8_t*>(table_.data()), image, row);
@@ -72,19 +80,19 @@ public:
         });
     }
 
-private:
     struct Parts {
         std::size_t rows, columns;
     };
 
     Parts divide(std::size_t images, std::size_t threads) const {
-        const std::size_t total = images * rows_, grains = (outputs_ + kColumnGrain - 1) / kColumnGrain;
-        Parts parts{(total + kTaskRows - 1) / kTaskRows, (inputs_ * outputs_ + kWeightBytes - 1) / kWeightBytes};
-        if (threads > 1) {
-            parts.rows = std::max(parts.rows, std::min((total + 15) / 16, threads));
-            if (parts.rows < threads) parts.columns = std::max(parts.columns, 2 * threads / parts.rows);
-        }
-        parts.columns = std::min(parts.columns, grains);
+        const auto parts_of = [](std::size_t total, std::size_t part) { return (total + part - 1) / part; };
+        const std::size_t rows = images * rows_;
+        const std::size_t row_grains = parts_of(rows, kRowGrain), column_grains = parts_of(outputs_, kColumnGrain);
+        Parts parts{1, std::min(column_grains, parts_of(inputs_ * outputs_, kWeightBytes))};
+        if (threads == 1) return parts;
+        const std::size_t wanted = std::min(threads * kTasksPerThread, parts_of(rows * inputs_ * outputs_, kTaskProducts));
+        parts.rows = std::clamp<std::size_t>(wanted / parts.columns, 1, parts_of(row_grains, 2));
+        parts.columns = std::clamp<std::size_t>(parts_of(wanted, parts.rows), parts.columns, column_grains);
         return parts;
     }
 

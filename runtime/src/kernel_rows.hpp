@@ -57,6 +57,11 @@ public:
         return threads == 1 ? 1 : std::min((images * rows_ + 7) / 8, threads * 4);
     }
 
+    RowExtent extent() const override { return {rows_, only_row_}; }
+    void run(const Frame& frame, std::size_t task) const override {
+        run_rows(frame, share(frame.images * rows_, task, tasks(frame.images, frame.threads)));
+    }
+
 protected:
     Lines lines(const std::string& name, const Surroundings& around);
 
@@ -69,10 +74,6 @@ protected:
             visit(rows.first / rows_, row, count);
             rows.first += count;
         }
-    }
-
-    Rows rows_of(const Frame& frame, std::size_t task) const {
-        return share(frame.images * rows_, task, tasks(frame.images, frame.threads));
     }
 
     const std::uint8_t* input(const Frame& frame, std::size_t i) const { return frame.values[reads[i]]; }

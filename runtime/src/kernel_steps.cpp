@@ -48,8 +48,8 @@ public:
                                          static_cast<int>(op.number("headroom")), kernel_grid(op.out)});
     }
 
-    void run(const Frame& frame, std::size_t task) const override {
-        for_rows(rows_of(frame, task), [&](std::size_t image, std::size_t row, std::size_t count) {
+    void run_rows(const Frame& frame, Rows rows) const override {
+        for_rows(rows, [&](std::size_t image, std::size_t row, std::size_t count) {
             kernels_.layernorm(*plan_, count, x_.at(input(frame, 0), image, row), x_.stride,
                                out_.at(output(frame), image, row), out_.stride);
         });
@@ -72,8 +72,8 @@ public:
                                    kernel_grid(around.value(node.reads[1]))});
     }
 
-    void run(const Frame& frame, std::size_t task) const override {
-        for_rows(rows_of(frame, task), [&](std::size_t image, std::size_t row, std::size_t count) {
+    void run_rows(const Frame& frame, Rows rows) const override {
+        for_rows(rows, [&](std::size_t image, std::size_t row, std::size_t count) {
             kernels_.add(*plan_, count, a_.at(input(frame, 0), image, row), a_.stride,
                          b_.at(input(frame, 1), image, row), b_.stride, out_.at(output(frame), image, row),
                          out_.stride);
@@ -97,8 +97,8 @@ public:
                                           kernel_grid(op.out)});
     }
 
-    void run(const Frame& frame, std::size_t task) const override {
-        for_rows(rows_of(frame, task), [&](std::size_t image, std::size_t row, std::size_t count) {
+    void run_rows(const Frame& frame, Rows rows) const override {
+        for_rows(rows, [&](std::size_t image, std::size_t row, std::size_t count) {
             kernels_.requantize(*plan_, count, x_.at(input(frame, 0), image, row), x_.stride,
                                 out_.at(output(frame), image, row), out_.stride);
         });
@@ -119,8 +119,8 @@ public:
             {std::size_t(op.out.shape[1]), kernel_grid(around.value(node.reads[0])), constants.tables()});
     }
 
-    void run(const Frame& frame, std::size_t task) const override {
-        for_rows(rows_of(frame, task), [&](std::size_t image, std::size_t row, std::size_t count) {
+    void run_rows(const Frame& frame, Rows rows) const override {
+        for_rows(rows, [&](std::size_t image, std::size_t row, std::size_t count) {
             kernels_.lookup(*plan_, count, x_.at(input(frame, 0), image, row), x_.stride,
                             out_.at(output(frame), image, row), out_.stride);
         });

@@ -11,6 +11,10 @@
 namespace vitquant {
 namespace {
 
+constexpr std::size_t kChainedRows = 32;  // fewer of an image are not enough to share them out
+constexpr std::size_t kPanelRows = 48;    // few enough for their values to stay in the nearer cache
+constexpr std::size_t kRowGrain = 12;     // a multiple of the rows that kernels take at once
+
 std::size_t rounded(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // One token of a value that is kept as this one token already.
@@ -42,7 +46,7 @@ public:
             plan.steps.push_back(std::move(step));
         }
         plan.output = numbers_.at(program_.output);
-        plan.phase_ends = phases(plan);
+        plan.phases = phases(plan);
         place(plan);
         return plan;
     }
@@ -62,23 +66,35 @@ private:
         return step ? std::move(step) : make_attention_step(*node.first, value);
     }
 
+    static bool contains(const std::vector<int>& values, int value) {
+        return std::find(values.begin(), values.end(), value) != values.end();
+    }
+
+    // Whether a step can go on with each panel of rows right after the unit has made it. Its tasks are of rows only then,
+    // which would be too few threads' work where rows are few.
+    static bool continues(const Unit& unit, const Step& step) {
+        const RowExtent extent = step.extent();
+        if (extent.rows < kChainedRows || !(unit.steps().back()->extent() == extent)) return false;
+        return true;
+    }
+
     // Neighbouring steps of which none reads what another makes may run at the same time.
-    static std::vector<std::size_t> phases(const Plan& plan) {
-        std::vector<std::size_t> ends;
+    std::vector<std::vector<Unit>> phases(const Plan& plan) const {
+        std::vector<std::vector<Unit>> found;
         std::vector<int> written;
-        for (std::size_t i = 0; i < plan.steps.size(); ++i) {
-            const Step& step = *plan.steps[i];
-            const bool waits = std::any_of(step.reads.begin(), step.reads.end(), [&](int value) {
-                return std::find(written.begin(), written.end(), value) != written.end();
-            });
-            if (waits) {
-                ends.push_back(i);
+        for (const auto& step : plan.steps) {
+            const bool waits = std::any_of(step->reads.begin(), step->reads.end(), [&](int v) { return contains(written, v); });
+            if (!found.empty() && found.back().size() == 1 && continues(found.back().back(), *step)) {
+                found.back().back().append(step.get());
+            } else if (found.empty() || waits) {
+                found.push_back({Unit(step.get())});
                 written.clear();
+            } else {
+                found.back().push_back(Unit(step.get()));
             }
-            written.push_back(step.writes);
+            written.push_back(step->writes);
         }
-        if (!plan.steps.empty()) ends.push_back(plan.steps.size());
-        return ends;
+        return found;
     }
 
     std::size_t bytes_of(int value) const {
@@ -97,13 +113,14 @@ private:
         };
         std::unordered_map<int, std::size_t> last_read;
         std::vector<Life> lives;
-        for (std::size_t i = 0, phase = 0; i < plan.steps.size(); ++i) {
-            if (i == plan.phase_ends[phase]) ++phase;
-            for (int value : plan.steps[i]->reads) last_read[value] = phase;
-            last_read[plan.steps[i]->writes] = phase;
-            lives.push_back({plan.steps[i]->writes, phase, 0});
-        }
-        last_read[plan.output] = plan.phase_ends.size();
+        for (std::size_t phase = 0; phase < plan.phases.size(); ++phase)
+            for (const Unit& unit : plan.phases[phase])
+                for (const Step* step : unit.steps()) {
+                    for (int value : step->reads) last_read[value] = phase;
+                    last_read[step->writes] = phase;
+                    lives.push_back({step->writes, phase, 0});
+                }
+        last_read[plan.output] = plan.phases.size();
         plan.values.resize(values_.size());
         std::vector<Life> placed;
         for (Life life : lives) {
@@ -131,6 +148,19 @@ private:
 };
 
 }  // namespace
+
+std::size_t Unit::tasks(std::size_t images, std::size_t threads) const {
+    if (steps_.size() == 1) return steps_[0]->tasks(images, threads);
+    // As many panels for each thread as for every other.
+    const std::size_t rows = images * steps_[0]->extent().rows, round = threads * kPanelRows;
+    return std::min((rows + kRowGrain - 1) / kRowGrain, (rows + round - 1) / round * threads);
+}
+
+void Unit::run(const Frame& frame, std::size_t task) const {
+    if (steps_.size() == 1) return steps_[0]->run(frame, task);
+    const Rows rows = share(frame.images * steps_[0]->extent().rows, task, tasks(frame.images, frame.threads), kRowGrain);
+    for (const Step* step : steps_) step->run_rows(frame, rows);
+}
 
 Plan make_plan(const Program& program, const kernels::Kernels* kernels) { return Planner(program, kernels).plan(); }
 

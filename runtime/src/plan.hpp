@@ -17,9 +17,23 @@ struct Placement {
     std::size_t bytes = 0;   // of one image, a multiple of 64; 0 for the image itself and for what is never written
 };
 
+// Steps that are executed together: one, or several that follow each other panel by panel of rows.
+class Unit {
+public:
+    explicit Unit(const Step* step) : steps_{step} {}
+
+    void append(const Step* step) { steps_.push_back(step); }
+    const std::vector<const Step*>& steps() const { return steps_; }
+    std::size_t tasks(std::size_t images, std::size_t threads) const;
+    void run(const Frame& frame, std::size_t task) const;
+
+private:
+    std::vector<const Step*> steps_;
+};
+
 struct Plan {
     std::vector<std::unique_ptr<Step>> steps;
-    std::vector<std::size_t> phase_ends;  // steps of phase i end before the step of this number
+    std::vector<std::vector<Unit>> phases;  // units of a phase do not wait for each other
     std::vector<Placement> values;        // by number; the image is value 0
     std::size_t arena_bytes = 0;          // of one image
     std::size_t scratch_bytes = 0;        // of one thread

@@ -19,6 +19,20 @@ struct Frame {
     std::uint8_t* scratch = nullptr;        // of this worker, aligned to 64
 };
 
+struct Rows {
+    std::size_t first, last;
+    std::size_t count() const { return last - first; }
+};
+
+// Steps whose rows depend on the same rows of what they read can follow each other panel by panel: those of the same
+// extent, in which a row has the same meaning.
+struct RowExtent {
+    std::size_t rows = 0;        // of an image; 0 for steps that do not work row by row
+    std::int64_t only_row = -1;  // the token that they stand for, if it is a single one
+
+    bool operator==(const RowExtent& other) const { return rows == other.rows && only_row == other.only_row; }
+};
+
 class Step {
 public:
     virtual ~Step() = default;
@@ -28,14 +42,12 @@ public:
     virtual void run(const Frame& frame, std::size_t task) const = 0;
     virtual std::size_t scratch_bytes() const { return 0; }
 
+    virtual RowExtent extent() const { return {}; }
+    virtual void run_rows(const Frame&, Rows) const {}  // of all images, numbered through
+
     std::vector<int> reads;  // numbers of values
     int writes = -1;
     std::string label;  // the operations, such as `linear+add`
-};
-
-struct Rows {
-    std::size_t first, last;
-    std::size_t count() const { return last - first; }
 };
 
 // The part of `total` that falls to a task, in multiples of `grain` (but for the last).
