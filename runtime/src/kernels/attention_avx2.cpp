@@ -14,15 +14,15 @@ size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 /// One head's sizes, and its part of the scratch memory.
 struct Head {
-    size_t tokens, width, first;       // first: its first channel
-    size_t width_steps, token_steps;   // twos
+    size_t tokens, width, first;         // first: its first channel
+    size_t width_steps, token_steps;     // twos
     size_t padded_tokens, padded_width;  // to 32, to 16
-    int16_t* keys;     // packed, [padded_tokens / 16][width_steps][16][2]
-    int16_t* values;   // packed, [padded_width / 16][token_steps][16][2]
-    int16_t* rows;     // of q, [panel][width_steps * 2]
-    int16_t* weights;  // [panel][padded_tokens]: scores, then their exponentials
-    double *scale, *half;  // of the scores, [16]; of the output they are in the plan
-    int32_t* nothing;      // [16]
+    int16_t* keys;                       // packed, [padded_tokens / 16][width_steps][16][2]
+    int16_t* values;                     // packed, [padded_width / 16][token_steps][16][2]
+    int16_t* rows;                       // of q, [panel][width_steps * 2]
+    int16_t* weights;                    // [panel][padded_tokens]: scores, then their exponentials
+    double *scale, *half;                // of the scores, [16]; of the output they are in the plan
+    int32_t* nothing;                    // [16]
     size_t bytes;
 };
 
@@ -32,7 +32,8 @@ Head lay_out(const AttentionPlan& plan, void* scratch) {
     h.width_steps = (h.width + 1) / 2, h.token_steps = (h.tokens + 1) / 2;
     h.padded_tokens = round_up(h.tokens, 32), h.padded_width = round_up(h.width, 16);
     const auto take = [&](size_t bytes) {
-        const uintptr_t part = reinterpret_cast<uintptr_t>(scratch) + h.bytes;  // no pointer yet where there is no memory
+        const uintptr_t part =
+            reinterpret_cast<uintptr_t>(scratch) + h.bytes;  // no pointer yet where there is no memory
         h.bytes += round_up(bytes, 64);
         return part;
     };
@@ -62,10 +63,12 @@ void prepare(const AttentionPlan& plan, const AttentionRun& run, size_t head, He
         for (size_t d = 0; d < h.width; ++d) {
             const size_t c = h.first + d;
             key[d / 2 * 32 + d % 2] = centred(run.k, plan.k_type, t * run.k_stride + c, plan.zero_k[c]);
-            value[(d / 16 * 16 * h.token_steps + d % 16) * 2] = centred(run.v, plan.v_type, t * run.v_stride + c, plan.zero_v[c]);
+            value[(d / 16 * 16 * h.token_steps + d % 16) * 2] =
+                centred(run.v, plan.v_type, t * run.v_stride + c, plan.zero_v[c]);
         }
     }
-    for (size_t i = 0; i < 16; ++i) h.scale[i] = plan.score_scale[head], h.half[i] = plan.score_start[head], h.nothing[i] = 0;
+    for (size_t i = 0; i < 16; ++i)
+        h.scale[i] = plan.score_scale[head], h.half[i] = plan.score_start[head], h.nothing[i] = 0;
 }
 
 /// Scores of up to 6 rows with 16 keys.
@@ -77,7 +80,8 @@ void score_tile(const AttentionPlan& plan, const Head& h, size_t head, size_t ro
     for (size_t i = 0; i < rows; ++i) {
         const __m256i a = _mm256_add_epi32(rescaled(load8(tile.sum[i]), h.scale, h.half), zero);
         const __m256i b = _mm256_add_epi32(rescaled(load8(tile.sum[i] + 8), h.scale, h.half), zero);
-        const __m256i words = _mm256_packs_epi32(clamped(a, plan.scores.low, plan.scores.high), clamped(b, plan.scores.low, plan.scores.high));
+        const __m256i words = _mm256_packs_epi32(clamped(a, plan.scores.low, plan.scores.high),
+                                                 clamped(b, plan.scores.low, plan.scores.high));
         int16_t* to = h.weights + (row + i) * h.padded_tokens + key;
         _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(words, 0xd8));
     }
@@ -105,8 +109,8 @@ int32_t exponentials(const uint8_t* table, const Head& h, int16_t* row) {
 void mix_tile(const AttentionPlan& plan, const AttentionRun& run, const Head& h, const int32_t* sums, size_t first_row,
               size_t row, size_t rows, size_t c) {
     Tile tile;
-    multiply_rows(rows, h.weights + row * h.padded_tokens, h.padded_tokens, h.values + c * h.token_steps * 2, h.token_steps,
-                  h.nothing, tile);
+    multiply_rows(rows, h.weights + row * h.padded_tokens, h.padded_tokens, h.values + c * h.token_steps * 2,
+                  h.token_steps, h.nothing, tile);
     const size_t channel = h.first + c, columns = h.width - c < 16 ? h.width - c : 16;
     const double fraction = 1.0 / static_cast<double>(int64_t{1} << (plan.reciprocal_bits - plan.fraction_bits));
     for (size_t i = 0; i < rows; ++i) {
@@ -122,11 +126,13 @@ void mix_tile(const AttentionPlan& plan, const AttentionRun& run, const Head& h,
         const __m256i a = _mm256_add_epi32(_mm256_set_m128i(y[1], y[0]), load8(plan.out.zero + channel));
         const __m256i b = _mm256_add_epi32(_mm256_set_m128i(y[3], y[2]), load8(plan.out.zero + channel + 8));
         auto* out = static_cast<uint8_t*>(run.out) + (first_row + row + i) * run.out_stride + channel;
-        store_bytes(out, to_bytes(clamped(a, plan.out.low, plan.out.high), clamped(b, plan.out.low, plan.out.high)), columns);
+        store_bytes(out, to_bytes(clamped(a, plan.out.low, plan.out.high), clamped(b, plan.out.low, plan.out.high)),
+                    columns);
     }
 }
 
-void run_panel(const AttentionPlan& plan, const AttentionRun& run, const Head& h, size_t head, size_t first, size_t rows) {
+void run_panel(const AttentionPlan& plan, const AttentionRun& run, const Head& h, size_t head, size_t first,
+               size_t rows) {
     for (size_t i = 0; i < rows; ++i) {
         int16_t* to = h.rows + i * h.width_steps * 2;
         to[h.width_steps * 2 - 1] = 0;
@@ -135,12 +141,15 @@ void run_panel(const AttentionPlan& plan, const AttentionRun& run, const Head& h
         }
     }
     for (size_t key = 0; key < h.padded_tokens; key += 16) {
-        for (size_t i = 0; i < rows; i += tile_rows) score_tile(plan, h, head, i, rows - i < tile_rows ? rows - i : tile_rows, key);
+        for (size_t i = 0; i < rows; i += tile_rows)
+            score_tile(plan, h, head, i, rows - i < tile_rows ? rows - i : tile_rows, key);
     }
     int32_t sums[panel_rows];
-    for (size_t i = 0; i < rows; ++i) sums[i] = exponentials(plan.bytes + head * 256, h, h.weights + i * h.padded_tokens);
+    for (size_t i = 0; i < rows; ++i)
+        sums[i] = exponentials(plan.bytes + head * 256, h, h.weights + i * h.padded_tokens);
     for (size_t c = 0; c < h.width; c += 16) {
-        for (size_t i = 0; i < rows; i += tile_rows) mix_tile(plan, run, h, sums, first, i, rows - i < tile_rows ? rows - i : tile_rows, c);
+        for (size_t i = 0; i < rows; i += tile_rows)
+            mix_tile(plan, run, h, sums, first, i, rows - i < tile_rows ? rows - i : tile_rows, c);
     }
 }
 

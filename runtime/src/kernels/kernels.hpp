@@ -118,8 +118,8 @@ struct AttentionSpec {
     Rescale scores_rescale;  // 1 or heads
     Grid scores;             // zero points along the heads
     Softmax softmax;
-    const int32_t* table;  // [table_count, scores.high - scores.low + 1]
-    size_t table_count;    // divides heads
+    const int32_t* table;     // [table_count, scores.high - scores.low + 1]
+    size_t table_count;       // divides heads
     Rescale weights_rescale;  // uniform only: 1 or heads
     int last;                 // log2 only
     Grid weights;             // what the softmax makes; zero points along the heads
@@ -225,8 +225,8 @@ const Kernels* avx2();
 const Kernels* avxvnni();
 const Kernels* avx512vnni();
 
-/// The table of this name ("portable", "avx2", "avxvnni", "avx512vnni"), or the quickest that the machine has where `forced` is
-/// null or empty. Null where there is no such table, or the machine lacks its instructions.
+/// The table of this name ("portable", "avx2", "avxvnni", "avx512vnni"), or the quickest that the machine has where
+/// `forced` is null or empty. Null where there is no such table, or the machine lacks its instructions.
 const Kernels* select(const char* forced);
 
 }  // namespace vitquant::kernels

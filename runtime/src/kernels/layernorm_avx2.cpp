@@ -25,7 +25,8 @@ struct Token {
 inline __m256i normalized(const LayerNormPlan& plan, const Token& token, __m256i centred, size_t at) {
     const __m256i product = _mm256_add_epi64(_mm256_mul_epi32(centred, token.reciprocal), token.half);
     const __m256i y = shifted(product, token.shift);
-    const __m256i scaled = _mm256_add_epi64(_mm256_mul_epi32(y, load4(plan.split_gain + at)), load4(plan.split_offset + at));
+    const __m256i scaled =
+        _mm256_add_epi64(_mm256_mul_epi32(y, load4(plan.split_gain + at)), load4(plan.split_offset + at));
     return shifted(scaled, load4(plan.split_shift + at));
 }
 
@@ -60,7 +61,8 @@ void layernorm(const LayerNormPlan& plan, size_t rows, const void* x, size_t x_s
         auto* to = static_cast<uint8_t*>(out) + row * out_stride;
         int64_t sum = 0, squares = 0;
         for (size_t c = 0; c < plan.channels; ++c) sum += from[c], squares += int32_t{from[c]} * from[c];
-        const Normalizer norm = normalizer(channels * (channels * squares - sum * sum), plan.epsilon, plan.headroom, channels);
+        const Normalizer norm =
+            normalizer(channels * (channels * squares - sum * sum), plan.epsilon, plan.headroom, channels);
         const Token token = {_mm256_set1_epi32(static_cast<int32_t>(channels)),
                              _mm256_set1_epi32(static_cast<int32_t>(sum)), _mm256_set1_epi64x(norm.reciprocal),
                              _mm256_set1_epi64x(int64_t{1} << (norm.shift - 1)), _mm256_set1_epi64x(norm.shift)};

@@ -75,9 +75,11 @@ void to_addition(const LinearPlan& plan, const LinearRun& run, const Place& at, 
         for (size_t j = 0; j < 2; ++j) {
             const size_t channel = at.channel + 8 * j;
             const __m256i x = _mm256_cvtepi16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(addend + 8 * j)));
-            const __m256i y = rescaled(_mm256_sub_epi32(x, load8(p.zero_a + channel)), p.a.scale + channel, p.a.start + channel);
+            const __m256i y =
+                rescaled(_mm256_sub_epi32(x, load8(p.zero_a + channel)), p.a.scale + channel, p.a.start + channel);
             const __m256i b = to_codes(load8(tile.sum[i] + 8 * j), plan.requantizer, channel);
-            const __m256i centred = _mm256_add_epi32(_mm256_sub_epi32(b, load8(p.zero_b + channel)), load8(p.a.zero + channel));
+            const __m256i centred =
+                _mm256_add_epi32(_mm256_sub_epi32(b, load8(p.zero_b + channel)), load8(p.a.zero + channel));
             sums[j] = clamped(_mm256_add_epi32(y, centred), p.low, p.high);
         }
         const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(sums[0], sums[1]), 0xd8);

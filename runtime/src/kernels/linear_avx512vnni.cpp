@@ -118,7 +118,8 @@ struct ToAddition {
         requantized(plan.requantizer, tile, at.channel);
         const AdditionPlan& p = plan.addition;
         const bool free = p.b_is_free;
-        const __m512i low_b = _mm512_set1_epi32(plan.requantizer.low), high_b = _mm512_set1_epi32(plan.requantizer.high);
+        const __m512i low_b = _mm512_set1_epi32(plan.requantizer.low),
+                      high_b = _mm512_set1_epi32(plan.requantizer.high);
         const __m512i low = _mm512_set1_epi32(p.low), high = _mm512_set1_epi32(p.high);
 #pragma GCC unroll 4
         for (size_t j = 0; j < 4; ++j) {
@@ -177,7 +178,8 @@ void multiply_rows(const LinearPlan& plan, const LinearRun& run, const Finish& f
         }
         size_t i = 0;
         for (; i + tile_rows <= rows; i += tile_rows) {
-            one_tile<tile_rows>(plan, run, finish, {first_row + i, channel, columns}, x + i * x_stride, x_stride, start);
+            one_tile<tile_rows>(plan, run, finish, {first_row + i, channel, columns}, x + i * x_stride, x_stride,
+                                start);
         }
         const Place at{first_row + i, channel, columns};
         const uint8_t* rest = x + i * x_stride;
@@ -201,7 +203,8 @@ void run_with(const LinearPlan& plan, const LinearRun& run) {
     const size_t stride = plan.steps * 4, chunk = staged_rows(plan);
     for (size_t row = 0; row < run.rows; row += chunk) {
         const size_t rows = run.rows - row < chunk ? run.rows - row : chunk;
-        stage(x + row * run.x_stride, run.x_stride, rows, plan.inputs, plan.x_type == Type::i8 ? 0x80 : 0, staged, stride);
+        stage(x + row * run.x_stride, run.x_stride, rows, plan.inputs, plan.x_type == Type::i8 ? 0x80 : 0, staged,
+              stride);
         multiply_rows(plan, run, finish, staged, stride, row, rows);
     }
 }

@@ -2,41 +2,10 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include "scalar.hpp"
 
 namespace vitquant::kernels {
-
-struct Arena::Block {
-    Block* before;
-};
-
-void* Arena::block(size_t bytes) {
-    constexpr size_t header = 64;
-    void* memory = ::operator new(header + bytes, std::align_val_t{64});
-    auto* block = static_cast<Block*>(memory);
-    block->before = last_;
-    last_ = block;
-    void* data = static_cast<char*>(memory) + header;
-    std::memset(data, 0, bytes);
-    return data;
-}
-
-Arena::~Arena() {
-    while (last_ != nullptr) {
-        Block* before = last_->before;
-        ::operator delete(static_cast<void*>(last_), std::align_val_t{64});
-        last_ = before;
-    }
-}
-
-void Deleter::operator()(LinearPlan* plan) const { delete plan; }
-void Deleter::operator()(LayerNormPlan* plan) const { delete plan; }
-void Deleter::operator()(AttentionPlan* plan) const { delete plan; }
-void Deleter::operator()(AddPlan* plan) const { delete plan; }
-void Deleter::operator()(RequantizePlan* plan) const { delete plan; }
-void Deleter::operator()(LookupPlan* plan) const { delete plan; }
 
 namespace {
 
@@ -71,8 +40,8 @@ double centred_limit(const Grid& grid) {
 }
 
 /// `zero` (spread over the channels) may be null; `limits` bounds what is rescaled, of each channel: 32 bits at most.
-Requantizer make_requantizer(Arena& arena, Layout layout, const Rescale& rescale, const int32_t* zero, int32_t low, int32_t high,
-                             Type type, size_t channels, const double* limits) {
+Requantizer make_requantizer(Arena& arena, Layout layout, const Rescale& rescale, const int32_t* zero, int32_t low,
+                             int32_t high, Type type, size_t channels, const double* limits) {
     Requantizer r{};
     const auto* multiplier = spread<int32_t>(arena, rescale.multiplier, rescale.count, channels);
     const auto* shift = spread<int32_t>(arena, rescale.shift, rescale.count, channels);
@@ -254,14 +223,18 @@ Owned<LayerNormPlan> make_layernorm(const LayerNormSpec& spec, Layout layout) {
     for (size_t c = 0; c < channels; ++c) {
         const size_t at = c / 16 * 16 + c % 2 * 8 + c % 16 / 2;
         const double half = std::ldexp(1.0, spec.shift[c] - 1);
-        // |normalised| is at most sqrt(channels) * 2^20, and a little; results must fit 32 bits before they are clamped.
+        // |normalised| is at most sqrt(channels) * 2^20, and a little; results must fit 32 bits before they are
+        // clamped.
         const double reach = (std::fabs(double(spec.gain[c])) * (std::sqrt(double(channels)) + 1) * 1048576.0 * 1.01 +
-                              std::fabs(double(spec.offset[c])) + half) / (2 * half) + std::fabs(double(plan->zero[c]));
+                              std::fabs(double(spec.offset[c])) + half) /
+                                 (2 * half) +
+                             std::fabs(double(plan->zero[c]));
         plan->quick = plan->quick && std::llabs(spec.gain[c]) < (int64_t{1} << 31) && reach < narrow_limit;
         if (!plan->quick) break;
         gain[at] = spec.gain[c];
         shift[at] = spec.shift[c];
-        offset[at] = spec.offset[c] + (int64_t{1} << (spec.shift[c] - 1)) + plan->zero[c] * (int64_t{1} << spec.shift[c]);
+        offset[at] =
+            spec.offset[c] + (int64_t{1} << (spec.shift[c] - 1)) + plan->zero[c] * (int64_t{1} << spec.shift[c]);
     }
     plan->split_gain = gain, plan->split_offset = offset, plan->split_shift = shift;
     return plan;
@@ -276,11 +249,10 @@ Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
     plan->zero_q = zeros(arena, spec.q, channels);
     plan->zero_k = zeros(arena, spec.k, channels);
     plan->zero_v = zeros(arena, spec.v, channels);
-    const double score_limit =
-        static_cast<double>(channels / heads) * centred_limit(spec.q) * centred_limit(spec.k);
-    plan->scores = make_requantizer(arena, layout, spec.scores_rescale, zeros(arena, spec.scores, heads), spec.scores.low,
-                                    spec.scores.high, spec.scores.type, heads,
-                                    constant_limits(arena, score_limit, heads));
+    const double score_limit = static_cast<double>(channels / heads) * centred_limit(spec.q) * centred_limit(spec.k);
+    plan->scores =
+        make_requantizer(arena, layout, spec.scores_rescale, zeros(arena, spec.scores, heads), spec.scores.low,
+                         spec.scores.high, spec.scores.type, heads, constant_limits(arena, score_limit, heads));
     plan->softmax = spec.softmax;
     plan->distances = static_cast<size_t>(static_cast<int64_t>(spec.scores.high) - spec.scores.low + 1);
     auto* table = arena.array<int32_t>(heads * plan->distances);
@@ -291,16 +263,16 @@ Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
     plan->table = table;
     plan->zero_weights = zeros(arena, spec.weights, heads);
     if (spec.softmax == Softmax::uniform) {
-        plan->weights = make_requantizer(arena, layout, spec.weights_rescale, plan->zero_weights, spec.weights.low,
-                                         spec.weights.high, spec.weights.type, heads,
-                                         constant_limits(arena, 1 << 30, heads));
+        plan->weights =
+            make_requantizer(arena, layout, spec.weights_rescale, plan->zero_weights, spec.weights.low,
+                             spec.weights.high, spec.weights.type, heads, constant_limits(arena, 1 << 30, heads));
     }
     plan->last = spec.last;
     plan->normalize = spec.normalize;
     plan->reciprocal_bits = spec.reciprocal_bits, plan->fraction_bits = spec.fraction_bits;
     const double mix_limit = spec.normalize ? std::ldexp(centred_limit(spec.v), spec.fraction_bits) + 1 : 2147483648.0;
-    plan->out = make_requantizer(arena, layout, spec.rescale, zeros(arena, spec.out, channels), spec.out.low, spec.out.high,
-                                 spec.out.type, channels, constant_limits(arena, mix_limit, channels));
+    plan->out = make_requantizer(arena, layout, spec.rescale, zeros(arena, spec.out, channels), spec.out.low,
+                                 spec.out.high, spec.out.type, channels, constant_limits(arena, mix_limit, channels));
     bool quick = layout != Layout::portable && spec.softmax == Softmax::row && spec.normalize && is_byte(spec.q.type) &&
                  is_byte(spec.k.type) && is_byte(spec.v.type) && is_byte(spec.out.type) && is_byte(spec.scores.type) &&
                  plan->scores.narrow && plan->out.narrow;
@@ -339,8 +311,8 @@ Owned<RequantizePlan> make_requantize(const RequantizeSpec& spec) {
         zero[c] = spec.x.zero_point[(spec.start + c) / (spec.x_channels / spec.x.zero_count)];
     }
     plan->zero = zero;
-    plan->requantizer = make_requantizer(arena, layout, spec.rescale, zeros(arena, spec.out, spec.channels), spec.out.low,
-                                         spec.out.high, spec.out.type, spec.channels,
+    plan->requantizer = make_requantizer(arena, layout, spec.rescale, zeros(arena, spec.out, spec.channels),
+                                         spec.out.low, spec.out.high, spec.out.type, spec.channels,
                                          constant_limits(arena, centred_limit(spec.x), spec.channels));
     return plan;
 }

@@ -55,7 +55,7 @@ struct AdditionPlan {
     Requantizer a;  // without clamping; its zero is the sum's
     Requantizer b;  // without zero or clamping
     bool b_is_identity;
-    bool b_is_free;        // of zero points and of clamping, which change nothing
+    bool b_is_free;         // of zero points and of clamping, which change nothing
     bool a_is_added_as_is;  // rescaled by 1, without zero points, as the tables of embeddings are
     const int32_t* zero_b;
     int32_t low, high;
@@ -122,7 +122,7 @@ struct AttentionPlan {
     int reciprocal_bits, fraction_bits;
     Requantizer out;  // [channels]
     bool quick;
-    const uint8_t* bytes;  // quick: the table, [heads, 256]
+    const uint8_t* bytes;                     // quick: the table, [heads, 256]
     const double *score_scale, *score_start;  // quick, as in the requantizer, but in the order of the heads
 };
 

@@ -16,8 +16,7 @@ void add(const AddPlan& plan, size_t rows, const void* a, size_t a_stride, const
     }
 }
 
-void requantize(const RequantizePlan& plan, size_t rows, const void* x, size_t x_stride, void* out,
-                size_t out_stride) {
+void requantize(const RequantizePlan& plan, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride) {
     const Requantizer& r = plan.requantizer;
     for (size_t row = 0; row < rows; ++row) {
         for (size_t c = 0; c < plan.channels; ++c) {

@@ -7,7 +7,8 @@ namespace {
 template <class X, class W>
 int32_t product(const X* x, const W* w, size_t inputs, int32_t bias) {
     auto sum = static_cast<uint32_t>(bias);
-    for (size_t k = 0; k < inputs; ++k) sum += static_cast<uint32_t>(int32_t{x[k]}) * static_cast<uint32_t>(int32_t{w[k]});
+    for (size_t k = 0; k < inputs; ++k)
+        sum += static_cast<uint32_t>(int32_t{x[k]}) * static_cast<uint32_t>(int32_t{w[k]});
     return static_cast<int32_t>(sum);
 }
 

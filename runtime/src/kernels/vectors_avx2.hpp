@@ -89,7 +89,8 @@ inline __m128i rescaled(__m256d x, __m256d scale, __m256d half) {
 
 /// `rescale(x)` of eight channels, for a narrow requantizer.
 inline __m256i rescaled(__m256i x, const double* scale, const double* half) {
-    const __m128i low = rescaled(_mm256_cvtepi32_pd(_mm256_castsi256_si128(x)), _mm256_loadu_pd(scale), _mm256_loadu_pd(half));
+    const __m128i low =
+        rescaled(_mm256_cvtepi32_pd(_mm256_castsi256_si128(x)), _mm256_loadu_pd(scale), _mm256_loadu_pd(half));
     const __m128i high = rescaled(_mm256_cvtepi32_pd(_mm256_extracti128_si256(x, 1)), _mm256_loadu_pd(scale + 4),
                                   _mm256_loadu_pd(half + 4));
     return _mm256_set_m128i(high, low);

@@ -48,7 +48,7 @@ inline __attribute__((always_inline)) void keep(__m512i* to, const Quad& sum) {
 /// Not inlined, so that nothing else takes part in the contest for registers.
 template <int rows, int vectors>
 __attribute__((noinline)) void multiply(const uint8_t* x, size_t x_stride, const int8_t* w, size_t steps,
-                                                    const int32_t* start, Tile<rows>& tile) {
+                                        const int32_t* start, Tile<rows>& tile) {
     const Quad first = {_mm512_load_si512(start), _mm512_load_si512(start + 16), _mm512_load_si512(start + 32),
                         _mm512_load_si512(start + 48)};
     Quad s0 = first, s1 = first, s2 = first, s3 = first, s4 = first, s5 = first;
@@ -141,9 +141,7 @@ inline __attribute__((always_inline)) __m512i halves_to_bytes(const __m512i y[4]
 
 inline __mmask64 first_bytes(size_t count) { return count >= 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1; }
 
-inline __mmask16 first_words(size_t count) {
-    return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1);
-}
+inline __mmask16 first_words(size_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }
 
 /// A table of 256 bytes in registers.
 struct ByteTable {

@@ -32,7 +32,9 @@ struct Random {
     }
 };
 
-inline int64_t lowest(Type t) { return t == Type::i8 ? -128 : t == Type::u8 ? 0 : t == Type::i16 ? -32768 : -(1 << 30); }
+inline int64_t lowest(Type t) {
+    return t == Type::i8 ? -128 : t == Type::u8 ? 0 : t == Type::i16 ? -32768 : -(1 << 30);
+}
 inline int64_t highest(Type t) { return t == Type::i8 ? 127 : t == Type::u8 ? 255 : t == Type::i16 ? 32767 : 1 << 30; }
 
 /// Numbers of any of the types.
@@ -64,7 +66,8 @@ struct Codes {
     void randomize(Random& r, int64_t low, int64_t high) {
         const bool extremes = r.chance(25);
         for (size_t i = 0; i < size(); ++i) set(i, extremes ? r.extreme(low, high) : r.in(low, high));
-        if (r.chance(5)) for (size_t i = 0; i < size(); ++i) set(i, r.chance(50) ? low : high);
+        if (r.chance(5))
+            for (size_t i = 0; i < size(); ++i) set(i, r.chance(50) ? low : high);
     }
 };
 
@@ -82,7 +85,8 @@ struct OwnedGrid {
         }
         const size_t count = r.chance(40) ? channels : 1;
         run = channels / count;
-        for (size_t i = 0; i < count; ++i) zero.push_back(static_cast<int32_t>(plain && low <= 0 && high >= 0 ? 0 : r.in(low, high)));
+        for (size_t i = 0; i < count; ++i)
+            zero.push_back(static_cast<int32_t>(plain && low <= 0 && high >= 0 ? 0 : r.in(low, high)));
     }
     Grid view() const {
         return {type, static_cast<int32_t>(low), static_cast<int32_t>(high), zero.data(), zero.size()};
@@ -128,9 +132,11 @@ struct Scratch {
     Scratch(const Scratch&) = delete;
 };
 
-[[noreturn]] inline void fail(const Kernels& k, const std::string& what, uint64_t seed, size_t row, size_t c, int64_t got, int64_t want) {
+[[noreturn]] inline void fail(const Kernels& k, const std::string& what, uint64_t seed, size_t row, size_t c,
+                              int64_t got, int64_t want) {
     std::printf("FAIL %s %s, seed %llu: row %zu channel %zu is %lld, should be %lld\n", k.name, what.c_str(),
-                static_cast<unsigned long long>(seed), row, c, static_cast<long long>(got), static_cast<long long>(want));
+                static_cast<unsigned long long>(seed), row, c, static_cast<long long>(got),
+                static_cast<long long>(want));
     std::exit(1);
 }
 

@@ -7,10 +7,14 @@ Type any(Random& r) { return r.of({Type::i8, Type::u8, Type::i16, Type::i32}); }
 
 void add(const Kernels& kernels, uint64_t seed) {
     Random r(seed);
-    const size_t rows = static_cast<size_t>(r.in(1, 9)), channels = static_cast<size_t>(r.in(1, 150)), stride = channels + 3;
-    const OwnedGrid a(r, any(r), channels, r.chance(50)), b(r, any(r), channels, r.chance(50)), sum(r, any(r), channels, r.chance(50));
-    const OwnedRescale rescale_a(r, channels, static_cast<double>(a.high - a.low), 3e4), rescale_b(r, channels, static_cast<double>(b.high - b.low), 300);
-    const auto plan = kernels.make_add({channels, {a.view(), rescale_a.view(), rescale_b.view(), sum.view()}, b.view()});
+    const size_t rows = static_cast<size_t>(r.in(1, 9)), channels = static_cast<size_t>(r.in(1, 150)),
+                 stride = channels + 3;
+    const OwnedGrid a(r, any(r), channels, r.chance(50)), b(r, any(r), channels, r.chance(50)),
+        sum(r, any(r), channels, r.chance(50));
+    const OwnedRescale rescale_a(r, channels, static_cast<double>(a.high - a.low), 3e4),
+        rescale_b(r, channels, static_cast<double>(b.high - b.low), 300);
+    const auto plan =
+        kernels.make_add({channels, {a.view(), rescale_a.view(), rescale_b.view(), sum.view()}, b.view()});
     Codes as(a.type, (rows - 1) * stride + channels), bs(b.type, (rows - 1) * stride + channels);
     Codes result(sum.type, (rows - 1) * stride + channels, untouched);
     as.randomize(r, a.low, a.high), bs.randomize(r, b.low, b.high);
@@ -23,7 +27,8 @@ void add(const Kernels& kernels, uint64_t seed) {
 
 void requantize(const Kernels& kernels, uint64_t seed) {
     Random r(seed);
-    const size_t rows = static_cast<size_t>(r.in(1, 9)), x_channels = static_cast<size_t>(r.in(1, 150)), stride = x_channels + 3;
+    const size_t rows = static_cast<size_t>(r.in(1, 9)), x_channels = static_cast<size_t>(r.in(1, 150)),
+                 stride = x_channels + 3;
     const size_t start = static_cast<size_t>(r.in(0, static_cast<int64_t>(x_channels) - 1));
     const size_t channels = static_cast<size_t>(r.in(1, static_cast<int64_t>(x_channels - start)));
     const OwnedGrid x(r, any(r), x_channels, r.chance(50)), out(r, any(r), channels, r.chance(50));
@@ -33,13 +38,15 @@ void requantize(const Kernels& kernels, uint64_t seed) {
     xs.randomize(r, x.low, x.high);
     kernels.requantize(*plan, rows, xs.data(), stride, result.data(), stride);
     expect_rows(kernels, "requantize", seed, result, rows, stride, 0, channels, [&](size_t row, size_t c) {
-        return clamp(rescale(xs.get(row * stride + start + c) - x.zero_of(start + c), c) + out.zero_of(c), out.low, out.high);
+        return clamp(rescale(xs.get(row * stride + start + c) - x.zero_of(start + c), c) + out.zero_of(c), out.low,
+                     out.high);
     });
 }
 
 void lookup(const Kernels& kernels, uint64_t seed) {
     Random r(seed);
-    const size_t rows = static_cast<size_t>(r.in(1, 9)), channels = static_cast<size_t>(r.in(1, 150)), stride = channels + 3;
+    const size_t rows = static_cast<size_t>(r.in(1, 9)), channels = static_cast<size_t>(r.in(1, 150)),
+                 stride = channels + 3;
     const OwnedGrid x(r, r.of({Type::i8, Type::u8, Type::i16}), channels, true);
     const auto codes = static_cast<size_t>(x.high - x.low + 1);
     Codes tables(any(r), 3 * codes);
@@ -51,7 +58,8 @@ void lookup(const Kernels& kernels, uint64_t seed) {
     xs.randomize(r, x.low, x.high);
     kernels.lookup(*plan, rows, xs.data(), stride, result.data(), stride);
     expect_rows(kernels, "lookup", seed, result, rows, stride, 0, channels, [&](size_t row, size_t c) {
-        return tables.get(static_cast<size_t>(table_of[c]) * codes + static_cast<size_t>(xs.get(row * stride + c) - x.low));
+        return tables.get(static_cast<size_t>(table_of[c]) * codes +
+                          static_cast<size_t>(xs.get(row * stride + c) - x.low));
     });
 }
 

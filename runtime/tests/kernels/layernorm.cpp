@@ -45,19 +45,24 @@ void layernorm(const Kernels& kernels, uint64_t seed) {
     for (size_t c = 0; c < channels; ++c) {
         const int s = static_cast<int>(wild == 1 || wild == 2 ? r.in(1, 42) : wild == 0 ? 42 : r.in(33, 38));
         shift.push_back(static_cast<uint8_t>(s));
-        gain.push_back(wild == 0 || wild == 2 ? r.extreme(-(int64_t{1} << 36), int64_t{1} << 36) : r.extreme(-(1 << 22), 1 << 22));
+        gain.push_back(wild == 0 || wild == 2 ? r.extreme(-(int64_t{1} << 36), int64_t{1} << 36)
+                                              : r.extreme(-(1 << 22), 1 << 22));
         const int64_t beta = wild == 2 ? int64_t{1} << 60 : int64_t{200} << s;
         offset.push_back(r.extreme(-beta, beta));
     }
-    const auto plan = kernels.make_layernorm({channels, x.view(), gain.data(), offset.data(), shift.data(), epsilon, headroom, out.view()});
-    const size_t x_stride = channels + static_cast<size_t>(r.in(0, 9)), out_stride = channels + static_cast<size_t>(r.in(0, 9));
-    Codes input(x.type, (rows - 1) * x_stride + channels), result(out.type, (rows - 1) * out_stride + channels, untouched);
+    const auto plan = kernels.make_layernorm(
+        {channels, x.view(), gain.data(), offset.data(), shift.data(), epsilon, headroom, out.view()});
+    const size_t x_stride = channels + static_cast<size_t>(r.in(0, 9)),
+                 out_stride = channels + static_cast<size_t>(r.in(0, 9));
+    Codes input(x.type, (rows - 1) * x_stride + channels),
+        result(out.type, (rows - 1) * out_stride + channels, untouched);
     input.randomize(r, x.low, x.high);
     for (size_t row = 0; row < rows; ++row) {  // quiet, and constant, tokens
         const int64_t amplitude = r.of({-1, -1, 0, 1, 3, 50}), middle = r.in(x.low, x.high);
         if (amplitude < 0) continue;
         for (size_t c = 0; c < channels; ++c) {
-            input.set(row * x_stride + c, clamp(middle + (r.chance(3) ? r.in(-amplitude, amplitude) : 0), x.low, x.high));
+            input.set(row * x_stride + c,
+                      clamp(middle + (r.chance(3) ? r.in(-amplitude, amplitude) : 0), x.low, x.high));
         }
     }
     kernels.layernorm(*plan, rows, input.data(), x_stride, result.data(), out_stride);
@@ -75,12 +80,14 @@ void layernorm(const Kernels& kernels, uint64_t seed) {
         k += headroom / 2;
         const int64_t reciprocal = (int64_t{1} << 54) / deviation;
         for (size_t c = 0; c < channels; ++c) {
-            const __int128 normalised = (static_cast<__int128>(centred(c)) * reciprocal + (__int128{1} << (33 - k))) >> (34 - k);
+            const __int128 normalised =
+                (static_cast<__int128>(centred(c)) * reciprocal + (__int128{1} << (33 - k))) >> (34 - k);
             const __int128 scaled = (normalised * gain[c] + offset[c] + (__int128{1} << (shift[c] - 1))) >> shift[c];
             want[row * channels + c] = clamp(static_cast<int64_t>(scaled) + out.zero_of(c), out.low, out.high);
         }
     }
-    expect_rows(kernels, "layernorm", seed, result, rows, out_stride, 0, channels, [&](size_t row, size_t c) { return want[row * channels + c]; });
+    expect_rows(kernels, "layernorm", seed, result, rows, out_stride, 0, channels,
+                [&](size_t row, size_t c) { return want[row * channels + c]; });
 }
 
 }  // namespace test

@@ -41,7 +41,8 @@ void linear(const Kernels& kernels, uint64_t seed) {
     const int64_t weight_limit = std::min<int64_t>(weight_type == Type::i8 ? 127 : 32767, room);
     Codes weight(weight_type, inputs * outputs);
     weight.randomize(r, weight_limit == 127 ? -128 : -weight_limit, weight_limit);
-    if (weight_limit == 127 && 128 * reach * static_cast<int64_t>(inputs) >= (int64_t{1} << 31) - 2) weight.randomize(r, -127, 127);
+    if (weight_limit == 127 && 128 * reach * static_cast<int64_t>(inputs) >= (int64_t{1} << 31) - 2)
+        weight.randomize(r, -127, 127);
     if (r.chance(10)) weight.randomize(r, 0, 0);
     std::vector<int32_t> bias;
     double largest = 1;
@@ -83,15 +84,20 @@ void linear(const Kernels& kernels, uint64_t seed) {
     if (mode == 2) spec.addition = &addition_view;
     const auto plan = kernels.make_linear(spec);
 
-    const size_t x_stride = inputs + static_cast<size_t>(r.in(0, 9)), out_stride = outputs + static_cast<size_t>(r.in(0, 9));
+    const size_t x_stride = inputs + static_cast<size_t>(r.in(0, 9)),
+                 out_stride = outputs + static_cast<size_t>(r.in(0, 9));
     const size_t a_stride = outputs + static_cast<size_t>(r.in(0, 9));
     Codes input(x.type, (rows - 1) * x_stride + inputs), addend(a.type, (rows - 1) * a_stride + outputs);
     input.randomize(r, x.low, x.high), addend.randomize(r, a.low, a.high);
-    Codes result(mode == 0 ? out.type : mode == 1 ? tables.tables.type : sum.type, (rows - 1) * out_stride + outputs, untouched);
+    Codes result(mode == 0   ? out.type
+                 : mode == 1 ? tables.tables.type
+                             : sum.type,
+                 (rows - 1) * out_stride + outputs, untouched);
     const size_t first = r.chance(30) ? static_cast<size_t>(r.in(0, static_cast<int64_t>(outputs - 1) / 64)) * 64 : 0;
     const size_t last = r.chance(30) && first + 64 < outputs ? first + 64 : outputs;
     Scratch scratch(kernels.linear_scratch(*plan));
-    kernels.linear(*plan, {rows, input.data(), x_stride, addend.data(), a_stride, result.data(), out_stride, first, last, scratch.memory});
+    kernels.linear(*plan, {rows, input.data(), x_stride, addend.data(), a_stride, result.data(), out_stride, first,
+                           last, scratch.memory});
 
     expect_rows(kernels, "linear", seed, result, rows, out_stride, first, last, [&](size_t row, size_t c) {
         int64_t acc = bias[c];
@@ -99,7 +105,8 @@ void linear(const Kernels& kernels, uint64_t seed) {
         const int64_t code = clamp(rescale(acc, c) + out.zero_of(c), out.low, out.high);
         if (mode == 0) return code;
         if (mode == 1) {
-            return tables.tables.get(static_cast<size_t>(tables.table_of[c]) * tables.codes + static_cast<size_t>(code - out.low));
+            return tables.tables.get(static_cast<size_t>(tables.table_of[c]) * tables.codes +
+                                     static_cast<size_t>(code - out.low));
         }
         const int64_t other = addend.get(row * a_stride + c) - a.zero_of(c);
         return clamp(rescale_a(other, c) + rescale_b(code - out.zero_of(c), c) + sum.zero_of(c), sum.low, sum.high);

@@ -2,8 +2,8 @@
 //
 //   test_kernels [cases] [first seed]
 //
-// Where there is AVX-512 but no AVX-VNNI, -DVITQUANT_AVXVNNI_BY_AVX512 on all files, and -mavx512vl -mavx512vnni in place
-// of -mavxvnni, tests the kernels of the latter too.
+// Where there is AVX-512 but no AVX-VNNI, -DVITQUANT_AVXVNNI_BY_AVX512 on all files, and -mavx512vl -mavx512vnni in
+// place of -mavxvnni, tests the kernels of the latter too.
 #include <cstring>
 
 #include "check.hpp"
