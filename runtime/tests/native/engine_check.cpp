@@ -1,12 +1,15 @@
 // Runs programs with known results: engine_check FOLDER
 //
 // FOLDER is what make_programs.py wrote. Every instruction set that the machine has, 1 to 3 threads, and several callers
-// of one engine at the same time must give the logits that are given. Meant for builds with sanitizers.
+// of one engine at the same time must give the logits that are given; a second run of a size must allocate nothing.
+// Meant for builds with sanitizers.
 #include <atomic>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <new>
 #include <string>
 #include <thread>
 #include <vector>
@@ -16,6 +19,28 @@
 
 namespace fs = std::filesystem;
 using vitquant::Engine;
+
+namespace {
+std::atomic<std::size_t> allocations{0};
+}
+
+void* operator new(std::size_t bytes) {
+    ++allocations;
+    if (void* memory = std::malloc(bytes ? bytes : 1)) return memory;
+    throw std::bad_alloc();
+}
+
+void* operator new(std::size_t bytes, std::align_val_t alignment) {
+    ++allocations;
+    const auto unit = static_cast<std::size_t>(alignment);
+    if (void* memory = std::aligned_alloc(unit, (bytes + unit - 1) / unit * unit)) return memory;
+    throw std::bad_alloc();
+}
+
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -43,6 +68,13 @@ bool check(const fs::path& folder, const std::string& isa, std::size_t threads) 
     Case known{read(folder / "images.u8"), read(folder / "logits.i32"), 0};
     known.count = known.logits.size() / 4 / engine.outputs();
     std::atomic<bool> right{known.agrees(engine, 0, known.count)};
+    std::vector<std::int32_t> logits(known.count * engine.outputs());
+    const std::size_t before = allocations;
+    engine.run(reinterpret_cast<const std::uint8_t*>(known.images.data()), known.count, logits.data());
+    if (allocations != before) {
+        std::printf("%zu allocations in a second run\n", allocations - before);
+        right = false;
+    }
     std::vector<std::thread> callers;
     for (std::size_t caller = 0; caller < 3; ++caller)
         callers.emplace_back([&, caller] {
