@@ -88,7 +88,8 @@ def print_result(result: JobResult, as_json: bool) -> None:
     active = sum(p.active for p in result.profile.points)
     out.print(f"{active} of {len(result.profile.points)} points are quantized, the others stay float.")
     if program is not None and result.comparison is not None:
-        out.print(f"Integers by {result.comparison.executor}. {result.comparison.agreement()}", highlight=False)
+        out.print(f"Integers by {result.comparison.executor}.", highlight=False)
+        out.print(result.comparison.agreement(), highlight=False)
         share = program.nbytes / result.float_bytes
         out.print(f"It holds no float between pixels and logits, and takes {share:.1%} of the float model's bytes.")
     else:

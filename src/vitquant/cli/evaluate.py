@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> None:
         for row in comparison_rows(found.evaluation):
             table.add_row(*row)
         console().print(table)
-        console().print(f"Integers by {found.executor}. {found.agreement()}", highlight=False)
+        console().print(f"Integers by {found.executor}.", highlight=False)
+        console().print(found.agreement(), highlight=False)
     found.require_agreement()
 
 
