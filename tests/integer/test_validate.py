@@ -14,7 +14,7 @@ import vitquant
 from vitquant.errors import DeployabilityError, ProgramError
 from vitquant.integer import ops
 from vitquant.integer.program import IntegerProgram
-from vitquant.integer.validate import validate
+from vitquant.integer.validate import accumulator_limit, validate
 from vitquant.integer.values import Value
 
 SMALL: dict[str, Any] = {"depth": 1, "embed_dim": 6, "num_heads": 2, "mlp_hidden": 6, "patch_size": (8, 8)}
@@ -195,3 +195,10 @@ def test_the_image_and_the_output() -> None:
     tokens = vitquant.compile(quantized(**SMALL))
     with pytest.raises(ProgramError, match="the output must have one row"):
         validate(replace(tokens, output="final_norm"))
+
+
+def test_the_bound_itself_does_not_overflow() -> None:
+    """2^18 weights of -2^23 on codes up to 2^30: a product that wraps to 0 in 64 bits."""
+    weight = np.full((1, 2**18), -(2**23), dtype=np.int32)
+    x = Value("x", (1, 2**18), -(2**30), 2**30, np.ones(1, np.float32), np.zeros(1, np.int32))
+    assert accumulator_limit(weight, np.zeros(1, np.int32), x)[0] == 2.0**71

@@ -174,12 +174,13 @@ def check_operand(op: ops.Operation, low: int, high: int) -> None:
 
 
 def accumulator_limit(weight: Array, bias: Array, x: Value) -> Array:
-    """Largest magnitude that ``bias + x W^T`` and its products can reach, int64 ``[out]``; a bound, from the weights.
+    """Largest magnitude that ``bias + x W^T`` and its products can reach, float64 ``[out]``; a bound, from the weights.
 
-    Every partial sum, in whatever order, stays below it too.
+    Every partial sum, in whatever order, stays below it too. In float64, since the product itself could leave 64 bits.
     """
     largest = max(abs(x.low), abs(x.high))
-    total: Array = np.abs(weight.astype(np.int64)).sum(1) * largest + np.abs(bias.astype(np.int64))
+    weights = np.abs(weight.astype(np.int64)).sum(1).astype(np.float64)
+    total: Array = weights * largest + np.abs(bias.astype(np.float64))
     return total
 
 
