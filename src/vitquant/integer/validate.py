@@ -174,14 +174,14 @@ def check_operand(op: ops.Operation, low: int, high: int) -> None:
 
 
 def accumulator_limit(weight: Array, bias: Array, x: Value) -> Array:
-    """Largest magnitude that ``bias + x W^T`` and its products can reach, float64 ``[out]``; a bound, from the weights.
+    """Largest magnitude that ``bias + x W^T`` and its products can reach, int64 ``[out]``; a bound, from the weights.
 
-    Every partial sum, in whatever order, stays below it too. In float64, since the product itself could leave 64 bits.
+    Every partial sum, in whatever order, stays below it too. What would leave 64 bits itself is told as ``2^62``.
     """
     largest = max(abs(x.low), abs(x.high))
     weights = np.abs(weight.astype(np.int64)).sum(1).astype(np.float64)
-    total: Array = weights * largest + np.abs(bias.astype(np.float64))
-    return total
+    total: Array = weights * largest + np.abs(bias.astype(np.float64))  # exact below 2^53
+    return np.minimum(total, 2.0**62).astype(np.int64)
 
 
 def _check_patches(op: ops.Patches, values: Known) -> None:
