@@ -16,7 +16,13 @@ import onnx
 import onnxruntime as ort
 import openvino as ov
 import torch
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
@@ -87,6 +93,11 @@ def quantize_ort(prepared: Path, quantized: Path, images: Tensor, settings: OrtS
         extra_options={"MatMulConstBOnly": settings.linears_only, **settings.options},
         **linears,
     )
+
+
+def quantize_dynamic_ort(prepared: Path, quantized: Path) -> None:
+    """Dynamic quantization: weights ahead of time, activations as they come."""
+    quantize_dynamic(prepared, quantized, per_channel=True, weight_type=QuantType.QInt8)
 
 
 def ort_features(path: Path, threads: int) -> Features:
