@@ -24,10 +24,11 @@ def positive(text: str) -> int:
     return value
 
 
-def add_job_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the commands that run the main job."""
+def add_job_options(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
+    """Options of the commands that run the main job; small models are quicker in larger batches."""
     parser.add_argument("--out", default="out", metavar="DIR", help="folder of the results (default: out)")
-    parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="images in one forward (16)")
+    told = f"images in one forward ({batch_size})"
+    parser.add_argument("--batch-size", type=positive, default=batch_size, metavar="N", help=told)
     parser.add_argument("--profile-images", type=positive, default=16, metavar="N", help="images to profile on (16)")
     parser.add_argument(
         "--seed", type=int, default=0, help="recorded in summary.json; changes nothing, all steps are deterministic (0)"

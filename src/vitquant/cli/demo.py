@@ -11,7 +11,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """Add the command to the parser."""
     parser = commands.add_parser("demo", help="quantize the embedded ViT on real images; needs no download")
     parser.add_argument("--config", default="vit_int8.yaml", metavar="FILE", help="YAML file, or a shipped one's name")
-    add_job_options(parser)
+    add_job_options(parser, batch_size=100)
     parser.set_defaults(run=run)
 
 

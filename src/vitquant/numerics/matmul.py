@@ -9,6 +9,9 @@ from torch import Tensor
 
 SIGN = 128
 
+SMALL_PRODUCT = 2**20
+"""Multiplications of one of many products below which a call for each takes longer than plain 32-bit integers."""
+
 
 def int_matmul(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of integers, int32 ``[..., M, N]``: ``a`` is ``[..., M, K]``, ``b`` ``[..., K, N]`` or ``[K, N]``.
@@ -26,6 +29,8 @@ def int_matmul(a: Tensor, b: Tensor) -> Tensor:
         return (int_matmul(a, high_part(b)) << 8) + int_matmul(a, low_byte(b))
     if b.dim() == 2:
         return int8_matmul(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[-1])
+    if a.device.type == "cpu" and a.shape[-2] * a.shape[-1] * b.shape[-1] < SMALL_PRODUCT:
+        return a.to(torch.int32) @ b.to(torch.int32)
     flat_a, flat_b = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
     product = torch.stack([int8_matmul(x, y) for x, y in zip(flat_a, flat_b, strict=True)])
     return product.reshape(*a.shape[:-1], b.shape[-1])
