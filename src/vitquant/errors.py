@@ -24,6 +24,11 @@ class VitquantError(Exception):
         self.problem, self.where, self.got, self.expected, self.fix = problem, where, got, expected, fix
         super().__init__(self._text())
 
+    def located(self, where: str) -> VitquantError:
+        """The same error, saying where it came from."""
+        kind = type(self)
+        return kind(self.problem, where=where, got=self.got, expected=self.expected, fix=self.fix)
+
     def _text(self) -> str:
         text = f"{self.where}: {self.problem}." if self.where else f"{self.problem}."
         facts = [f"got {self.got}"] if self.got is not None else []

@@ -15,6 +15,7 @@ import torch
 from integer_models import pixels, quantized
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from test_agreement import ARCHITECTURES
 
 import vitquant
 from vitquant.errors import ConfigError, LifecycleError, MissingDependencyError
@@ -65,17 +66,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 FIRST = ("pos_embed", "blocks.0.norm1", *(f"blocks.0.attn_{part}" for part in ("q_out", "k_out", "v_input", "kv_out")))
 """Points early enough that hardly a code may differ."""
 
-SPECS: list[dict[str, Any]] = [
-    {"num_classes": 0},
-    {"dist_token": True},
-    {"reg_tokens": 3, "pos_covers_prefix": False},
-    {"layer_scale": True},
-    {"pool": "avg"},
-    {"pool": "avg", "class_token": False, "num_classes": 0},
-    {"qkv_bias": False},
-    {"num_heads": 1, "depth": 1},
-    {"patch_size": (4, 2)},
-]
+SPECS: list[dict[str, Any]] = [*ARCHITECTURES, {"patch_size": (4, 2)}]
 
 
 def session(model: onnx.ModelProto, **settings: Any) -> onnxruntime.InferenceSession:

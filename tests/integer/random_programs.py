@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from vitquant.integer import ops
 from vitquant.integer.program import IntegerProgram
-from vitquant.integer.validate import INT32_MAX, OPERAND_LIMIT
-from vitquant.integer.values import ADDEND_LIMIT, Array, Value, narrowest
+from vitquant.integer.validate import OPERAND_LIMIT
+from vitquant.integer.values import Array, Value, narrowest
+from vitquant.numerics.limits import ADDEND_LIMIT, INT32_MAX
 from vitquant.numerics.softmax import division_bits
 
 Choice = TypeVar("Choice")

@@ -8,9 +8,9 @@ from vitquant.config import QuantConfig
 from vitquant.config.quant_config import BitType
 from vitquant.errors import NumericsError
 from vitquant.layers import Mode, QuantLinear, set_mode
-from vitquant.layers.patch import patchify
 from vitquant.layers.regrid import code_dtype
 from vitquant.numerics.affine import QuantParams, dequantize, params_from_range, quantize
+from vitquant.numerics.tokens import patchify
 
 
 def config(mode: str = "channel_wise", bits: int = 8, signed: bool = True, **fields: object) -> QuantConfig:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from vitquant.config import QuantConfig
 from vitquant.errors import DataError
 from vitquant.layers import Mode, set_mode
-from vitquant.layers.patch import QuantPatchEmbed, patchify
+from vitquant.layers.patch import QuantPatchEmbed
+from vitquant.numerics.tokens import patchify
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WEIGHT = QuantConfig(calibration_mode="channel_wise")

@@ -14,8 +14,9 @@ from vitquant.layers import IntSoftmax, Mode, QAct, QuantLinear, points_of, set_
 from vitquant.models.adapt import FloatModel, sqnr_db
 from vitquant.models.calibrate import calibrate_batches
 from vitquant.models.quant_attn import POINTS, QuantAttention
-from vitquant.models.vit import Block, VisionTransformer, split_heads
+from vitquant.models.vit import Block, VisionTransformer
 from vitquant.numerics.affine import quantize
+from vitquant.numerics.tokens import split_heads
 
 LINEARS = ("attn_qkv", "attn_proj")
 ACTS = ("attn_q_out", "attn_k_out", "attn_v_input", "attn_kv_out", "attn_v_out")

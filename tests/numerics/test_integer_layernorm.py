@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vitquant.errors import NumericsError
 from vitquant.numerics.affine import QuantParams, params_from_range
-from vitquant.numerics.layernorm import FRACTION, MAX_CHANNELS, RECIPROCAL, IntegerLayerNorm, integer_layernorm
+from vitquant.numerics.layernorm import FRACTION, RECIPROCAL, IntegerLayerNorm, integer_layernorm
+from vitquant.numerics.limits import MAX_NORM_CHANNELS
 
 
 def exact(codes: Tensor, gamma: Tensor, beta: Tensor, eps: float, input_scale: float) -> Tensor:
@@ -91,7 +92,7 @@ def test_within_one_code(
     bits: int, signed: bool, per_channel: bool, tokens: Callable[[int, int, torch.Generator], Tensor]
 ) -> None:
     generator = torch.Generator().manual_seed(bits)
-    for channels in (2, 3, 16, 97, 384, 768, MAX_CHANNELS):
+    for channels in (2, 3, 16, 97, 384, 768, MAX_NORM_CHANNELS):
         codes = tokens(64, channels, generator)
         layer, expected = make(codes, bits, signed, per_channel, generator)
         difference = (layer(codes) - expected).abs()
@@ -107,7 +108,7 @@ def test_every_small_number_of_channels() -> None:
         assert (layer(codes) - expected).abs().max() <= 1
 
 
-@pytest.mark.parametrize("channels", [1, 2, 7, 96, MAX_CHANNELS])
+@pytest.mark.parametrize("channels", [1, 2, 7, 96, MAX_NORM_CHANNELS])
 def test_equals_pythons_integers(channels: int) -> None:
     generator = torch.Generator().manual_seed(channels)
     for signed in (True, False):
@@ -116,7 +117,7 @@ def test_equals_pythons_integers(channels: int) -> None:
         assert layer(codes).tolist() == [in_python(layer, token) for token in codes.tolist()]
 
 
-@pytest.mark.parametrize("channels", [2, 96, 1624, MAX_CHANNELS])
+@pytest.mark.parametrize("channels", [2, 96, 1624, MAX_NORM_CHANNELS])
 def test_extremes_do_not_overflow(channels: int) -> None:
     half = torch.arange(channels) % 2 == 0
     one = torch.arange(channels) == 1
@@ -177,7 +178,7 @@ def test_offsets_and_gains_beyond_all_codes_saturate() -> None:
 
 
 def test_too_many_channels_are_refused() -> None:
-    ones = torch.ones(MAX_CHANNELS + 1)
+    ones = torch.ones(MAX_NORM_CHANNELS + 1)
     with pytest.raises(NumericsError, match=r"would overflow\. Got 1626 channels, expected at most 1625"):
         integer_layernorm(ones, ones, 1e-6, 0.1, QuantParams(torch.tensor(0.1), torch.tensor(0.0), -128, 127))
 

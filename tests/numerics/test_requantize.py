@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitquant.errors import NumericsError
-from vitquant.numerics.requantize import MAX_SHIFT, dyadic, requantize, rescale
+from vitquant.numerics.limits import MAX_SHIFT
+from vitquant.numerics.requantize import dyadic, requantize, rescale
 
 LOWEST, HIGHEST = 2.0**-31, float(2**22 - 1)
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vitquant.numerics.limits import LOG2_ROW_LIMIT
 from vitquant.numerics.mean import rounded_mean
 from vitquant.numerics.softmax import (
     LOG2_MAX,
-    LOG2_ROW_LIMIT,
     divide,
     division_bits,
     exponential_table,

@@ -9,82 +9,52 @@
 namespace vitquant::kernels {
 namespace {
 
-const Kernels table = {
-    "portable",
-    [](const LinearSpec& spec) { return make_linear(spec, Layout::portable); },
-    plain::linear_scratch,
-    plain::linear,
-    [](const LayerNormSpec& spec) { return make_layernorm(spec, Layout::portable); },
-    plain::layernorm,
-    [](const AttentionSpec& spec) { return make_attention(spec, Layout::portable); },
-    plain::attention_scratch,
-    plain::attention,
-    make_add,
-    plain::add,
-    make_requantize,
-    plain::requantize,
-    make_lookup,
-    plain::lookup,
-    plain::patches,
+/// The pieces that instruction sets do differently; the rest is plain everywhere.
+struct Pieces {
+    decltype(Kernels::linear_scratch) linear_scratch;
+    decltype(Kernels::linear) linear;
+    decltype(Kernels::layernorm) layernorm;
+    decltype(Kernels::attention_scratch) attention_scratch;
+    decltype(Kernels::attention) attention;
 };
+
+/// A table whose linear layers are packed for one layout, and everything else for another.
+template <Layout linear, Layout rest>
+constexpr Kernels table_of(const char* name, const Pieces& pieces) {
+    return {
+        name,
+        [](const LinearSpec& spec) { return make_linear(spec, linear); },
+        pieces.linear_scratch,
+        pieces.linear,
+        [](const LayerNormSpec& spec) { return make_layernorm(spec, rest); },
+        pieces.layernorm,
+        [](const AttentionSpec& spec) { return make_attention(spec, rest); },
+        pieces.attention_scratch,
+        pieces.attention,
+        make_add,
+        plain::add,
+        make_requantize,
+        plain::requantize,
+        make_lookup,
+        plain::lookup,
+        plain::patches,
+    };
+}
+
+constexpr Kernels table = table_of<Layout::portable, Layout::portable>(
+    "portable",
+    {plain::linear_scratch, plain::linear, plain::layernorm, plain::attention_scratch, plain::attention});
 
 #if defined(__x86_64__)
-const Kernels table_avx2 = {
-    "avx2",
-    [](const LinearSpec& spec) { return make_linear(spec, Layout::avx2); },
-    avx::linear_scratch,
-    avx::linear,
-    [](const LayerNormSpec& spec) { return make_layernorm(spec, Layout::avx2); },
-    avx::layernorm,
-    [](const AttentionSpec& spec) { return make_attention(spec, Layout::avx2); },
-    avx::attention_scratch,
-    avx::attention,
-    make_add,
-    plain::add,
-    make_requantize,
-    plain::requantize,
-    make_lookup,
-    plain::lookup,
-    plain::patches,
-};
+constexpr Kernels table_avx2 = table_of<Layout::avx2, Layout::avx2>(
+    "avx2", {avx::linear_scratch, avx::linear, avx::layernorm, avx::attention_scratch, avx::attention});
 
-const Kernels table_avxvnni = {
-    "avxvnni",
-    [](const LinearSpec& spec) { return make_linear(spec, Layout::avxvnni); },
-    avx::linear_scratch,
-    vnni256::linear,
-    [](const LayerNormSpec& spec) { return make_layernorm(spec, Layout::avx2); },
-    avx::layernorm,
-    [](const AttentionSpec& spec) { return make_attention(spec, Layout::avx2); },
-    avx::attention_scratch,
-    avx::attention,
-    make_add,
-    plain::add,
-    make_requantize,
-    plain::requantize,
-    make_lookup,
-    plain::lookup,
-    plain::patches,
-};
+constexpr Kernels table_avxvnni = table_of<Layout::avxvnni, Layout::avx2>(
+    "avxvnni", {avx::linear_scratch, vnni256::linear, avx::layernorm, avx::attention_scratch, avx::attention});
 
-const Kernels table_avx512vnni = {
-    "avx512vnni",
-    [](const LinearSpec& spec) { return make_linear(spec, Layout::avx512vnni); },
-    vnni512::linear_scratch,
-    vnni512::linear,
-    [](const LayerNormSpec& spec) { return make_layernorm(spec, Layout::avx512vnni); },
-    vnni512::layernorm,
-    [](const AttentionSpec& spec) { return make_attention(spec, Layout::avx512vnni); },
-    vnni512::attention_scratch,
-    vnni512::attention,
-    make_add,
-    plain::add,
-    make_requantize,
-    plain::requantize,
-    make_lookup,
-    plain::lookup,
-    plain::patches,
-};
+constexpr Kernels table_avx512vnni = table_of<Layout::avx512vnni, Layout::avx512vnni>(
+    "avx512vnni", {vnni512::linear_scratch, vnni512::linear, vnni512::layernorm, vnni512::attention_scratch,
+                   vnni512::attention});
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from vitquant.errors import ProgramError
 from vitquant.export.onnx_builder import Step
-from vitquant.integer.validate import INT32_MAX
 from vitquant.integer.values import Array
+from vitquant.numerics.limits import INT32_MAX
 
 BIT_LENGTH = np.frompyfunc(int.bit_length, 1, 1)
 """Of arrays of Python's integers."""

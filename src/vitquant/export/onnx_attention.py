@@ -10,9 +10,9 @@ from vitquant.export.onnx_arithmetic import BIT_LENGTH, constant, look_up, reach
 from vitquant.export.onnx_builder import Step
 from vitquant.export.onnx_operations import SIGN, Known, along, as_bytes, requantized
 from vitquant.integer import ops
-from vitquant.integer.validate import INT32_MAX
 from vitquant.integer.values import Array, Value
-from vitquant.numerics.softmax import EXPONENTIAL_BITS, LOG2_MAX, RECIPROCAL_BITS, SHARE_BITS
+from vitquant.numerics.limits import EXPONENTIAL_BITS, INT32_MAX
+from vitquant.numerics.softmax import LOG2_MAX, RECIPROCAL_BITS, SHARE_BITS
 
 
 def byte_zero(value: Value) -> int | None:

@@ -11,8 +11,7 @@ from vitquant.export.qdq_graph import Graph
 from vitquant.export.qdq_targets import Landing, Runtime
 from vitquant.integer.values import Array
 from vitquant.layers import QuantLinear
-
-INT32_MAX = 2**31 - 1
+from vitquant.numerics.limits import INT32_MAX
 
 
 def array(x: Tensor) -> Array:

@@ -12,9 +12,7 @@ from typing import Protocol
 from vitquant.config import QuantConfig, ResolvedConfig
 from vitquant.config.catalogue import section_of
 from vitquant.errors import DeployabilityError
-
-MAX_NORM_CHANNELS = 1625
-"""As in ``numerics.layernorm``, which torch stands behind."""
+from vitquant.numerics.limits import MAX_NORM_CHANNELS
 
 
 class Dimensions(Protocol):

@@ -18,7 +18,6 @@ from vitquant.integer.reference import Logits, Reference
 from vitquant.integer.storage import save_program
 
 Kind: TypeAlias = Literal["auto", "reference", "native"]
-KINDS: tuple[Kind, ...] = ("auto", "reference", "native")
 
 NATIVE = "vitquant_runtime"
 

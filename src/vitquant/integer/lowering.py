@@ -32,17 +32,18 @@ from vitquant.integer.ops import (
 )
 from vitquant.integer.program import IntegerProgram
 from vitquant.integer.validate import require_int32, validate
-from vitquant.integer.values import ADDEND_LIMIT, Array, Value, narrowest
+from vitquant.integer.values import Array, Value, narrowest
 from vitquant.layers import Point, QAct, QuantLinear, QuantNorm, QuantResidual
-from vitquant.layers.regrid import INT32_MAX, centred_limit
+from vitquant.layers.regrid import centred_limit
 from vitquant.models.quant_attn import QuantAttention
 from vitquant.models.quant_block import QuantBlock, QuantMlp
 from vitquant.models.quant_vit import QuantViT
 from vitquant.numerics.affine import QuantParams, dequantize, quantize
 from vitquant.numerics.layernorm import integer_layernorm
+from vitquant.numerics.limits import ADDEND_LIMIT, EXPONENTIAL_BITS, INT32_MAX
 from vitquant.numerics.pairing import product_per_head
 from vitquant.numerics.requantize import at_least_smallest, dyadic
-from vitquant.numerics.softmax import EXPONENTIAL_BITS, LOG2_MAX, division_bits, exponential_table, row_codes
+from vitquant.numerics.softmax import LOG2_MAX, division_bits, exponential_table, row_codes
 from vitquant.version import __version__
 
 MAX_TABLE_BYTES = 2**24
@@ -369,7 +370,7 @@ def rescale(real: Tensor | Array, name: str, limit: Tensor | Array | int = INT32
     try:
         multiplier, shift = dyadic(real)
     except NumericsError as error:
-        raise NumericsError(error.problem, where=name, got=error.got, expected=error.expected, fix=error.fix) from error
+        raise error.located(name) from error
     return multiplier.cpu().numpy().astype(np.int32), shift.cpu().numpy().astype(np.uint8)
 
 

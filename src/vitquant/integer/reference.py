@@ -17,12 +17,12 @@ from vitquant.errors import ProgramError
 from vitquant.integer import ops
 from vitquant.integer.program import IntegerProgram
 from vitquant.integer.values import Array, Value
-from vitquant.layers.patch import patchify
 from vitquant.numerics.layernorm import IntegerLayerNorm
 from vitquant.numerics.matmul import int_matmul
 from vitquant.numerics.mean import rounded_mean
 from vitquant.numerics.requantize import rescale
 from vitquant.numerics.softmax import divide, log2_weights, look_up, shares
+from vitquant.numerics.tokens import merge_heads, patchify, split_heads
 
 TORCH_TYPES = {
     "int8": torch.int8,
@@ -186,7 +186,7 @@ def layernorm(op: ops.LayerNorm, c: Constants, x: Inputs) -> Tensor:
         shift=c["shift"],
         epsilon=int(op.epsilon[0]),
         headroom=op.headroom,
-        zero_point=torch.from_numpy(out.spread(out.zero_point)).to(c["gain"].device, torch.int64),
+        zero_point=c["zero"],
         qmin=out.low,
         qmax=out.high,
     )
@@ -226,7 +226,7 @@ def mix(op: ops.Mix, c: Constants, x: Inputs) -> Tensor:
     if op.normalize:
         total = p.sum(-1, keepdim=True, dtype=torch.int64)
         acc = divide(acc, total, op.reciprocal_bits, op.fraction_bits)
-    return requantized(acc.transpose(1, 2).flatten(2), op, c)
+    return requantized(merge_heads(acc), op, c)
 
 
 def add(op: ops.Add, c: Constants, x: Inputs) -> Tensor:
@@ -257,11 +257,6 @@ def take(op: ops.Take, c: Constants, x: Inputs) -> Tensor:
 def pool(op: ops.Pool, c: Constants, x: Inputs) -> Tensor:
     """The rounded mean of the patch tokens."""
     return stored(rounded_mean(x[op.x][:, op.first :])[:, None], op.out)
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """``[B, N, C]`` to ``[B, H, N, C / H]``."""
-    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 EXECUTE: Mapping[type[ops.Operation], Callable[[Any, Constants, Inputs], Tensor]] = {

@@ -13,7 +13,15 @@ import numpy as np
 from vitquant.errors import DeployabilityError, ProgramError
 from vitquant.integer import ops
 from vitquant.integer.program import IntegerProgram
-from vitquant.integer.values import ADDEND_LIMIT, Array, Value
+from vitquant.integer.values import Array, Value
+from vitquant.numerics.limits import (
+    ADDEND_LIMIT,
+    EXPONENTIAL_BITS,
+    INT32_MAX,
+    LOG2_ROW_LIMIT,
+    MAX_SHIFT,
+    MULTIPLIER_BITS,
+)
 
 MAX_ELEMENTS = 2**28
 """Of any one value of one image, and of any constant: a program that asks for more is refused."""
@@ -24,13 +32,8 @@ MAX_NAME = 200
 OPERAND_LIMIT = 2**23
 """Numbers that are multiplied with each other lie in ``[-2^23, 2^23)``, so that three bytes hold them."""
 
-EXPONENTIAL_MAX = 2**15 - 1
-MULTIPLIERS = (2**21, 2**22 - 1)
-MAX_SHIFT = 52
-INT32_MAX = 2**31 - 1
-
-LOG2_ROW_LIMIT = 46341
-"""A row of powers of two, each at most sqrt(2) times its share of 2^15, sums to at most ``2^15 sqrt(2)``."""
+EXPONENTIAL_MAX = 2**EXPONENTIAL_BITS - 1
+MULTIPLIERS = (2 ** (MULTIPLIER_BITS - 1), 2**MULTIPLIER_BITS - 1)
 
 
 class Known(dict[str, Value]):

@@ -10,9 +10,6 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
 
-ADDEND_LIMIT = 2**30
-"""Codes of what is only added to something else, and of logits, stay below it, so that two of them fit 32 bits."""
-
 
 @dataclass(frozen=True)
 class Value:

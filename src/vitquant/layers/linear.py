@@ -14,8 +14,9 @@ from vitquant.config import QuantConfig
 from vitquant.errors import LifecycleError
 from vitquant.layers.act import QAct
 from vitquant.layers.point import Mode, Point
-from vitquant.layers.regrid import INT32_MAX, code_dtype, codes_of, land
+from vitquant.layers.regrid import code_dtype, codes_of, land
 from vitquant.numerics.affine import QuantParams, quantize
+from vitquant.numerics.limits import INT32_MAX
 from vitquant.numerics.matmul import int_matmul
 
 
@@ -134,17 +135,24 @@ class QuantLinear(nn.Module):
         return self._form[1]
 
     def _integer_form(self, input_grid: QuantParams) -> IntegerForm:
-        params = self.weight.require_params()
-        centred = self.weight_codes.long() - params.zero_point.long()
-        scale = params.scale.double().reshape(-1).expand(len(centred))
-        if self.input_scale is None:
-            scale = scale * input_grid.scale.double()
-        zero = centred.double() @ input_grid.zero_point.double().expand(centred.shape[1])
+        centred = self.weight_codes.long() - self.weight.require_params().zero_point.long()
+        scale, zero = self.accumulators(centred, input_grid)
         bias = (self.bias_hat.double() / scale - zero).round().long()
         largest = max(abs(input_grid.qmin), abs(input_grid.qmax))
         limit = centred.abs().sum(1) * largest + bias.abs()
         low, high = (int(v) for v in torch.aminmax(centred))
         return IntegerForm(centred.to(code_dtype(low, high)), bias, scale, limit)
+
+    def accumulators(self, centred: Tensor, input_grid: QuantParams) -> tuple[Tensor, Tensor]:
+        """The unit of the sums of products with codes on ``input_grid``, and what its zero points add to them.
+
+        ``centred`` are the weights' codes less their zero point, ``[out, in]``. Both are float64 ``[out]``. A scale per
+        input channel is in the weights already.
+        """
+        scale = self.weight.require_params().scale.double().reshape(-1).expand(len(centred))
+        if input_grid.is_scalar:
+            scale = scale * input_grid.scale.double()
+        return scale, centred.double() @ input_grid.zero_point.double().expand(centred.shape[1])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._form = None
@@ -184,11 +192,8 @@ class QuantLinear(nn.Module):
         params = self.weight.require_params()
         codes = quantize(scaled, params)
         if input_grid is not None:
-            acc_scale = params.scale.double().reshape(-1)
-            if input_scale is None:
-                acc_scale = acc_scale * input_grid.scale.double()
-            zero = (codes - params.zero_point).double() @ input_grid.zero_point.double().expand(weight.shape[1])
-            bias = (((bias / acc_scale - zero).round() + zero) * acc_scale).to(bias.dtype)
+            scale, zero = self.accumulators(codes - params.zero_point, input_grid)
+            bias = (((bias / scale - zero).round() + zero) * scale).to(bias.dtype)
         self.realize(codes.to(code_dtype(params.qmin, params.qmax)), bias, input_scale)
 
     def realize(self, codes: Tensor, bias: Tensor, input_scale: Tensor | None) -> None:

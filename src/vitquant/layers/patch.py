@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +13,7 @@ from vitquant.errors import DataError
 from vitquant.layers.linear import QuantLinear
 from vitquant.layers.point import Mode
 from vitquant.numerics.affine import QuantParams
+from vitquant.numerics.tokens import patchify
 
 
 class QuantPatchEmbed(nn.Module):
@@ -42,6 +46,7 @@ class QuantPatchEmbed(nn.Module):
         self.pixel_zero: Tensor
         self.register_buffer("pixel_scale", torch.empty(0), persistent=False)
         self.register_buffer("pixel_zero", torch.empty(0), persistent=False)
+        self._grid: QuantParams | None = None
         self.reset_pixels()
         self.linear.fold(self.pixel_grid())
 
@@ -49,11 +54,19 @@ class QuantPatchEmbed(nn.Module):
         """Make the grid of the pixels from mean and standard deviation, in place of what a saved model left open."""
         self.pixel_scale = torch.tensor([1 / (255 * s) for s in self.std], device="cpu")
         self.pixel_zero = torch.tensor([255 * m for m in self.mean], device="cpu")
+        self._grid = None
 
     def pixel_grid(self) -> QuantParams:
-        """The grid of flattened patches ``[C * patch_h * patch_w]``."""
-        area = self.patch_size[0] * self.patch_size[1]
-        return QuantParams(self.pixel_scale.repeat_interleave(area), self.pixel_zero.repeat_interleave(area), 0, 255)
+        """The grid of flattened patches ``[C * patch_h * patch_w]``; the same one until the pixels' grid moves."""
+        if self._grid is None:
+            area = self.patch_size[0] * self.patch_size[1]
+            scale, zero_point = (t.repeat_interleave(area) for t in (self.pixel_scale, self.pixel_zero))
+            self._grid = QuantParams(scale, zero_point, 0, 255)
+        return self._grid
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._grid = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def forward(self, images: Tensor, target: QuantParams | None = None) -> Tensor:
         """Embed the patches. ``target`` is the grid that they are rounded to next."""
@@ -83,11 +96,3 @@ class QuantPatchEmbed(nn.Module):
 
 def _per_colour(x: Tensor) -> str:
     return "(" + ", ".join(f"{v:.4g}" for v in x.flatten().tolist()) + ")"
-
-
-def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """Cut images ``[B, C, H, W]`` into flattened patches ``[B, grid_h * grid_w, C * patch_h * patch_w]``."""
-    b, c, h, w = images.shape
-    ph, pw = patch_size
-    patches = images.reshape(b, c, h // ph, ph, w // pw, pw).permute(0, 2, 4, 1, 3, 5)
-    return patches.reshape(b, (h // ph) * (w // pw), c * ph * pw)

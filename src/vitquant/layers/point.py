@@ -132,9 +132,7 @@ class Point(nn.Module):
         try:
             yield
         except NumericsError as error:
-            raise NumericsError(
-                error.problem, where=self.name, got=error.got, expected=error.expected, fix=error.fix
-            ) from error
+            raise error.located(self.name) from error
 
     def round(self, x: Tensor) -> Tensor:
         """``x`` on the point's grid while it is rounding, else ``x`` itself."""

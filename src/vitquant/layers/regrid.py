@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 
 from vitquant.numerics.affine import QuantParams, dequantize, fake_quantize
+from vitquant.numerics.limits import ADDEND_LIMIT, INT32_MAX
 from vitquant.numerics.requantize import at_least_smallest, dyadic, expressible, requantize
-
-INT32_MAX = 2**31 - 1
-ADDEND_LIMIT = 2**30
-"""Addends are not clamped to the codes of their sum; two of this size still fit 32 bits."""
 
 
 def code_dtype(low: int, high: int) -> torch.dtype:

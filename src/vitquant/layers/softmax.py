@@ -9,8 +9,8 @@ from vitquant.config import QuantConfig
 from vitquant.layers.point import Point
 from vitquant.layers.regrid import centred_codes, centred_limit, code_dtype, codes_of, land
 from vitquant.numerics.affine import QuantParams, fake_quantize
+from vitquant.numerics.limits import EXPONENTIAL_BITS
 from vitquant.numerics.softmax import (
-    EXPONENTIAL_BITS,
     FINE_SCALE,
     LOG2_MAX,
     SHARE_BITS,

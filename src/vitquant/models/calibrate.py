@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitquant.data.images import Batch
-from vitquant.errors import DataError, NumericsError
+from vitquant.errors import DataError, NumericsError, VitquantError
 from vitquant.layers import Mode, set_mode
 
 
@@ -58,9 +58,9 @@ def calibrate_batches(module: M, batches: Iterable[Tensor | Batch]) -> M:
     return module
 
 
-def in_batch(error: NumericsError, number: int, batch: Tensor | Batch) -> NumericsError:
+def in_batch(error: NumericsError, number: int, batch: Tensor | Batch) -> VitquantError:
     """The same error, saying in which batch, and which file where that is known."""
     where = f"{error.where}, batch {number}" if error.where else f"batch {number}"
     if isinstance(batch, Batch) and batch.names:
         where += f" ({batch.names[0]} ... {batch.names[-1]})"
-    return NumericsError(error.problem, where=where, got=error.got, expected=error.expected, fix=error.fix)
+    return error.located(where)

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from vitquant.config import ModelConfig, ResolvedConfig
 from vitquant.errors import ModelError
 from vitquant.layers import IntSoftmax, QAct, QuantLinear
-from vitquant.layers.regrid import INT32_MAX, centred_codes, centred_limit, channels, land
-from vitquant.models.vit import merge_heads, split_heads
+from vitquant.layers.regrid import centred_codes, centred_limit, channels, land
 from vitquant.numerics.affine import QuantParams
+from vitquant.numerics.limits import INT32_MAX, LOG2_ROW_LIMIT
 from vitquant.numerics.matmul import int_matmul
 from vitquant.numerics.pairing import pair_scales, product_per_head
-from vitquant.numerics.softmax import LOG2_MAX, LOG2_ROW_LIMIT, divide, division_bits
+from vitquant.numerics.softmax import LOG2_MAX, divide, division_bits
+from vitquant.numerics.tokens import merge_heads, split_heads
 
 POINTS = (
     "attn_qkv.weight",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitquant.errors import ModelError
-from vitquant.layers.patch import patchify
+from vitquant.numerics.tokens import merge_heads, patchify, split_heads
 
 
 @dataclass(frozen=True)
@@ -124,16 +124,6 @@ class Attention(nn.Module):
         q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=-1))
         scores = (q * self.scale) @ k.transpose(-2, -1)
         return self.proj(merge_heads(scores.softmax(dim=-1) @ v))  # type: ignore[no-any-return]
-
-
-def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """``[B, N, D]`` to ``[B, H, N, D / H]``."""
-    return x.reshape(*x.shape[:2], num_heads, -1).transpose(1, 2)
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    """``[B, H, N, D / H]`` to ``[B, N, D]``."""
-    return x.transpose(1, 2).flatten(2)
 
 
 class LayerScale(nn.Module):

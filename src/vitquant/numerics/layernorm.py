@@ -16,10 +16,10 @@ from torch import Tensor
 from vitquant.errors import NumericsError
 from vitquant.numerics.affine import QuantParams
 from vitquant.numerics.isqrt import bit_length, isqrt
+from vitquant.numerics.limits import MAX_NORM_CHANNELS
 
 FRACTION = 20  # fractional bits of the normalised value
 RECIPROCAL = 54  # fractional bits of one over the standard deviation
-MAX_CHANNELS = 1625  # C^3 * 2^30, the largest sum of squares of 16-bit codes, stays below 2^62
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ def integer_layernorm(
             fit beside them.
     """
     channels = gamma.numel()
-    if channels > MAX_CHANNELS:
+    if channels > MAX_NORM_CHANNELS:
         raise NumericsError(
-            "integer LayerNorm would overflow", got=f"{channels} channels", expected=f"at most {MAX_CHANNELS}"
+            "integer LayerNorm would overflow", got=f"{channels} channels", expected=f"at most {MAX_NORM_CHANNELS}"
         )
     cube = channels**3
     epsilon = eps / input_scale**2 * cube

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from vitquant.errors import NumericsError
+from vitquant.numerics.limits import MAX_SHIFT, MULTIPLIER_BITS
 
-MULTIPLIER_BITS = 22
-MAX_SHIFT = 52
 SMALLEST = 2.0 ** (MULTIPLIER_BITS - 1 - MAX_SHIFT)
 """The smallest multiplier: one below it makes 0 of every 32-bit number but the very largest."""
 

@@ -20,14 +20,10 @@ import math
 import torch
 from torch import Tensor
 
-EXPONENTIAL_BITS = 15
-"""Precision of the table behind ``uniform`` and ``log2``: 2,047 tokens of it stay below 2^26, far inside int32."""
+from vitquant.numerics.limits import EXPONENTIAL_BITS
 
 LOG2_MAX = 15
 """Largest exponent of the ``log2`` form: products are shifted by it, and more shifts leave nothing of 16 bits."""
-
-LOG2_ROW_LIMIT = 46341
-"""A row of powers of two, each at most sqrt(2) times its share of 2^15, sums to at most ``2^15 sqrt(2)``."""
 
 FINE_SCALE = 2.0**-10
 """Scale at which scores that are not on a grid of their own, or on too coarse a one, enter an approximation."""
