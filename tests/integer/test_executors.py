@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from integer_models import pixels, quantized
 
 import vitquant
 from vitquant.bench import bench
+from vitquant.data import open_images
 from vitquant.errors import ConfigError, MissingDependencyError
 from vitquant.integer import executors
+from vitquant.integer.compare import compare_models
 from vitquant.integer.executors import open_executor
 
 
@@ -25,6 +28,16 @@ def test_the_native_executor_gives_the_same_integers() -> None:
     assert native.name.endswith(", 2 threads")
     assert torch.equal(native(images).codes, reference(images).codes)
     assert torch.equal(native(images).real(), reference(images).real())
+
+
+@pytest.mark.parametrize("spec", [{}, {"num_classes": 0}, {"num_classes": 0, "pool": "avg"}], ids=str)
+def test_simulated_and_integer_figures_are_of_the_same_output(spec: dict[str, Any]) -> None:
+    model = quantized(**spec)
+    images = open_images(pixels(5, seed=3), model.preprocessing)
+    found = compare_models(model, vitquant.compile(model), images).evaluation
+    assert found.integer is not None
+    assert found.integer.to_simulated_db > 100
+    assert found.integer.sqnr_db == pytest.approx(found.sqnr_db, abs=1e-4)
 
 
 def test_without_it_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,10 +39,10 @@ class IntegerEvaluation:
 class Evaluation:
     """How much of the float model is left.
 
-    ``sqnr_db`` is the SQNR of the logits (of the final norm without a head), ``sqnr_final_norm_db`` that of all tokens
-    after the final norm. ``top1`` and ``agreement`` (share of images to which both models give the same class) are in
-    percent; ``top1`` is ``None`` without labels, ``agreement`` without a head. ``integer`` is there if an executor was
-    given.
+    ``sqnr_db`` is the SQNR of the logits (of the pooled features without a head), ``sqnr_final_norm_db`` that of all
+    tokens after the final norm. ``top1`` and ``agreement`` (share of images to which both models give the same class)
+    are in percent; ``top1`` is ``None`` without labels, ``agreement`` without a head. ``integer`` is there if an
+    executor was given.
     """
 
     images: int
@@ -93,9 +93,8 @@ def evaluate(
             given = [exact, rounded]
             if integers is not None:
                 third = integers(model.preprocessing.to_pixels(x)).to(x.device)
-                simulated, truth = (t if model.head is not None else model.classify(t) for t in (rounded, exact))
-                integer.add(truth, third)
-                to_simulated.add(simulated, third)
+                integer.add(exact, third)
+                to_simulated.add(rounded, third)
                 given.append(third)
             if model.head is not None:
                 labels = None if batch.labels is None else check_labels(batch.labels, model.spec.num_classes)
@@ -138,9 +137,9 @@ def mean_percent(parts: list[Tensor | None]) -> float | None:
 
 
 def outputs(model: QuantViT, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The final norm, and the logits (or the final norm again, where there is no head)."""
+    """The final norm, and the logits (or the pooled features, where there is no head)."""
     tokens = model.forward_features(images)
-    return tokens, tokens if model.head is None else model.classify(tokens)
+    return tokens, model.classify(tokens)
 
 
 def check_labels(labels: Tensor, classes: int) -> Tensor:

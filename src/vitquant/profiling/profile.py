@@ -43,7 +43,7 @@ class PointProfile:
 class ModelProfile:
     """The profile of a model: its points in order, and the SQNR of its output with everything quantized.
 
-    ``sqnr_db`` is that of the logits, or of the final norm where there is no head.
+    ``sqnr_db`` is that of the logits, or of all tokens after the final norm where there is no head.
     """
 
     points: tuple[PointProfile, ...]
