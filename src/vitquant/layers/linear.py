@@ -184,17 +184,24 @@ class QuantLinear(nn.Module):
         weight, bias = self.effective()
         per_channel = input_grid is not None and not input_grid.is_scalar
         input_scale = input_grid.scale.expand(weight.shape[1]) if input_grid is not None and per_channel else None
-        scaled = weight if input_scale is None else weight * input_scale
-        self.weight.observer = self.weight.new_observer()
-        with self.weight.named():
-            self.weight.observer.observe(scaled)
-        self.weight.finish()
+        if self.weight.params is None or input_scale is not None or self.input_scale is not None:
+            codes = self.rounded(weight if input_scale is None else weight * input_scale)
+        else:
+            codes = self.weight_codes
         params = self.weight.require_params()
-        codes = quantize(scaled, params)
         if input_grid is not None:
             scale, zero = self.accumulators(codes - params.zero_point, input_grid)
             bias = (((bias / scale - zero).round() + zero) * scale).to(bias.dtype)
-        self.realize(codes.to(code_dtype(params.qmin, params.qmax)), bias, input_scale)
+        self.realize(codes, bias, input_scale)
+
+    def rounded(self, weight: Tensor) -> Tensor:
+        """Choose the grid for these weights ``[out, in]``, and give their codes on it."""
+        self.weight.observer = self.weight.new_observer()
+        with self.weight.named():
+            self.weight.observer.observe(weight)
+        self.weight.finish()
+        params = self.weight.require_params()
+        return quantize(weight, params).to(code_dtype(params.qmin, params.qmax))
 
     def realize(self, codes: Tensor, bias: Tensor, input_scale: Tensor | None) -> None:
         """Take integer weights ``[out, in]``, the bias that goes with them, and what was folded into them.

@@ -100,9 +100,11 @@ def window_divergence(counts: Tensor, first: Tensor, stop: Tensor, cells: int) -
     cell = torch.arange(cells + 1, device=counts.device)
     edges = (stop - first).unsqueeze(2) * cell
     edges >>= cells.bit_length() - 1
-    edges += first.unsqueeze(2)
-    mass = total.gather(1, edges.flatten(1)).view(edges.shape).diff(dim=2)
-    filled = occupied.gather(1, edges.flatten(1)).view(edges.shape).diff(dim=2)
+    row = torch.arange(len(total), device=counts.device).view(-1, 1, 1) * total.shape[1]
+    edges += first.unsqueeze(2) + row
+    mass, filled = (
+        of.flatten().index_select(0, edges.flatten()).view(edges.shape).diff(dim=2) for of in (total, occupied)
+    )
     filled[..., 0] += (lowest == 0) & (below > 0)
     filled[..., -1] += (highest == 0) & (above > 0)
     # Counts are whole, so the clamps touch empty cells only, and these weigh nothing.

@@ -53,10 +53,10 @@ class Histogram:
 
     def _widen(self, exponent: Tensor) -> None:
         changed = (exponent > self.exponent).nonzero().flatten()
-        if len(changed):
+        if len(changed) and self.counted:
             doublings = (exponent - self.exponent)[changed]
             self.counts[changed] = coarsen(self.counts[changed], doublings)
-            self.exponent = torch.maximum(self.exponent, exponent)
+        self.exponent = torch.maximum(self.exponent, exponent)
 
     def _make_room(self, more: int) -> None:
         self.counted += more
