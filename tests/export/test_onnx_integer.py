@@ -18,10 +18,11 @@ from integer_models import pixels, quantized
 from test_agreement import ARCHITECTURES, CONFIGS
 
 import vitquant
-from vitquant.errors import MissingDependencyError, ProgramError
+from vitquant.errors import ProgramError
 from vitquant.export import onnx_arithmetic as arithmetic
-from vitquant.export.onnx_builder import Graph, Step, Tensor, optional
-from vitquant.export.onnx_integer import EMIT, LOGITS_SCALE, METADATA, Known, export_integer
+from vitquant.export.onnx_graph import Graph, Tensor
+from vitquant.export.onnx_integer import EMIT, LOGITS_SCALE, METADATA, OPSET, Known, export_integer
+from vitquant.export.onnx_step import Step
 from vitquant.export.runtime import in_onnxruntime, onnx_session
 from vitquant.integer.ops import LayerNorm, Linear, Mix, Operation, Pool, SoftmaxLog2
 from vitquant.integer.program import IntegerProgram
@@ -141,7 +142,7 @@ def assert_operation(op: Operation, *inputs: tuple[Value, Array]) -> None:
     constants = Reference(program).steps[0][1]
     tensors = {name: torch.from_numpy(array) for name, array in codes.items()}
     reference = EXECUTE[type(op)](op, constants, Inputs(tensors, values))
-    graph = Graph()
+    graph = Graph(OPSET)
     EMIT[type(op)](Step(graph, op.out.name), op, Known(values, "image"))
     found = run_graph(graph, codes, Tensor(op.out.name, op.out.dtype, ("batch", *op.out.shape)))
     np.testing.assert_array_equal(found, reference.numpy())
@@ -184,7 +185,7 @@ def test_layernorm_that_no_compiled_program_has_is_refused() -> None:
     op = LayerNorm(out, "x", gain, offset, np.full(4096, 30, np.uint8), np.array([0]), 0)
     known = Known({"x": value("x", (1, 4096), -128, 127), "norm": out}, "image")
     with pytest.raises(ProgramError, match=r"^norm: .* Got 64"):
-        EMIT[LayerNorm](Step(Graph(), "norm"), op, known)
+        EMIT[LayerNorm](Step(Graph(OPSET), "norm"), op, known)
 
 
 @pytest.mark.parametrize("last", [0, 7, 15])
@@ -224,7 +225,7 @@ def test_pooled_means_of_any_sign(count: int, low: int, span: int, seed: int) ->
 
 def square_root(steps: int = arithmetic.NEWTON_STEPS) -> Callable[[Array], Array]:
     """The integer square root as a graph, run on int64 ``[n]``."""
-    graph = Graph()
+    graph = Graph(OPSET)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arithmetic, "NEWTON_STEPS", steps)
         out = arithmetic.isqrt(Step(graph, "root"), "x")
@@ -273,15 +274,10 @@ def test_rescale(data: st.DataObject) -> None:
     n = data.draw(st.lists(st.integers(0, 52), min_size=3, max_size=3))
     b = data.draw(st.lists(st.integers(-(2**52), 2**52), min_size=3, max_size=3))
     x = data.draw(st.lists(st.integers(-limit, limit), min_size=1, max_size=30))
-    graph = Graph()
+    graph = Graph(OPSET)
     made = arithmetic.rescale(Step(graph, "y"), "x", np.array(m), np.array(b), np.array(n), limit)
     out = Tensor(made.tensor, np.dtype(made.dtype), (len(x), 3))
     y = run_graph(graph, {"x": np.array(x, np.int32)[:, None]}, out)
     exact = [[(v * m[i] + b[i] + ((1 << n[i]) >> 1)) >> n[i] for i in range(3)] for v in x]
     assert (y.astype(np.int64) - made.offset).tolist() == exact
     assert np.abs(y).max() <= made.limit
-
-
-def test_a_missing_package_is_told() -> None:
-    with pytest.raises(MissingDependencyError, match=r"no_such_package is needed.*vitquant\[export\]"):
-        optional("no_such_package")

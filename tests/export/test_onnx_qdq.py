@@ -341,7 +341,7 @@ def test_four_bit_weights_as_int8_give_the_same() -> None:
 
 
 def test_int4_keeps_an_odd_number_of_codes() -> None:
-    from vitquant.export.qdq_graph import Graph
+    from vitquant.export.onnx_graph import Graph
 
     graph = Graph(21)
     codes = np.array([[-8, 7, -1], [0, 1, -7], [3, -4, 5]])

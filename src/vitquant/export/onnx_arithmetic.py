@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitquant.errors import ProgramError
-from vitquant.export.onnx_builder import Step
+from vitquant.export.onnx_step import Step
 from vitquant.integer.values import Array
 from vitquant.numerics.limits import INT32_MAX
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from vitquant.export.onnx_arithmetic import BIT_LENGTH, constant, look_up, reached
-from vitquant.export.onnx_builder import Step
 from vitquant.export.onnx_operations import SIGN, Known, along, as_bytes, requantized
+from vitquant.export.onnx_step import Step
 from vitquant.integer import ops
 from vitquant.integer.values import Array, Value
 from vitquant.numerics.limits import EXPONENTIAL_BITS, INT32_MAX

@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 
 from vitquant.export import onnx_attention, onnx_operations
-from vitquant.export.onnx_builder import Graph, Step, Tensor
+from vitquant.export.onnx_graph import Graph, Tensor
 from vitquant.export.onnx_operations import INPUT, OUTPUT, Known
+from vitquant.export.onnx_step import Step
 from vitquant.integer import ops
 from vitquant.integer.program import IntegerProgram
+
+OPSET = 18
+"""The first operator set with BitwiseXor."""
 
 METADATA, LOGITS_SCALE = "vitquant", "logits_scale"
 """Keys of the model's metadata: the program's metadata (JSON), and the scale of the logits (JSON list, float32)."""
@@ -35,7 +39,7 @@ def export_integer(program: IntegerProgram) -> Any:
         MissingDependencyError: ``onnx`` is not installed.
         ProgramError: a LayerNorm needs more than 63 bits; no compiled program does.
     """
-    graph, image, output = Graph(), program.image, program.output_value
+    graph, image, output = Graph(OPSET), program.image, program.output_value
     known = Known(program.values(), image.name)
     for op in program.operations:
         EMIT[type(op)](Step(graph, known.tensor(op.out.name)), op, known)

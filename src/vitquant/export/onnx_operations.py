@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitquant.export.onnx_arithmetic import Rescaled, constant, half_length, isqrt, look_up, rescale, type_for
-from vitquant.export.onnx_builder import Step
+from vitquant.export.onnx_step import Step
 from vitquant.integer import ops
 from vitquant.integer.validate import accumulator_limit
 from vitquant.integer.values import Array, Value

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from vitquant.export.onnx_graph import Tensor
 from vitquant.export.qdq_linear import array
 from vitquant.export.qdq_points import ONE, ZERO, Activation, PointWriter
 from vitquant.export.qdq_targets import GELU_OPSET, Landing, Runtime, landing
@@ -62,9 +63,10 @@ def export_qdq(
         "preprocessing": json.dumps(model.preprocessing.to_dict()),
         "notes": "\n".join(f"{point}: {told}" for point, told in export.notes.items()),
     }
-    images = {INPUT: ("batch", *model.preprocessing.shape)}
-    logits = {OUTPUT: ("batch", model.spec.num_classes or model.spec.embed_dim)}
-    return export.graph.model("vitquant", images, logits, metadata)
+    float32, width = np.dtype("float32"), model.spec.num_classes or model.spec.embed_dim
+    images = Tensor(INPUT, float32, ("batch", *model.preprocessing.shape))
+    logits = Tensor(OUTPUT, float32, ("batch", width))
+    return export.graph.model("vitquant", [images], [logits], metadata)
 
 
 def notes(model: onnx.ModelProto) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from vitquant.export.qdq_graph import Graph
+from vitquant.export.onnx_graph import Graph
 from vitquant.export.qdq_targets import Landing, Runtime
 from vitquant.integer.values import Array
 from vitquant.layers import QuantLinear

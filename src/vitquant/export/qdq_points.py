@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from vitquant.export.qdq_graph import Graph
+from vitquant.export.onnx_graph import Graph
 from vitquant.export.qdq_linear import array, gemm, rows_of
 from vitquant.export.qdq_targets import Landing, Runtime, landing
 from vitquant.integer.values import Array

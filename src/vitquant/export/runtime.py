@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from vitquant.export.onnx_builder import optional
+from vitquant.export.packages import optional
 from vitquant.integer.values import Array
 
 Session: TypeAlias = Callable[[Array], Array]

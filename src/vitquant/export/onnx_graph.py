@@ -1,18 +1,28 @@
-"""Writing down an ONNX graph, node by node."""
+"""A builder of ONNX graphs: nodes and constants are gathered in order, and become a checked model at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitquant.export.onnx_builder import optional
+from vitquant.export.packages import optional
 from vitquant.integer.values import Array
 from vitquant.version import __version__
 
 if TYPE_CHECKING:
     import onnx
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of the graph: name, element type, shape; a dimension by name is free."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str, ...]
 
 
 class Graph:
@@ -26,16 +36,28 @@ class Graph:
         self.onnx, self.opset = optional("onnx"), opset
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
+        self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
-    def node(self, op: str, *inputs: str, name: str, **attributes: Any) -> str:
-        """Add a node; gives the name of its output. An empty input name leaves an optional input out."""
-        self.nodes.append(self.onnx.helper.make_node(op, inputs, [name], name=name, **attributes))
+    def node(self, operator: str, *inputs: str, name: str, **attributes: Any) -> str:
+        """Add a node; gives the name of its output.
+
+        An empty input name leaves an optional input out; an attribute that is a NumPy type becomes ONNX's.
+        """
+        given = {key: self.element(v) if isinstance(v, np.dtype) else v for key, v in attributes.items()}
+        self.nodes.append(self.onnx.helper.make_node(operator, inputs, [name], name=name, **given))
         return name
 
     def constant(self, name: str, array: Array) -> str:
         """Add a tensor, in its own type."""
         self.initializers.append(self.onnx.numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
+
+    def shared(self, name: str, array: Array) -> str:
+        """The name of a tensor: ``name``, unless an equal one has been shared before."""
+        key = array.dtype.str, array.shape, array.tobytes()
+        if key not in self._shared:
+            self._shared[key] = self.constant(name, array)
+        return self._shared[key]
 
     def floats(self, name: str, values: Any) -> str:
         """Add a float32 tensor."""
@@ -60,17 +82,19 @@ class Graph:
         start, end = (self.dims(f"{name}/{k}", v) for k, v in (("start", part.start or 0), ("end", part.stop)))
         return self.node("Slice", x, start, end, self.dims(f"{name}/axis", axis), name=name)
 
+    def element(self, dtype: np.dtype[Any]) -> int:
+        """ONNX's number of an element type."""
+        number: int = self.onnx.helper.np_dtype_to_tensor_dtype(dtype)
+        return number
+
     def model(
-        self,
-        name: str,
-        inputs: Mapping[str, tuple[Any, ...]],
-        outputs: Mapping[str, tuple[Any, ...]],
-        metadata: Mapping[str, str],
+        self, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], metadata: Mapping[str, str]
     ) -> onnx.ModelProto:
-        """The whole as a checked model, its inputs and outputs float32; a dimension that is a string is dynamic."""
-        helper, kind = self.onnx.helper, self.onnx.TensorProto.FLOAT
+        """The whole as a checked model, in the oldest file format that has its opset, for older runtimes."""
+        helper = self.onnx.helper
         ends = (
-            [helper.make_tensor_value_info(n, kind, shape) for n, shape in end.items()] for end in (inputs, outputs)
+            [helper.make_tensor_value_info(t.name, self.element(t.dtype), t.shape) for t in end]
+            for end in (inputs, outputs)
         )
         graph = helper.make_graph(self.nodes, name, *ends, self.initializers)
         opsets = [helper.make_opsetid("", self.opset)]
