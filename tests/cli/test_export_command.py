@@ -1,13 +1,18 @@
 """``vitquant export`` on what ``vitquant quantize`` wrote."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from integer_models import quantized
 
-pytest.importorskip("onnx")
+import vitquant
+from vitquant.integer.storage import save_program
+
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 
@@ -23,13 +28,89 @@ def test_both_forms(quantize: Callable[..., Any], run: Callable[..., Any], folde
     assert set(json.loads((folder / "exported" / "verify.json").read_text())) == {"int.onnx", "qdq.onnx"}
 
 
-def test_what_a_target_cannot_take_is_told(quantize: Callable[..., Any], run: Callable[..., Any]) -> None:
-    assert quantize().code == 0
-    outcome = run("export", "out", "--onnx-qdq", "rt.onnx", "--target", "tensorrt", "--json")
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder; in ``out`` a tiny model with weights of 4 bits, and its program."""
+    monkeypatch.chdir(tmp_path)
+    model = quantized({"defaults": {"weight": {"bit_type": {"bits": 4}}}})
+    vitquant.save(model, "out")
+    save_program(vitquant.compile(model), "out")
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.usefixtures("results")
+def test_what_a_target_cannot_take_is_told(run: Callable[..., Any]) -> None:
+    command = ("export", "out", "--onnx-qdq", "rt.onnx", "--target", "tensorrt")
+    outcome = run(*command, "--json")
     assert outcome.code == 0, outcome.err
-    notes = json.loads(outcome.out)["notes"]
-    assert any(note.startswith("blocks.0.residual1: left float") for note in notes)
-    assert "TensorRT itself was not run" in notes[-1]
+    found = json.loads(outcome.out)
+    assert any(note.startswith("blocks.0.residual1: left float") for note in found["notes"])
+    outcome = run(*command)
+    assert "Note: compared in ONNX Runtime; TensorRT itself was not run." in outcome.out
+    assert f"{len(found['notes'])} points depart from the simulation, such as pos_embed: left float" in outcome.out
+
+
+def test_opset_and_int4(run: Callable[..., Any], results: Path) -> None:
+    types = {}
+    for name, opset, *flags in (("packed", 21), ("plain", 21, "--no-packed"), ("old", 19)):
+        outcome = run("export", "out", "--onnx-qdq", f"{name}.onnx", "--opset", str(opset), "--json", *flags)
+        assert outcome.code == 0, outcome.err
+        assert json.loads(outcome.out)["opset"] == opset
+        stored = {t.name: t.data_type for t in onnx.load(results / f"{name}.onnx").graph.initializer}
+        types[name] = stored["blocks.0.mlp_fc1.weight/codes"]
+    assert types == {"packed": onnx.TensorProto.INT4, "plain": onnx.TensorProto.INT8, "old": onnx.TensorProto.INT8}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--onnx-qdq", "m.onnx", "--opset", "17", "--target", "tensorrt"),
+            "opset: ONNX is not written in this opset. Got 17, expected 18 to 21. "
+            "Fix: leave it out for 20, which tensorrt takes.",
+        ),
+        (
+            ("--onnx-integer", "m.onnx", "--target", "tensorrt", "--no-packed"),
+            "--target --no-packed: the integer form is written in one way, for all runtimes. "
+            "Fix: leave it out, or ask for --onnx-qdq.",
+        ),
+        (
+            ("--onnx-integer", "out/program.json"),
+            "out/program.json: a graph is not written there. Got another name, "
+            "expected a file whose name ends in .onnx.",
+        ),
+    ],
+    ids=["opset", "integer form", "another file"],
+)
+def test_what_is_refused(options: tuple[str, ...], message: str, run: Callable[..., Any], results: Path) -> None:
+    before = contents(results)
+    outcome = run("export", "out", *options)
+    assert (outcome.code, outcome.error) == (2, f"error: {message}")
+    assert contents(results) == before
+
+
+@pytest.mark.parametrize(
+    ("package", "options", "fix"),
+    [
+        ("onnx", ["--onnx-integer"], "'vitquant[export]'"),
+        ("onnxruntime", ["--onnx-qdq"], "'vitquant[export]'"),
+        ("openvino", ["--target", "openvino", "--onnx-qdq"], "openvino"),
+    ],
+)
+def test_a_missing_package_is_told(
+    package: str, options: list[str], fix: str, run: Callable[..., Any], results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    before = contents(results)
+    outcome = run("export", "out", *options, "m.onnx", "--count", "1")
+    assert outcome.code == 4
+    assert outcome.error.startswith(f"error: export: {package} is needed for this and cannot be imported")
+    assert outcome.error.endswith(f"Fix: pip install {fix}.")
+    assert contents(results) == before
 
 
 def test_there_must_be_something_to_export(run: Callable[..., Any], folder: Path) -> None:

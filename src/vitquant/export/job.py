@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitquant.data import ImagesLike, Preprocessing, open_images
-from vitquant.errors import AgreementError
-from vitquant.export.onnx_integer import export_integer
+from vitquant.errors import AgreementError, ConfigError, VitquantError
+from vitquant.export.onnx_integer import OPSET, export_integer
 from vitquant.export.onnx_qdq import export_qdq, notes
 from vitquant.export.runtime import SESSIONS, runtime_name
 from vitquant.files import write_together
@@ -32,27 +33,55 @@ below this it is another model."""
 
 BATCH = 8
 
+COMPARED_WITH = {"integer": "reference executor", "qdq": "simulation"}
+CAVEATS = {"tensorrt": "compared in ONNX Runtime; TensorRT itself was not run"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A serialized graph, what it was made for, and at which points it departs from the simulation."""
+
+    form: str
+    blob: bytes
+    opset: int
+    target: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def runtime(self) -> str:
+        """Where it is run, to compare it."""
+        return "openvino" if self.target == "openvino" else "onnxruntime"
+
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared, and how it came out. ``sqnr_db`` is against what ``compared_with`` names."""
+    """What was compared, and how it came out.
+
+    ``sqnr_db`` and ``largest_difference`` are against what ``compared_with`` names; where the graph gives NaN or
+    infinity they are 0 and ``None``. ``target`` is ``None`` for the integer form, which is the same for all.
+    """
 
     form: str
+    target: str | None
+    opset: int
     compared_with: str
     runtime: str
     images: int
     source: str
     equal: bool
-    largest_difference: float
+    largest_difference: float | None
     sqnr_db: float
     ok: bool
     bytes: int
     sha256: str
+    caveat: str | None = None
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.equal:
             found = "equal, bit for bit" if self.form == "integer" else "equal"
+        elif self.largest_difference is None:
+            found = "it gives NaN or infinity"
         else:
             found = f"{self.sqnr_db:.1f} dB, differs by up to {self.largest_difference:.4g}"
         return f"{self.runtime} against the {self.compared_with}, {self.images} images: {found}"
@@ -70,17 +99,18 @@ def export_onnx_integer(
         count: how many of them.
 
     Raises:
+        ConfigError: ``path`` is not that of an ``.onnx`` file, or what is called ``verify.json`` there is none.
         MissingDependencyError: ``onnx`` or ``onnxruntime`` is not installed.
-        AgreementError: the logits differ; both files are written, marked as failed.
+        AgreementError: the logits differ; both files are written, marked as failed. Or the runtime does not run the
+            graph; nothing is written.
     """
-    blob = export_integer(program).SerializeToString()
+    path = destination(path)
+    exported = Exported("integer", export_integer(program).SerializeToString(), OPSET)
     pixels, source = pixels_for(preprocessing_of(program), images, count)
+    batches = torch.split(pixels, BATCH)
     reference = Reference(program)
-    wanted = torch.cat([reference(batch).codes for batch in torch.split(pixels, BATCH)])
-    session = SESSIONS["onnxruntime"](blob)
-    found = torch.cat([torch.from_numpy(session(batch.numpy())) for batch in torch.split(pixels, BATCH)])
-    verification = compared("integer", "reference executor", blob, wanted, found, source, "onnxruntime")
-    return finish(verification, blob, Path(path))
+    wanted = torch.cat([reference(batch).codes for batch in batches])
+    return finish(compared(exported, wanted, outputs(exported, batches, path), source), exported.blob, path)
 
 
 def export_onnx_qdq(
@@ -88,6 +118,8 @@ def export_onnx_qdq(
     path: str | Path,
     *,
     target: str = "onnxruntime",
+    opset: int | None = None,
+    packed: bool = True,
     images: ImagesLike | None = None,
     count: int = 16,
 ) -> Verification:
@@ -97,28 +129,62 @@ def export_onnx_qdq(
         model: calibrated, in mode ``QUANTIZED``.
         path: the ``.onnx`` file; ``verify.json`` is written beside it.
         target: ``onnxruntime``, ``openvino`` or ``tensorrt``: what each takes is told in ``docs/export.md``.
+        opset: of the graph, 18 to 21; without it the target's own.
+        packed: store 4-bit weights as INT4 where opset and target have it, otherwise as int8.
         images: pictures to compare on; made-up ones if there are none.
         count: how many of them.
 
     Raises:
+        ConfigError: an unknown target, an opset that is not written, or a ``path`` as for :func:`export_onnx_integer`.
         MissingDependencyError: ``onnx`` or the runtime is not installed.
-        DeployabilityError: the target cannot take these settings.
-        AgreementError: the graph is another model; both files are written, marked as failed.
+        AgreementError: the graph is another model; both files are written, marked as failed. Or the runtime does not
+            run the graph; nothing is written.
     """
-    exported = export_qdq(model, target=target)
-    blob = exported.SerializeToString()
+    path = destination(path)
+    graph = export_qdq(model, target=target, opset=opset, packed=packed)
+    told = tuple(f"{point}: {note}" for point, note in notes(graph).items())
+    exported = Exported("qdq", graph.SerializeToString(), graph.opset_import[0].version, target, told)
     pixels, source = pixels_for(model.preprocessing, images, count)
     batches = [model.preprocessing.normalize(batch) for batch in torch.split(pixels, BATCH)]
-    runtime = "openvino" if target == "openvino" else "onnxruntime"
     with torch.no_grad():
         wanted = torch.cat([model(batch) for batch in batches])
-    session = SESSIONS[runtime](blob)
-    found = torch.cat([torch.from_numpy(session(batch.numpy())) for batch in batches])
-    told = [f"{point}: {note}" for point, note in notes(exported).items()]
-    if target == "tensorrt":
-        told.append("compared in ONNX Runtime; TensorRT itself was not run")
-    verification = compared("qdq", "simulation", blob, wanted, found, source, runtime, told)
-    return finish(verification, blob, Path(path))
+    return finish(compared(exported, wanted, outputs(exported, batches, path), source), exported.blob, path)
+
+
+def destination(path: str | Path) -> Path:
+    """Where a graph goes: a name that no file of a model or program has, beside a report that can be added to.
+
+    Raises:
+        ConfigError: it is another name, or that of a folder.
+    """
+    path = Path(path)
+    if path.suffix != ".onnx" or path.is_dir():
+        got = "a folder" if path.is_dir() else "another name"
+        expected = "a file whose name ends in .onnx"
+        raise ConfigError("a graph is not written there", where=str(path), got=got, expected=expected)
+    read_report(path.with_name(REPORT))
+    return path
+
+
+def outputs(exported: Exported, batches: Sequence[Tensor], path: Path) -> Tensor:
+    """What a graph gives in its runtime.
+
+    Raises:
+        AgreementError: the runtime refuses the graph, or fails on the way.
+    """
+    open_session = SESSIONS[exported.runtime]
+    try:
+        session = open_session(exported.blob)
+        return torch.cat([torch.from_numpy(session(batch.numpy())) for batch in batches])
+    except VitquantError:
+        raise
+    except Exception as error:  # the runtimes' own errors have no root in common
+        raise AgreementError(
+            f"{runtime_name(exported.runtime)} does not run the exported graph; nothing was written",
+            where=str(path),
+            got=str(error).strip().partition("\n")[0][:200],
+            fix="try another version of the runtime, or another opset",
+        ) from error
 
 
 def pixels_for(preprocessing: Preprocessing, images: ImagesLike | None, count: int) -> tuple[Tensor, str]:
@@ -142,34 +208,28 @@ def made_up(shape: tuple[int, int, int], count: int) -> Tensor:
     return images
 
 
-def compared(
-    form: str,
-    compared_with: str,
-    blob: bytes,
-    wanted: Tensor,
-    found: Tensor,
-    source: str,
-    runtime: str,
-    told: list[str] | None = None,
-) -> Verification:
+def compared(exported: Exported, wanted: Tensor, found: Tensor, source: str) -> Verification:
     """The figures of a comparison of outputs."""
     meter = SqnrMeter()
     meter.add(wanted.double(), found.double())
     equal = torch.equal(wanted, found)
     finite = bool(found.double().isfinite().all())
     return Verification(
-        form=form,
-        compared_with=compared_with,
-        runtime=runtime_name(runtime),
+        form=exported.form,
+        target=exported.target,
+        opset=exported.opset,
+        compared_with=COMPARED_WITH[exported.form],
+        runtime=runtime_name(exported.runtime),
         images=len(wanted),
         source=source,
         equal=equal,
-        largest_difference=float((wanted.double() - found.double()).abs().max()),
+        largest_difference=float((wanted.double() - found.double()).abs().max()) if finite else None,
         sqnr_db=round(meter.db, 2) if finite else 0.0,
-        ok=equal if form == "integer" else finite and meter.db >= MIN_QDQ_DB,
-        bytes=len(blob),
-        sha256=hashlib.sha256(blob).hexdigest(),
-        notes=tuple(told or ()),
+        ok=equal if exported.form == "integer" else finite and meter.db >= MIN_QDQ_DB,
+        bytes=len(exported.blob),
+        sha256=hashlib.sha256(exported.blob).hexdigest(),
+        caveat=CAVEATS.get(exported.target or ""),
+        notes=exported.notes,
     )
 
 
@@ -178,7 +238,7 @@ def finish(verification: Verification, blob: bytes, path: Path) -> Verification:
     path.parent.mkdir(parents=True, exist_ok=True)
     report = path.with_name(REPORT)
     entries = {**read_report(report), path.name: asdict(verification)}
-    write_together({path: blob, report: json.dumps(entries, indent=2) + "\n"})
+    write_together({path: blob, report: json.dumps(entries, indent=2, allow_nan=False) + "\n"})
     if not verification.ok:
         raise AgreementError(
             f"the exported graph disagrees with the {verification.compared_with}; it is marked as failed in {report}",
@@ -191,9 +251,19 @@ def finish(verification: Verification, blob: bytes, path: Path) -> Verification:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """The entries of earlier exports into the same folder."""
+    """The entries of earlier exports into the same folder.
+
+    Raises:
+        ConfigError: the file is none that an export wrote.
+    """
+    if not path.exists():
+        return {}
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return entries if isinstance(entries, dict) else {}
+    except ValueError:
+        entries = None
+    if not isinstance(entries, dict):
+        raise ConfigError(
+            "not a report of earlier exports", where=str(path), fix="move it away, or export into another folder"
+        )
+    return entries

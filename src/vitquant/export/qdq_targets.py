@@ -90,8 +90,13 @@ class Runtime:
             raise ConfigError("unknown target", where="target", got=repr(target), expected=" or ".join(TARGETS))
         opset = TARGETS[target].opset if opset is None else opset
         if opset not in OPSETS:
-            expected = f"{OPSETS[0]} to {OPSETS[-1]}"
-            raise ConfigError("ONNX is not written in this opset", where="opset", got=opset, expected=expected)
+            raise ConfigError(
+                "ONNX is not written in this opset",
+                where="opset",
+                got=opset,
+                expected=f"{OPSETS[0]} to {OPSETS[-1]}",
+                fix=f"leave it out for {TARGETS[target].opset}, which {target} takes",
+            )
         return cls(TARGETS[target], opset, packed and TARGETS[target].packed and opset >= WIDE_OPSET)
 
     @property

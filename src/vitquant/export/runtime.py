@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -60,4 +59,5 @@ SESSIONS: dict[str, Callable[..., Session]] = {"onnxruntime": in_onnxruntime, "o
 
 def runtime_name(name: str) -> str:
     """Such as ``onnxruntime 1.20.0``."""
-    return f"{name} {version(name)}"
+    version: str = optional(name).__version__  # the distribution may have another name, such as onnxruntime-gpu
+    return f"{name} {version.partition('-')[0]}"
