@@ -96,6 +96,8 @@ def test_two_programs_do_not_mix(tmp_path: Path) -> None:
     ("find", "put", "message"),
     [
         (b'"format_version": 1', b'"format_version": 2', r"another version of the format\. Got 2, expected version 1"),
+        (b'"format_version": 1', b'"format_version": true', r"another version of the format\. Got True"),
+        (b'"format_version": 1', b'"format_version": 1.0', r"another version of the format\. Got 1\.0"),
         (b"vitquant-program", b"vitquant-model", "not an integer program"),
         (b'"output": "logits"', b'"output": "norm"', "the program was changed after it was written"),
         (b"{", b"[", "the manifest is not JSON"),

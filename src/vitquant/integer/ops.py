@@ -54,7 +54,7 @@ class Patches(Operation):
 class Linear(Operation):
     """``requantize(bias + x W^T)`` on tokens ``[N, in]``. The zero points of both sides are in the bias already.
 
-    ``weight`` is ``[out, in]``, int8 or int16; ``bias`` int32 ``[out]``.
+    ``weight`` is ``[out, in]``, int8, int16 or int32 within 24 bits; ``bias`` int32 ``[out]``.
     """
 
     kind = "linear"
@@ -124,7 +124,7 @@ class Scores(Operation):
 class SoftmaxRow(Operation):
     """``table[row maximum - x]``: exponentials whose share in their row's sum is the probability.
 
-    ``table`` is ``[1 or H, distances]``.
+    ``table`` is ``[T, distances]``, a row for each of ``T`` runs of neighbouring heads.
     """
 
     kind = "softmax_row"

@@ -130,11 +130,12 @@ def read_manifest(data: bytes, where: str) -> dict[str, Any]:
     manifest = read_json(data, where)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         refuse(where, "not an integer program", expected=f'"format": "{FORMAT}"')
-    if manifest.get("format_version") != FORMAT_VERSION:
+    version = manifest.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:  # True and 1.0 equal 1
         raise ProgramError(
             "the program was written in another version of the format",
             where=where,
-            got=ascii(manifest.get("format_version"))[:40],
+            got=ascii(version)[:40],
             expected=f"version {FORMAT_VERSION}",
             fix="install the vitquant that wrote it, or compile it again with this one",
         )
