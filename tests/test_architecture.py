@@ -44,7 +44,8 @@ def allowed_imports() -> dict[str, set[str]]:
     return {part: set(re.findall(r"`(\w+)`", told)) for parts, told in rows for part in re.findall(r"`(\w+)`", parts)}
 
 
-SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)
+DOORS = (PACKAGE / "__init__.py", PACKAGE / "__main__.py")
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path not in DOORS)
 ALLOWED = allowed_imports()
 
 

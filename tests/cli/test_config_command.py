@@ -1,6 +1,8 @@
 """``vitquant config``, and what all commands share."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,3 +101,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"vitquant {vitquant.__version__}\n"
+
+
+def test_as_a_module() -> None:
+    command = [sys.executable, "-m", "vitquant", "check", "no_such_file.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no_such_file.yaml" in done.stderr
