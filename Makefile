@@ -32,6 +32,8 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.profile_cost --weights $(WEIGHTS) --photos $(PHOTOS)
 	$(BIN)/python -m benchmarks.integer --weights $(WEIGHTS) --photos $(PHOTOS)
 	$(BIN)/python -m benchmarks.exports --weights $(WEIGHTS) --photos $(PHOTOS)
+	$(BIN)/python -m benchmarks.native --weights $(WEIGHTS) --photos $(PHOTOS)
+	$(BIN)/python -m benchmarks.native_inside --weights $(WEIGHTS) --photos $(PHOTOS)
 	$(BIN)/python -m benchmarks.startup
 
 clean:

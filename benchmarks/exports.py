@@ -47,21 +47,11 @@ def graphs(model: FloatModel, calibration: Tensor, folder: Path, threads: int) -
     program = vitquant.compile(qmodel)
     scale = torch.from_numpy(program.output_value.spread(program.output_value.scale).copy())
     integer = SESSIONS["onnxruntime"](export_integer(program).SerializeToString(), threads=threads)
-    float_path, prepared, static, dynamic = (
-        folder / f"{name}.onnx" for name in ("float", "prepared", "static", "dynamic")
-    )
-    images = normalize(calibration)
-    peers.export_onnx(model.vit, images[:1], float_path)
-    peers.prepare_ort(float_path, prepared)
-    peers.quantize_ort(prepared, static, images, peers.OrtSettings(linears_only=True))
-    peers.quantize_dynamic_ort(prepared, dynamic)
+    theirs = peers.runnable(model.vit, normalize(calibration), folder, threads)
     ours = {name: export_qdq(qmodel, target=name).SerializeToString() for name in ("onnxruntime", "openvino")}
     return {
         "PyTorch, float": through(eager(model.vit)),
-        "ONNX Runtime, float": through(peers.ort_features(float_path, threads)),
-        "ONNX Runtime, its own static int8 (linears)": through(peers.ort_features(static, threads)),
-        "ONNX Runtime, its own dynamic int8": through(peers.ort_features(dynamic, threads)),
-        "OpenVINO, NNCF's int8": through(peers.openvino_features(peers.quantize_nncf(float_path, images), threads)),
+        **{name: through(run) for name, run in theirs.items()},
         "ONNX Runtime, our QDQ": session(ours["onnxruntime"], "onnxruntime"),
         "OpenVINO, our QDQ": session(ours["openvino"], "openvino"),
         "ONNX Runtime, our integer graph": lambda pixels: torch.from_numpy(integer(pixels.numpy())) * scale,

@@ -125,6 +125,23 @@ def openvino_features(model: ov.Model, threads: int) -> Features:
     return lambda images: torch.from_numpy(compiled([images.numpy()])[0].copy())
 
 
+def runnable(model: nn.Module, images: Tensor, folder: Path, threads: int) -> dict[str, Features]:
+    """The float model in ONNX Runtime, and what ONNX Runtime and NNCF make of it with these calibration images."""
+    float_path, prepared, static, dynamic = (
+        folder / f"{name}.onnx" for name in ("float", "prepared", "static", "dynamic")
+    )
+    export_onnx(model, images[:1], float_path)
+    prepare_ort(float_path, prepared)
+    quantize_ort(prepared, static, images, OrtSettings(linears_only=True))
+    quantize_dynamic_ort(prepared, dynamic)
+    return {
+        "ONNX Runtime, float": ort_features(float_path, threads),
+        "ONNX Runtime, its own static int8 (linears)": ort_features(static, threads),
+        "ONNX Runtime, its own dynamic int8": ort_features(dynamic, threads),
+        "OpenVINO, NNCF's int8": openvino_features(quantize_nncf(float_path, images), threads),
+    }
+
+
 def scratch() -> tempfile.TemporaryDirectory[str]:
     """A folder for graphs, gone afterwards."""
     return tempfile.TemporaryDirectory(prefix="vitquant-bench-")

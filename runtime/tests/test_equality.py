@@ -51,6 +51,19 @@ def test_models(name: str, tmp_path: Path, isas: list[str]) -> None:
     assert not disagreements(program, images_for(program, 4), tmp_path, isas, threads=(1, 2, 3))
 
 
+def test_the_embedded_model_on_its_test_images(tmp_path: Path, isas: list[str]) -> None:
+    calibration, _, test, _ = vitquant.load_fashion_images()
+    model = vitquant.quantize(vitquant.load_fashion(), "vit_int8.yaml", calibration=calibration[:64])
+    program, images = vitquant.compile(model), test[:, None].numpy()
+    save_program(program, tmp_path)
+    wanted = np.concatenate([expected(program, batch) for batch in np.array_split(images, 20)])
+    assert len(images) == 2000
+    for isa in isas[1:]:  # all but the plain one, which takes minutes
+        for threads in (1, 2, 3) if isa != "portable" else (2,):
+            np.testing.assert_array_equal(load(tmp_path, isa, threads)(images), wanted, err_msg=f"{isa}, {threads}")
+    np.testing.assert_array_equal(load(tmp_path, "plain")(images[:50]), wanted[:50])
+
+
 @settings(suppress_health_check=list(HealthCheck))
 @given(program=programs())
 def test_random_programs(program: IntegerProgram, tmp_path: Path, isas: list[str]) -> None:
