@@ -15,6 +15,7 @@
 //   *_avx512vnni.cpp  -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi
 //   *_avxvnni.cpp     -mavx2 -mfma -mavxvnni
 //   *_avx2.cpp        -mavx2 -mfma
+//   *_neondot.cpp     -march=armv8.2-a+dotprod
 //   all others        none.
 // Files named for an instruction set of another architecture compile to nothing. They include no header with inline
 // functions that other files share (no containers), or the linker might keep their copy for a machine that lacks the
@@ -224,8 +225,9 @@ const Kernels* portable();
 const Kernels* avx2();
 const Kernels* avxvnni();
 const Kernels* avx512vnni();
+const Kernels* neondot();
 
-/// The table of this name ("portable", "avx2", "avxvnni", "avx512vnni"), or the quickest that the machine has where
+/// The table of this name ("portable", "avx2", "avxvnni", "avx512vnni", "neondot"), or the quickest that the machine has where
 /// `forced` is null or empty. Null where there is no such table, or the machine lacks its instructions.
 const Kernels* select(const char* forced);
 

@@ -1,4 +1,5 @@
 // Plans from specifications: constants spread over channels, padded, packed.
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -31,12 +32,12 @@ double largest_code(const Grid& grid) { return std::fmax(std::fabs(grid.low), st
 
 /// Largest |code - zero point|.
 double centred_limit(const Grid& grid) {
-    double limit = 0;
+    int64_t limit = 0;  // no maximum of doubles, on which some compilers for Arm stumble
     for (size_t i = 0; i < grid.zero_count; ++i) {
-        const double zero = grid.zero_point[i];
-        limit = std::fmax(limit, std::fmax(zero - grid.low, grid.high - zero));
+        const int64_t zero = grid.zero_point[i];
+        limit = std::max({limit, zero - grid.low, grid.high - zero});
     }
-    return limit;
+    return static_cast<double>(limit);
 }
 
 /// `zero` (spread over the channels) may be null; `limits` bounds what is rescaled, of each channel: 32 bits at most.
@@ -134,10 +135,34 @@ int64_t weight_at(const void* weight, Type type, size_t i) {
     }
 }
 
-/// Blocks of outputs; in each, `together` inputs of each output after the other.
-const int8_t* pack_weight(Arena& arena, const int8_t* weight, size_t outputs, size_t inputs, size_t block,
-                          size_t together) {
-    const size_t steps = (inputs + together - 1) / together;
+/// Blocks of outputs; in each, `together` inputs of each output after the other. Steps are taken `at_once`.
+struct Packing {
+    size_t block, together, at_once;
+
+    size_t steps(size_t inputs) const {
+        const size_t unit = together * at_once;
+        return (inputs + unit - 1) / unit * at_once;
+    }
+};
+
+Packing packing_of(Layout layout) {
+    switch (layout) {
+        case Layout::avx2: return {16, 2, 1};
+        case Layout::avx512vnni: return {64, 4, 1};
+        case Layout::neondot: return {16, 4, 4};
+        default: return {16, 4, 1};
+    }
+}
+
+/// What is added to inputs, so that all have the sign that the instructions multiply with int8.
+int32_t input_shift(Layout layout, Type type) {
+    if (layout == Layout::avx2) return 0;
+    if (layout == Layout::neondot) return type == Type::u8 ? -128 : 0;
+    return type == Type::i8 ? 128 : 0;
+}
+
+const int8_t* pack_weight(Arena& arena, const int8_t* weight, size_t outputs, size_t inputs, const Packing& packing) {
+    const size_t block = packing.block, together = packing.together, steps = packing.steps(inputs);
     auto* packed = arena.array<int8_t>(padded(outputs) * steps * together);
     for (size_t n = 0; n < outputs; ++n) {
         int8_t* to = packed + (n / block * block * steps + n % block) * together;
@@ -185,14 +210,12 @@ Owned<LinearPlan> make_linear(const LinearSpec& spec, Layout layout) {
         }
     }
     if (layout != Layout::portable && is_byte(spec.x.type) && spec.weight_type == Type::i8) {
-        const bool fours = layout != Layout::avx2;
-        const size_t block = layout == Layout::avx512vnni ? 64 : 16, together = fours ? 4 : 2;
-        plan->steps = (inputs + together - 1) / together;
-        plan->packed = pack_weight(arena, static_cast<const int8_t*>(spec.weight), outputs, inputs, block, together);
-        if (fours && spec.x.type == Type::i8) {  // sums wrap around as the accumulators do
-            for (size_t n = 0; n < outputs; ++n) {
-                bias[n] = static_cast<int32_t>(static_cast<uint32_t>(bias[n]) - 128u * static_cast<uint32_t>(sums[n]));
-            }
+        const Packing packing = packing_of(layout);
+        plan->steps = packing.steps(inputs);
+        plan->packed = pack_weight(arena, static_cast<const int8_t*>(spec.weight), outputs, inputs, packing);
+        const auto shift = static_cast<uint32_t>(input_shift(layout, spec.x.type));
+        for (size_t n = 0; n < outputs; ++n) {  // sums wrap around as the accumulators do
+            bias[n] = static_cast<int32_t>(static_cast<uint32_t>(bias[n]) - shift * static_cast<uint32_t>(sums[n]));
         }
     } else {
         const size_t bytes = outputs * inputs * size_of(spec.weight_type);

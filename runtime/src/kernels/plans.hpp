@@ -7,7 +7,7 @@
 namespace vitquant::kernels {
 
 /// How a plan's constants are laid out.
-enum class Layout : uint8_t { portable, avx2, avxvnni, avx512vnni };
+enum class Layout : uint8_t { portable, avx2, avxvnni, avx512vnni, neondot };
 
 /// Memory that lives as long as its plan: blocks aligned to 64 bytes, set to zero.
 class Arena {
@@ -79,7 +79,7 @@ struct LinearPlan {
     Type x_type, weight_type;
     const void* weight;    // [outputs, inputs], where the packed form is not used
     const int8_t* packed;  // or null
-    const int32_t* bias;   // for VNNI: less 128 times the row's sum, where inputs are int8 (they are made uint8)
+    const int32_t* bias;   // less what inputs are shifted by, times the row's sum: VNNI makes int8 uint8, NEON uint8 int8
     size_t steps;          // packed: fours of inputs; for AVX2, twos
     Requantizer requantizer;
     bool has_lookup, has_addition;

@@ -1,10 +1,15 @@
 // The tables of functions, and whether this machine has the instructions for them.
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 #include "avx2.hpp"
 #include "avx512vnni.hpp"
+#include "neon.hpp"
 
 namespace vitquant::kernels {
 namespace {
@@ -72,6 +77,22 @@ bool has_avx512vnni() {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
 }
+#elif defined(__aarch64__)
+constexpr Kernels table_neondot = table_of<Layout::neondot, Layout::neondot>(
+    "neondot", {neon::linear_scratch, neon::linear, neon::layernorm, neon::attention_scratch, neon::attention});
+
+bool has_neondot() {
+#if defined(__linux__)
+    constexpr unsigned long dot_products = 1UL << 20;  // HWCAP_ASIMDDP, which older headers lack
+    return (getauxval(AT_HWCAP) & dot_products) != 0;
+#elif defined(__APPLE__)
+    int found = 0;
+    size_t size = sizeof found;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, nullptr, 0) == 0 && found != 0;
+#else
+    return false;
+#endif
+}
 #endif
 
 }  // namespace
@@ -95,6 +116,13 @@ const Kernels* avxvnni() {
 const Kernels* avx512vnni() {
 #if defined(__x86_64__)
     if (has_avx512vnni()) return &table_avx512vnni;
+#endif
+    return nullptr;
+}
+
+const Kernels* neondot() {
+#if defined(__aarch64__)
+    if (has_neondot()) return &table_neondot;
 #endif
     return nullptr;
 }
