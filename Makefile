@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 SOURCES := pyproject.toml constraints.txt src/vitquant/version.py
 RUNTIME := $(shell find runtime -name '*.cpp' -o -name '*.hpp' -o -name 'CMakeLists.txt' -o -path 'runtime/python/*.py')
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-native check bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/vitquant demo --out out
@@ -16,6 +16,10 @@ test: check $(VENV)/installed-runtime
 	cd runtime && ../$(BIN)/python -m pytest
 	$(BIN)/python tests/test_quant_attn.py
 	$(BIN)/python tests/test_embed_to_attn.py
+
+# The native executor with sanitizers, with hostile files, and for Arm where its compiler and emulator are installed.
+test-native: $(VENV)/installed-native
+	runtime/tests/native/run.sh $(BIN)
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -54,6 +58,10 @@ $(VENV)/installed-test: $(VENV)/installed
 # The native executor is compiled here, which takes a C++17 compiler and about a minute.
 $(VENV)/installed-runtime: $(VENV)/installed-test $(RUNTIME)
 	$(PIP) ./runtime
+	touch $@
+
+$(VENV)/installed-native: $(VENV)/installed-runtime
+	$(PIP) cmake ninja
 	touch $@
 
 $(VENV)/installed-bench: $(VENV)/installed-runtime

@@ -13,7 +13,7 @@ namespace {
 using Wide = __int128;  // sums that are checked for leaving 32 or 62 bits must not leave their own
 
 constexpr std::int64_t kMaxElements = std::int64_t{1} << 28;
-constexpr std::int64_t kMaxName = 200;
+constexpr std::size_t kMaxName = 200;
 constexpr std::int64_t kAddendLimit = std::int64_t{1} << 30;
 constexpr std::int64_t kOperandLimit = std::int64_t{1} << 23;
 constexpr std::int64_t kExponentialMax = 32767;
@@ -339,16 +339,9 @@ private:
 }  // namespace
 
 void check_name(const std::string& name) {
-    std::int64_t characters = 0;
-    bool shown = !name.empty();
-    for (std::size_t i = 0; i < name.size(); ++i) {
-        const auto c = static_cast<unsigned char>(name[i]);
-        characters += (c & 0xc0) != 0x80;
-        const bool c1 = c == 0xc2 && i + 1 < name.size() && static_cast<unsigned char>(name[i + 1]) <= 0xa0;
-        shown = shown && c >= 0x20 && c != 0x7f && !c1;
-    }
-    if (!shown || characters > kMaxName)
-        refuse("name", "not a name", name, "1 to " + std::to_string(kMaxName) + " printable characters");
+    const bool shown = std::all_of(name.begin(), name.end(), [](char c) { return c >= ' ' && c <= '~'; });
+    if (!shown || name.empty() || name.size() > kMaxName)
+        refuse("name", "not a name", name, "1 to " + std::to_string(kMaxName) + " printable ASCII characters");
 }
 
 void check_grid(const Value& value, const Tensor& scale, const Tensor& zero_point) {

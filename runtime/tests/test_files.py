@@ -150,6 +150,32 @@ def test_lies(lie: str, tmp_path: Path) -> None:
     assert len(message) < 1000
 
 
+def renamed(new: str) -> tuple[bytes, bytes]:
+    """The program, with another name for the token that is taken."""
+    told = json.loads(MANIFEST)
+    old = operation(told, "take")["out"]["name"]
+    operation(told, "take")["out"]["name"] = new
+    for op in told["program"]["operations"]:
+        op.update({key: new for key, value in op.items() if value == old})
+    header, data = header_of(TENSORS)
+    tensors = with_header(
+        {new + key[len(old) :] if key.startswith(old + "/") else key: header[key] for key in header}, data
+    )
+    return sealed(told, tensors), tensors
+
+
+ODD_NAMES = ["a" * 200, "a" * 201, "\u00e9" * 100, "\u00ad", "\u200b", "\u2028", "\u3042", "\U0001f600", " ", "~", "/"]
+
+
+def test_names(tmp_path: Path) -> None:
+    """The same names are refused; the printable characters of ASCII are not."""
+    for name in [*ODD_NAMES, *(f"a{chr(code)}" for code in range(256))]:
+        manifest, tensors = renamed(name)
+        refused = runtime_refuses(write(tmp_path, manifest, tensors))
+        assert bool(refused) == bool(vitquant_refuses(manifest, tensors)), (name, refused)
+        assert bool(refused) == (len(name) > 200 or any(not " " <= c <= "~" for c in name)), (name, refused)
+
+
 BAD_JSON = [
     b"",
     b"{",

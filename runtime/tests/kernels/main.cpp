@@ -1,9 +1,9 @@
 // Every table of kernels that this machine can run, against plain loops in wide integers.
 //
-//   test_kernels [cases] [first seed]
+//   kernel_tests [cases] [first seed]
 //
-// Where there is AVX-512 but no AVX-VNNI, -DVITQUANT_AVXVNNI_BY_AVX512 on all files, and -mavx512vl -mavx512vnni in
-// place of -mavxvnni, tests the kernels of the latter too.
+// Where there is AVX-512 but no AVX-VNNI, a build with -DVITQUANT_AVXVNNI_BY_AVX512=ON tests the kernels of the latter
+// too.
 #include <cstring>
 
 #include "check.hpp"

@@ -1,7 +1,8 @@
-// Runs programs with known results: engine_check FOLDER
+// Runs programs with known results: engine_check FOLDER [THREADS]
 //
-// FOLDER is what make_programs.py wrote. Every instruction set that the machine has, 1 to 3 threads, and several callers
-// of one engine at the same time must give the logits that are given; a second run of a size must allocate nothing.
+// FOLDER is what make_programs.py wrote. Every instruction set that the machine has, 1 to 3 threads (or as many as are
+// asked for), and several callers of one engine at the same time must give the logits that are given; a second run of a
+// size must allocate nothing.
 // Meant for builds with sanitizers.
 #include <atomic>
 #include <cstdio>
@@ -90,19 +91,23 @@ bool check(const fs::path& folder, const std::string& isa, std::size_t threads) 
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc != 2) return 2;
+    if (argc < 2 || argc > 3) return 2;
+    const std::size_t only = argc > 2 ? std::size_t(std::atoi(argv[2])) : 0;
+    std::vector<std::string> sets{"plain"};
+    for (const char* isa : {"portable", "avx2", "avxvnni", "avx512vnni", "neondot"})
+        if (vitquant::kernels::select(isa)) sets.emplace_back(isa);
     int failures = 0, checked = 0;
     for (const auto& entry : fs::directory_iterator(argv[1])) {
         if (!fs::exists(entry.path() / "program.json")) continue;
-        for (const char* isa : {"plain", "portable", "avx2", "avxvnni", "avx512vnni", "neondot"}) {
-            if (std::string(isa) != "plain" && !vitquant::kernels::select(isa)) continue;
-            for (std::size_t threads = 1; threads <= 3; ++threads, ++checked) {
+        for (const std::string& isa : sets) {
+            for (std::size_t threads = only ? only : 1; threads <= (only ? only : 3); ++threads, ++checked) {
                 if (check(entry.path(), isa, threads)) continue;
-                std::printf("%s: other logits with %s on %zu threads\n", entry.path().c_str(), isa, threads);
+                std::printf("%s: other logits with %s on %zu threads\n", entry.path().c_str(), isa.c_str(), threads);
                 ++failures;
             }
         }
     }
-    std::printf("%d checked, %d failed\n", checked, failures);
+    for (const std::string& isa : sets) std::printf("%s ", isa.c_str());
+    std::printf("- %d checked, %d failed\n", checked, failures);
     return failures || !checked;
 }
