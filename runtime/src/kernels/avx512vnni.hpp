@@ -1,4 +1,4 @@
-// What is compiled for AVX-512 with VNNI and VBMI.
+// What is compiled for AVX-512 with VNNI.
 #pragma once
 
 #include "plans.hpp"

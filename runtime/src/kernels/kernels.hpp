@@ -12,7 +12,7 @@
 // `rescale(x, m, n)` is `(x * m + 2^(n-1)) >> n` in 64 bits, no half where n = 0.
 //
 // Build: each file is compiled with flags by its name (and -O3 -std=c++17):
-//   *_avx512vnni.cpp  -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi
+//   *_avx512vnni.cpp  -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
 //   *_avxvnni.cpp     -mavx2 -mfma -mavxvnni
 //   *_avx2.cpp        -mavx2 -mfma
 //   *_neondot.cpp     -march=armv8.2-a+dotprod

@@ -75,7 +75,7 @@ bool has_avxvnni() {
 bool has_avx512vnni() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+           __builtin_cpu_supports("avx512vnni");
 }
 #elif defined(__aarch64__)
 constexpr Kernels table_neondot = table_of<Layout::neondot, Layout::neondot>(

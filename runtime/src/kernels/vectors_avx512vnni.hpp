@@ -153,10 +153,22 @@ inline ByteTable load_table(const uint8_t* bytes) {
              _mm512_loadu_si512(bytes + 192)}};
 }
 
+/// `table[2 * i]` and the byte after it, i the low 7 bits of each word.
+inline __m512i look_up_pairs(const ByteTable& table, __m512i i) {
+    const __m512i low = _mm512_permutex2var_epi16(table.part[0], i, table.part[1]);
+    const __m512i high = _mm512_permutex2var_epi16(table.part[2], i, table.part[3]);
+    return _mm512_mask_blend_epi16(_mm512_test_epi16_mask(i, _mm512_set1_epi16(64)), low, high);
+}
+
+/// `table[code]`, by permutations of words, as some processors have no others: of the pairs of bytes that the even
+/// codes and the odd ones find, each time the byte that the code's last bit names.
 inline __m512i look_up(const ByteTable& table, __m512i codes) {
-    const __m512i low = _mm512_permutex2var_epi8(table.part[0], codes, table.part[1]);
-    const __m512i high = _mm512_permutex2var_epi8(table.part[2], codes, table.part[3]);
-    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high);
+    const __m512i even = look_up_pairs(table, _mm512_srli_epi16(codes, 1));
+    const __m512i odd = look_up_pairs(table, _mm512_srli_epi16(codes, 9));
+    const __mmask32 even_second = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(1));
+    const __mmask32 odd_first = _mm512_testn_epi16_mask(codes, _mm512_set1_epi16(0x100));
+    return _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, _mm512_mask_srli_epi16(even, even_second, even, 8),
+                                  _mm512_mask_slli_epi16(odd, odd_first, odd, 8));
 }
 
 /// Bytes with some of their bits flipped, 0 where there are none.
