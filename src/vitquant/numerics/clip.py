@@ -41,5 +41,5 @@ def first_minimum(cost: Tensor) -> Tensor:
 
 def channel_slices(channels: int, work_per_channel: int) -> list[slice]:
     """Cut ``channels`` into slices whose intermediate tensors fit a processor's cache, however large the model."""
-    size = max(1, 2**18 // work_per_channel)
+    size = max(1, 2**19 // work_per_channel)
     return [slice(start, start + size) for start in range(0, channels, size)]

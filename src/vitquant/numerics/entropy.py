@@ -84,9 +84,7 @@ def window_divergence(counts: Tensor, first: Tensor, stop: Tensor, cells: int) -
         Divergence in nats, float64 ``[channels, windows]``; infinite where an end of the window holds outliers only.
     """
     h = counts.double()
-    total = _prefix(h)
-    occupied = _prefix((counts > 0).double())
-    entropy = _prefix(_x_log_x(h))
+    total, entropy = _prefix(h), _prefix(_x_log_x(h))
     last = stop - 1
 
     below, inside = total.gather(1, first), total.gather(1, stop)
@@ -97,22 +95,23 @@ def window_divergence(counts: Tensor, first: Tensor, stop: Tensor, cells: int) -
     reference = entropy.gather(1, stop) - entropy.gather(1, first)
     reference += _x_log_x(lowest + below) - _x_log_x(lowest) + _x_log_x(highest + above) - _x_log_x(highest)
 
-    cell = torch.arange(cells + 1, device=counts.device)
-    edges = (stop - first).unsqueeze(2) * cell
+    row = torch.arange(len(total), device=counts.device).unsqueeze(1) * total.shape[1]
+    edges = (stop - first).unsqueeze(2) * torch.arange(cells + 1, device=counts.device)
     edges >>= cells.bit_length() - 1
-    row = torch.arange(len(total), device=counts.device).view(-1, 1, 1) * total.shape[1]
-    edges += first.unsqueeze(2) + row
+    edges += (first + row).unsqueeze(2)
     mass, filled = (
-        of.flatten().index_select(0, edges.flatten()).view(edges.shape).diff(dim=2) for of in (total, occupied)
+        prefix.flatten().index_select(0, edges.flatten()).view(edges.shape).diff(dim=2)
+        for prefix in (total, _prefix((counts > 0).double()))
     )
     filled[..., 0] += (lowest == 0) & (below > 0)
     filled[..., -1] += (highest == 0) & (above > 0)
+    lost = ((below > 0) & (mass[..., 0] == 0)) | ((above > 0) & (mass[..., -1] == 0))
     # Counts are whole, so the clamps touch empty cells only, and these weigh nothing.
     density = (mass / filled.clamp_(min=1)).clamp_(min=torch.finfo(torch.float64).tiny).log_()
-    kept = (mass * density).sum(dim=2) + below * density[..., 0] + above * density[..., -1]
+    kept = below * density[..., 0] + above * density[..., -1]
+    kept += density.mul_(mass).sum(dim=2)
 
     divergence = (reference - kept) / everything - torch.log(everything / inside)
-    lost = ((below > 0) & (mass[..., 0] == 0)) | ((above > 0) & (mass[..., -1] == 0))
     return divergence.masked_fill(lost | (inside == 0), torch.inf)
 
 
