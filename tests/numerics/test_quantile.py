@@ -5,29 +5,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vitquant.numerics.quantile import extreme_values, two_sided_quantiles
+from vitquant.numerics.quantile import Tiles, extreme_values, two_sided_quantiles
 
 TINY = 1e-45  # the smallest subnormal float32
 
 
 def test_hand_computed():
-    low, high = two_sided_quantiles(torch.tensor([0.0, 1, 2, 3, 10]).view(5, 1, 1), 0.875)
+    low, high = two_sided_quantiles(Tiles.of(torch.tensor([0.0, 1, 2, 3, 10]).view(5, 1, 1)), 0.875)
     assert high.item() == 3 + 0.5 * 7  # rank 0.875 * 4 = 3.5
     assert low.item() == 0.5
 
 
 def test_alpha_one_is_minmax_and_one_value_is_itself():
     x = torch.randn(100, 3, 5)
-    low, high = two_sided_quantiles(x, 1.0)
+    low, high = two_sided_quantiles(Tiles.of(x), 1.0)
     assert torch.equal(low, x.amin((0, 2)).double())
     assert torch.equal(high, x.amax((0, 2)).double())
-    low, high = two_sided_quantiles(torch.tensor([-2.5]).view(1, 1, 1), 0.9)
+    low, high = two_sided_quantiles(Tiles.of(torch.tensor([-2.5]).view(1, 1, 1)), 0.9)
     assert low.item() == high.item() == -2.5
 
 
 def test_subnormals_are_kept():
     x = torch.tensor([0.0, -TINY, TINY, 2 * TINY]).view(4, 1, 1)
-    low, high = two_sided_quantiles(x, 1.0)
+    low, high = two_sided_quantiles(Tiles.of(x), 1.0)
     assert low.item() == x.min().double().item() < 0
     assert high.item() == x.max().double().item() > 0
 
@@ -44,7 +44,7 @@ def test_subnormals_are_kept():
 def test_equals_numpy(n, channels, m, alpha, seed, distinct):
     rng = np.random.default_rng(seed)
     x = (rng.integers(-distinct, distinct + 1, (n, channels, m)) / 7).astype(np.float32)
-    low, high = two_sided_quantiles(torch.from_numpy(x), alpha)
+    low, high = two_sided_quantiles(Tiles.of(torch.from_numpy(x)), alpha)
     flat = x.transpose(1, 0, 2).reshape(channels, -1).astype(np.float64)
     tolerance = 1e-9 * max(1, distinct)
     np.testing.assert_allclose(high, np.quantile(flat, alpha, axis=1), rtol=0, atol=tolerance)
@@ -60,7 +60,7 @@ def test_equals_numpy(n, channels, m, alpha, seed, distinct):
 )  # fmt: skip
 def test_extreme_values_equal_a_sort(x, data, largest):
     count = data.draw(st.integers(1, x.shape[0] * x.shape[2]))
-    found = extreme_values(torch.from_numpy(x), count, largest)
+    found = extreme_values(Tiles.of(torch.from_numpy(x)), count, largest)
     ordered = np.sort(x.transpose(1, 0, 2).reshape(x.shape[1], -1), axis=1)
     expected = ordered[:, ::-1][:, :count] if largest else ordered[:, :count]
     np.testing.assert_array_equal(found, expected)
@@ -71,5 +71,5 @@ def test_tiles_with_a_tail_and_a_strided_view(largest):
     qkv = torch.randn(2, 57, 12)
     view = qkv[..., 4:8].reshape(114, 4, 1)
     assert not view.is_contiguous()
-    found = extreme_values(view, 2, largest)
+    found = extreme_values(Tiles.of(view), 2, largest)
     assert torch.equal(found, view[..., 0].T.sort(dim=1, descending=largest).values[:, :2])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vitquant.errors import LifecycleError, NumericsError
+from vitquant.numerics.quantile import Tiles
 from vitquant.observers.layout import ChannelLayout
 
 if TYPE_CHECKING:
@@ -18,10 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Extremes:
-    """Smallest and largest value of every channel, float64 ``[channels]``."""
+    """Smallest and largest value of every channel, float64 ``[channels]``; and the tiles, where found through them."""
 
     low: Tensor
     high: Tensor
+    tiles: Tiles | None = None
+
+    @classmethod
+    def by_tiles(cls, values: Tensor) -> Extremes:
+        """The same as :meth:`of`, for those who need the tiles too."""
+        tiles = Tiles.of(values)
+        low, high = tiles.extremes()
+        return cls(low.double(), high.double(), tiles)
 
     @classmethod
     def of(cls, values: Tensor) -> Extremes:
@@ -91,7 +100,7 @@ class Observer(ABC):
             return
         x = x.detach()
         values = long_axis_first(self.layout.split(x))
-        batch = Extremes.of(values)
+        batch = self._summary(values)
         if not bool((batch.low.isfinite() & batch.high.isfinite()).all()):
             raise _not_finite(x)
         seen = self._joined(batch)
@@ -133,6 +142,10 @@ class Observer(ABC):
             LifecycleError: nothing was observed.
         """
 
+    def _summary(self, values: Tensor) -> Extremes:
+        """What the one pass over all values ``[n, channels, m]`` finds."""
+        return Extremes.of(values)
+
     @abstractmethod
     def _accumulate(self, values: Tensor, batch: Extremes, images: int) -> None:
         """Take in finite values ``[n, channels, m]``, whose extremes are ``batch``."""
@@ -148,7 +161,7 @@ class Observer(ABC):
 
     def _joined(self, batch: Extremes) -> Extremes:
         if self._extremes is None:
-            return batch
+            return Extremes(batch.low, batch.high)
         if len(batch.low) != len(self._extremes.low):
             raise LifecycleError(
                 "the number of channels changed",

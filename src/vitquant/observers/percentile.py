@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitquant.errors import ConfigError
-from vitquant.numerics.quantile import two_sided_quantiles
+from vitquant.numerics.quantile import Tiles, two_sided_quantiles
 from vitquant.observers.base import Extremes, Observer
 from vitquant.observers.layout import ChannelLayout
 
@@ -87,8 +87,11 @@ class PercentileObserver(Observer):
         low, high = self.average.value
         return low, high
 
+    def _summary(self, values: Tensor) -> Extremes:
+        return Extremes.by_tiles(values)
+
     def _accumulate(self, values: Tensor, batch: Extremes, images: int) -> None:
-        quantiles = torch.stack(two_sided_quantiles(values, self.alpha))
+        quantiles = torch.stack(two_sided_quantiles(batch.tiles or Tiles.of(values), self.alpha))
         self._append(MovingAverage(self.sigma * quantiles, self.sigma, 1))
 
     def _absorb(self, other: Self) -> None:
