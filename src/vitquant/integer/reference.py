@@ -20,7 +20,7 @@ from vitquant.integer.values import Array, Value
 from vitquant.numerics.layernorm import IntegerLayerNorm
 from vitquant.numerics.matmul import int_matmul
 from vitquant.numerics.mean import rounded_mean
-from vitquant.numerics.requantize import rescale
+from vitquant.numerics.requantize import half, rescale
 from vitquant.numerics.softmax import divide, log2_weights, look_up, shares
 from vitquant.numerics.tokens import merge_heads, patchify, split_heads
 
@@ -103,8 +103,9 @@ class Reference:
         for name in list(found):
             if name.startswith(("multiplier", "shift")):
                 found[name] = along(op.out, found[name].long())
-        if "weight" in found:
+        if isinstance(op, ops.Linear):
             found["weight"] = found["weight"].t()
+            found["start"] = found["bias"] * found["multiplier"] + half(found["shift"])
         zero = op.out.zero_point
         found["zero"] = along(op.out, self._tensor(zero if len(zero) == 1 else op.out.spread(zero)))
         return found
@@ -165,8 +166,9 @@ def patches(op: ops.Patches, c: Constants, x: Inputs) -> Tensor:
 
 
 def linear(op: ops.Linear, c: Constants, x: Inputs) -> Tensor:
-    """Products of codes, the bias, requantized."""
-    return requantized(int_matmul(x[op.x], c["weight"]).add_(c["bias"]), op, c)
+    """Products of codes, the bias, requantized. ``(acc + bias) m`` is ``acc m + bias m``, one pass less."""
+    acc = int_matmul(x[op.x], c["weight"])
+    return stored(with_zero(rescale(acc, c["multiplier"], c["shift"], c["start"]), op, c), op.out)
 
 
 def embed(op: ops.Embed, c: Constants, x: Inputs) -> Tensor:

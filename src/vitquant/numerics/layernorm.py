@@ -42,18 +42,26 @@ class IntegerLayerNorm:
     def __call__(self, codes: Tensor) -> Tensor:
         """Codes ``[..., C]`` of the input (any integer type, at most 16 bits) to codes of the output, int64."""
         channels = codes.shape[-1]
-        x = codes.long()
-        centred = x * channels - x.sum(-1, keepdim=True)  # C * (x - mean), exactly
+        centred = codes.to(torch.int64, copy=True)
+        total = centred.sum(-1, keepdim=True)
+        centred *= channels
+        centred -= total  # C * (x - mean), exactly
         squares = (centred * centred).sum(-1, keepdim=True)
         power = (squares << self.headroom) + self.epsilon  # C^3 * (variance + epsilon) * 2^headroom
         # Fill 62 bits, so that the root keeps its precision for quiet tokens too. Only constant ones meet the bound.
         k = ((62 - bit_length(power)) >> 1).clamp(max=30 - self.headroom // 2)
         deviation = isqrt((power << (2 * k)) // channels).clamp(min=1)
         k = k + self.headroom // 2  # deviation = C * sqrt(variance + epsilon) * 2^k
-        reciprocal = (1 << RECIPROCAL) // deviation
-        normalised = (centred * reciprocal + (1 << (RECIPROCAL - FRACTION - 1 - k))) >> (RECIPROCAL - FRACTION - k)
-        scaled = normalised * self.gain + self.offset + (torch.ones_like(self.shift) << (self.shift - 1))
-        return ((scaled >> self.shift) + self.zero_point).clamp(self.qmin, self.qmax)
+        normalised = centred
+        normalised *= (1 << RECIPROCAL) // deviation
+        normalised += 1 << (RECIPROCAL - FRACTION - 1 - k)
+        normalised >>= RECIPROCAL - FRACTION - k
+        scaled = normalised
+        scaled *= self.gain
+        scaled += self.offset + (torch.ones_like(self.shift) << (self.shift - 1))
+        scaled >>= self.shift
+        scaled += self.zero_point
+        return scaled.clamp_(self.qmin, self.qmax)
 
 
 def integer_layernorm(

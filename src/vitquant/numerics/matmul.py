@@ -32,7 +32,9 @@ def int_matmul(a: Tensor, b: Tensor) -> Tensor:
     if a.device.type == "cpu" and a.shape[-2] * a.shape[-1] * b.shape[-1] < SMALL_PRODUCT:
         return a.to(torch.int32) @ b.to(torch.int32)
     flat_a, flat_b = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
-    product = torch.stack([int8_matmul(x, y) for x, y in zip(flat_a, flat_b, strict=True)])
+    product = torch.empty(len(flat_a), a.shape[-2], b.shape[-1], dtype=torch.int32, device=a.device)
+    for x, y, out in zip(flat_a, flat_b, product, strict=True):
+        int8_matmul(x, y, out)
     return product.reshape(*a.shape[:-1], b.shape[-1])
 
 
@@ -52,17 +54,23 @@ def low_byte(x: Tensor) -> Tensor:
     return (x & 0xFF).to(torch.uint8)
 
 
-def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` of int8 matrices, int32. CUDA's kernel wants more than 16 rows, and the other sides in eights."""
+def int8_matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """``a @ b`` of int8 matrices, int32, written into ``out`` if there is one."""
     if a.device.type == "cuda":
-        m, k, n = a.shape[0], a.shape[1], b.shape[1]
-        pad_m, pad_k, pad_n = max(0, 32 - m), -k % 8, -n % 8
-        a = torch.nn.functional.pad(a, (0, pad_k, 0, pad_m))
-        b = torch.nn.functional.pad(b, (0, pad_n, 0, pad_k))
-        return torch._int_mm(a.contiguous(), b.contiguous())[:m, :n]
-    if not int_mm_is_exact():
-        return a.to(torch.int32) @ b.to(torch.int32)
-    return torch._int_mm(plainly_laid_out(a), plainly_laid_out(b))
+        product = padded_int_mm(a, b)
+    elif not int_mm_is_exact():
+        product = a.to(torch.int32) @ b.to(torch.int32)
+    else:
+        return torch._int_mm(plainly_laid_out(a), plainly_laid_out(b), out=out)
+    return product if out is None else out.copy_(product)
+
+
+def padded_int_mm(a: Tensor, b: Tensor) -> Tensor:
+    """The product on CUDA, whose kernel wants more than 16 rows, and the other sides in eights."""
+    m, k, n = a.shape[0], a.shape[1], b.shape[1]
+    a = torch.nn.functional.pad(a, (0, -k % 8, 0, max(0, 32 - m)))
+    b = torch.nn.functional.pad(b, (0, -n % 8, 0, -k % 8))
+    return torch._int_mm(a.contiguous(), b.contiguous())[:m, :n]
 
 
 @cache

@@ -51,14 +51,21 @@ def expressible(multiplier: Tensor) -> bool:
     return bool(((multiplier >= SMALLEST) & (multiplier < 2.0**MULTIPLIER_BITS * (1 - 2.0**-MULTIPLIER_BITS))).all())
 
 
-def rescale(x: Tensor, m: Tensor, n: Tensor) -> Tensor:
-    """``floor(x * m / 2^n + 1/2)`` of integers, int64; halves go up. ``m`` and ``n >= 0`` are int64 and broadcast."""
-    half = (1 << n) >> 1  # none where nothing is shifted
+def rescale(x: Tensor, m: Tensor, n: Tensor, start: Tensor | None = None) -> Tensor:
+    """``floor(x * m / 2^n + 1/2)`` of integers, int64; halves go up. ``m`` and ``n >= 0`` are int64 and broadcast.
+
+    ``start`` is for those who have :func:`half` at hand, or want ``x + b`` rescaled: ``b * m + half(n)``, int64.
+    """
     y = x.to(torch.int64, copy=True)
     y *= m
-    y += half
+    y += half(n) if start is None else start
     y >>= n
     return y
+
+
+def half(n: Tensor) -> Tensor:
+    """Half of ``2^n``; none where nothing is shifted."""
+    return (1 << n) >> 1
 
 
 def requantize(acc: Tensor, m: Tensor, n: Tensor, zero_point: Tensor | int, qmin: int, qmax: int) -> Tensor:
