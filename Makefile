@@ -27,7 +27,8 @@ check: $(VENV)/installed-test
 	$(BIN)/mypy
 
 # Each benchmark is a command of its own; see docs/results.md. WEIGHTS and PHOTOS name a DINOv2 ViT-S/14 checkpoint in
-# timm's naming and a folder of photographs.
+# timm's naming and a folder of photographs. OpenMP's threads must not spin for long: docs/results.md tells why.
+bench: export GOMP_SPINCOUNT = 10000
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.accuracy --weights $(WEIGHTS) --photos $(PHOTOS)
 	$(BIN)/python -m benchmarks.calibration --weights $(WEIGHTS) --photos $(PHOTOS)
