@@ -7,14 +7,8 @@ from torch import Tensor
 
 
 def bit_length(x: Tensor) -> Tensor:
-    """Number of bits of non-negative int64 numbers, as ``int.bit_length``."""
-    length = torch.zeros_like(x)
-    for step in (32, 16, 8, 4, 2, 1):
-        high = x >> step
-        wide = high > 0
-        length = torch.where(wide, length + step, length)
-        x = torch.where(wide, high, x)
-    return length + x  # what is left is 0 or 1
+    """Number of bits of non-negative int64 numbers, as ``int.bit_length``: how many powers of two they reach."""
+    return torch.bucketize(x, 1 << torch.arange(63, device=x.device), right=True)
 
 
 def isqrt(x: Tensor) -> Tensor:
