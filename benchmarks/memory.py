@@ -1,6 +1,7 @@
-"""Peak memory of calibration: 512 images against 64, each in a process of its own, read one batch at a time.
+"""Peak memory of calibration after 64 images, after 512, and after the ranges are chosen; a process for each observer.
 
-The images are crops of photos, written to a folder as PNG files; ``vitquant.quantize`` reads that folder.
+The images are crops of photos, written to a folder as PNG files, and read from there one batch at a time. Peaks of one
+process are compared: those of two differ by a hundred MiB for no other reason than where memory happens to lie.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.calibration import OBSERVERS, config
+from benchmarks.calibration import BATCH, OBSERVERS, config
 from benchmarks.model import arguments, load_model
 from benchmarks.photos import load_crops, save_folder, split
 from benchmarks.report import Report
-from vitquant.api import quantize
+from vitquant.api import prepare
+from vitquant.data import Batch, open_images
+from vitquant.models.calibrate import calibrate_batches
 
 
 def peak_mib() -> float:
@@ -30,11 +34,23 @@ def peak_mib() -> float:
 
 
 def child(args: argparse.Namespace) -> None:
-    quantize(load_model(args), config(args.observer, args.mode), calibration=args.photos, limit=args.limit)
-    print(peak_mib())
+    model = load_model(args)
+    source = open_images(args.photos, model.preprocessing)
+    peaks: list[float] = []
+
+    def batches() -> Iterator[Batch]:
+        for number, batch in enumerate(source.batches(BATCH)):
+            if number * BATCH == args.few:
+                peaks.append(peak_mib())
+            yield batch
+        peaks.append(peak_mib())
+
+    calibrate_batches(prepare(model, config(args.observer, args.mode)), batches())
+    print(*peaks, peak_mib())
 
 
-def measure(args: argparse.Namespace, folder: Path, observer: str, count: int) -> float:
+def measure(args: argparse.Namespace, folder: Path, observer: str) -> list[float]:
+    """Peaks in MiB: after few images, after all, at the end."""
     given = {
         "weights": args.weights,
         "photos": folder,
@@ -43,12 +59,12 @@ def measure(args: argparse.Namespace, folder: Path, observer: str, count: int) -
         "threads": args.threads,
         "observer": observer,
         "mode": args.mode,
-        "limit": count,
+        "few": args.few,
     }
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory"]
     command += [f"--{name}={value}" for name, value in given.items()]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
-    return float(done.stdout)
+    return [float(word) for word in done.stdout.split()]
 
 
 def main() -> None:
@@ -57,22 +73,20 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=512)
     parser.add_argument("--mode", default="channel_wise")
     parser.add_argument("--observer", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--limit", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    if args.limit:
+    if args.observer:
         child(args)
         return
     preprocessing = load_model(args).preprocessing
     files, _ = split(args.photos, preprocessing)
-    report = Report(
-        f"Peak memory of calibration, {args.mode}", ["observer", f"{args.few}, MiB", f"{args.many}, MiB", "more"]
-    )
+    columns = ["observer", f"after {args.few}, MiB", f"after {args.many}, MiB", "more", "with the ranges, MiB"]
+    report = Report(f"Peak memory of calibration, {args.mode}", columns)
     with tempfile.TemporaryDirectory(prefix="vitquant-bench-") as folder:
         save_folder(load_crops(files, preprocessing, args.many), Path(folder))
         for observer in OBSERVERS:
-            few, many = (measure(args, Path(folder), observer, count) for count in (args.few, args.many))
-            report.add(observer, f"{few:.0f}", f"{many:.0f}", f"{many / few - 1:+.1%}")
+            few, many, end = measure(args, Path(folder), observer)
+            report.add(observer, f"{few:.0f}", f"{many:.0f}", f"{many / few - 1:+.1%}", f"{end:.0f}")
     report.notes.append("Resident memory of the whole process, Python, torch and the float model included. Goal: 5 %.")
     report.show(args.markdown)
 

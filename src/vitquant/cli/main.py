@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 import warnings
@@ -15,6 +16,7 @@ from vitquant.version import __version__
 
 INTERRUPTED = 130
 ENVIRONMENT = 4
+CLOSED_PIPE = 141
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = show_warning
     try:
         args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as head, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still wants to write
+        return CLOSED_PIPE
     except VitquantError as error:
         return fail(str(error), error.exit_code, args.debug)
     except OSError as error:
