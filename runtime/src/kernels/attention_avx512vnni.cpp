@@ -9,6 +9,7 @@
 
 #include "avx512vnni.hpp"
 #include "heads_avx512vnni.hpp"
+#include "pieces.hpp"
 
 namespace vitquant::kernels::vnni512 {
 namespace {
@@ -194,9 +195,7 @@ void run_head(const AttentionPlan& plan, const AttentionRun& run, size_t head, H
                               _mm512_set1_epi8(static_cast<char>(flip_to_unsigned(plan.scores.type)))};
     const ByteRange range = byte_range(plan.out.type, plan.out.low, plan.out.high);
     const ByteTable table = load_table(plan.bytes + head * 256);
-    const size_t panel = panel_rows(h.tokens);
-    for (size_t first = run.first_row; first < run.last_row; first += panel) {
-        const size_t rows = run.last_row - first < panel ? run.last_row - first : panel;
+    in_pieces(run.first_row, run.last_row, panel_rows(h.tokens), [&](size_t first, size_t rows) {
         const auto* q = static_cast<const uint8_t*>(run.q) + first * run.q_stride + h.first;
         stage(q, run.q_stride, rows, h.width, flip_to_unsigned(plan.q_type), h.rows, h.width_steps * 4);
         if (h.has_row_term) {
@@ -206,7 +205,7 @@ void run_head(const AttentionPlan& plan, const AttentionRun& run, size_t head, H
         for (size_t i = 0; i < rows; ++i) h.sums[i] = exponentials(table, h.tokens, h.weights + i * h.padded_tokens);
         auto* out = static_cast<uint8_t*>(run.out) + first * run.out_stride + h.first;
         for (size_t c = 0; c < h.width; c += 64) by_tiles<MixTile>(rows, h, plan, range, c, out + c, run.out_stride);
-    }
+    });
 }
 
 }  // namespace

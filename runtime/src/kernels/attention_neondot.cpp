@@ -3,6 +3,7 @@
 #if defined(__aarch64__)
 
 #include "neon.hpp"
+#include "pieces.hpp"
 #include "vectors_neon.hpp"
 
 namespace vitquant::kernels::neon {
@@ -175,14 +176,14 @@ void run_panel(const AttentionPlan& plan, const AttentionRun& run, const Head& h
     int32_t starts[panel_rows], sums[panel_rows];
     for (size_t i = 0; i < rows; ++i) starts[i] = stage(plan, run, h, first + i, h.rows + i * h.padded_width);
     for (size_t key = 0; key < h.padded_tokens; key += 16) {
-        for (size_t i = 0; i < rows; i += tile_rows)
-            score_tile(plan, h, head, starts, i, rows - i < tile_rows ? rows - i : tile_rows, key);
+        in_pieces(0, rows, tile_rows,
+                  [&](size_t i, size_t count) { score_tile(plan, h, head, starts, i, count, key); });
     }
     for (size_t i = 0; i < rows; ++i)
         sums[i] = exponentials(plan.bytes + head * 256, h, h.weights + i * h.padded_tokens);
     for (size_t c = 0; c < h.width; c += 16) {
-        for (size_t i = 0; i < rows; i += tile_rows)
-            mix_tile(plan, run, h, sums, first, i, rows - i < tile_rows ? rows - i : tile_rows, c);
+        in_pieces(0, rows, tile_rows,
+                  [&](size_t i, size_t count) { mix_tile(plan, run, h, sums, first, i, count, c); });
     }
 }
 
@@ -197,10 +198,8 @@ void attention(const AttentionPlan& plan, const AttentionRun& run) {
     Head h = lay_out(plan, run.scratch);
     for (size_t head = run.first_head; head < run.last_head; ++head) {
         prepare(plan, run, head, h);
-        for (size_t first = run.first_row; first < run.last_row; first += panel_rows) {
-            const size_t rows = run.last_row - first < panel_rows ? run.last_row - first : panel_rows;
-            run_panel(plan, run, h, head, first, rows);
-        }
+        in_pieces(run.first_row, run.last_row, panel_rows,
+                  [&](size_t first, size_t rows) { run_panel(plan, run, h, head, first, rows); });
     }
 }
 

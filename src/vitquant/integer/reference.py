@@ -103,9 +103,11 @@ class Reference:
         for name in list(found):
             if name.startswith(("multiplier", "shift")):
                 found[name] = along(op.out, found[name].long())
-        if isinstance(op, ops.Linear):
+        if "multiplier" in found:  # what rescaling begins with
+            found["start"] = half(found["shift"])
+        if isinstance(op, ops.Linear):  # ``(acc + bias) m`` is ``acc m + bias m``, one pass less
             found["weight"] = found["weight"].t()
-            found["start"] = found["bias"] * found["multiplier"] + half(found["shift"])
+            found["start"] = found["start"] + found["bias"] * found["multiplier"]
         zero = op.out.zero_point
         found["zero"] = along(op.out, self._tensor(zero if len(zero) == 1 else op.out.spread(zero)))
         return found
@@ -152,7 +154,7 @@ def stored(y: Tensor, value: Value) -> Tensor:
 
 def requantized(acc: Tensor, op: ops.Operation, c: Constants) -> Tensor:
     """Accumulators to codes: rescale, add the zero point, clamp."""
-    return stored(with_zero(rescale(acc, c["multiplier"], c["shift"]), op, c), op.out)
+    return stored(with_zero(rescale(acc, c["multiplier"], c["shift"], c["start"]), op, c), op.out)
 
 
 def with_zero(y: Tensor, op: ops.Operation, c: Constants) -> Tensor:
@@ -166,14 +168,13 @@ def patches(op: ops.Patches, c: Constants, x: Inputs) -> Tensor:
 
 
 def linear(op: ops.Linear, c: Constants, x: Inputs) -> Tensor:
-    """Products of codes, the bias, requantized. ``(acc + bias) m`` is ``acc m + bias m``, one pass less."""
-    acc = int_matmul(x[op.x], c["weight"])
-    return stored(with_zero(rescale(acc, c["multiplier"], c["shift"], c["start"]), op, c), op.out)
+    """Products of codes, the bias, requantized; the bias is in the start."""
+    return requantized(int_matmul(x[op.x], c["weight"]), op, c)
 
 
 def embed(op: ops.Embed, c: Constants, x: Inputs) -> Tensor:
     """Patch tokens added to the table's rows after the prefix."""
-    y = rescale(x.centred(op.x), c["multiplier"], c["shift"])
+    y = rescale(x.centred(op.x), c["multiplier"], c["shift"], c["start"])
     table = c["table"].long().expand(len(y), -1, -1).clone()
     table[:, op.prefix :] += y
     return stored(table, op.out)

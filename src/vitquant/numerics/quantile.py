@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 FEW = 4
+"""Up to so many values a row, maxima are quicker than ``topk``."""
 
 
 @dataclass(frozen=True)
