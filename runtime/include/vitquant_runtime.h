@@ -2,7 +2,7 @@
  *
  * A program is two files, program.json and program.safetensors, as `vitquant` writes them. Real logits are the integers
  * times `vitquant_scale`. All functions may be called from any number of threads at once, also on the same program,
- * but for vitquant_free. VITQUANT_ISA in the environment chooses an instruction set: avx512vnni, avx2, portable, ...
+ * but for vitquant_free. VITQUANT_ISA in the environment chooses an instruction set: avx512vbmi, avx2, portable, ...
  */
 #ifndef VITQUANT_RUNTIME_H
 #define VITQUANT_RUNTIME_H

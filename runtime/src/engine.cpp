@@ -44,7 +44,7 @@ const kernels::Kernels* find_kernels(const std::string& isa) {
     const kernels::Kernels* found = kernels::select(isa.empty() ? nullptr : isa.c_str());
     if (!found)
         refuse("VITQUANT_ISA", "this machine or this build does not have the instruction set", isa,
-               "one that it has (avx512vnni, avxvnni, avx2, portable, plain), or nothing for the quickest");
+               "one that it has (avx512vbmi, avx512vnni, avxvnni, avx2, portable, plain), or nothing for the quickest");
     return found;
 }
 

@@ -16,7 +16,7 @@ from vitquant.integer.program import IntegerProgram
 from vitquant.integer.reference import Reference
 from vitquant.integer.storage import save_program
 
-KNOWN_ISAS = ("plain", "portable", "avx2", "avxvnni", "avx512vnni", "neondot")
+KNOWN_ISAS = ("plain", "portable", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "neondot")
 
 
 @contextmanager

@@ -225,10 +225,12 @@ const Kernels* portable();
 const Kernels* avx2();
 const Kernels* avxvnni();
 const Kernels* avx512vnni();
+const Kernels* avx512vbmi();
 const Kernels* neondot();
 
-/// The table of this name ("portable", "avx2", "avxvnni", "avx512vnni", "neondot"), or the quickest that the machine has where
-/// `forced` is null or empty. Null where there is no such table, or the machine lacks its instructions.
+/// The table of this name ("portable", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "neondot"), or the quickest that
+/// the machine has where `forced` is null or empty. Null where there is no such table, or the machine lacks its
+/// instructions.
 const Kernels* select(const char* forced);
 
 }  // namespace vitquant::kernels

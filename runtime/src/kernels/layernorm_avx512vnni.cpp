@@ -1,9 +1,10 @@
 // LayerNorm of 16-bit codes to bytes.
 #if defined(__x86_64__)
 
-#include "avx512vnni.hpp"
+#include "avx512.hpp"
+#include "pieces.hpp"
 #include "roots.hpp"
-#include "vectors_avx512vnni.hpp"
+#include "vectors_512.hpp"
 
 namespace vitquant::kernels::vnni512 {
 namespace {
@@ -32,6 +33,16 @@ struct Token {
     __m512i channels, sum, reciprocal, half;
     __m128i shift;
 };
+
+Token token_of(const LayerNormPlan& plan, const int16_t* x) {
+    const auto channels = static_cast<int64_t>(plan.channels);
+    const Sums sums = sums_of(x, plan.channels);
+    const int64_t squares = channels * (channels * sums.squares - sums.sum * sums.sum);
+    const Normalizer norm = normalizer(squares, plan.epsilon, plan.headroom, channels);
+    return {_mm512_set1_epi32(static_cast<int32_t>(channels)), _mm512_set1_epi32(static_cast<int32_t>(sums.sum)),
+            _mm512_set1_epi64(norm.reciprocal), _mm512_set1_epi64(int64_t{1} << (norm.shift - 1)),
+            _mm_cvtsi32_si128(norm.shift)};
+}
 
 /// Eight channels in the low halves of `centred`.
 inline __m512i normalized(const LayerNormPlan& plan, const Token& token, __m512i centred, size_t at) {
@@ -64,18 +75,17 @@ void normalize(const LayerNormPlan& plan, const Token& token, const ByteRange& r
 void layernorm(const LayerNormPlan& plan, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride) {
     if (!plan.quick) return plain::layernorm(plan, rows, x, x_stride, out, out_stride);
     const ByteRange range = byte_range(plan.type, plan.low, plan.high);
-    const auto channels = static_cast<int64_t>(plan.channels);
-    for (size_t row = 0; row < rows; ++row) {
-        const auto* from = static_cast<const int16_t*>(x) + row * x_stride;
-        auto* to = static_cast<uint8_t*>(out) + row * out_stride;
-        const Sums sums = sums_of(from, plan.channels);
-        const int64_t squares = channels * (channels * sums.squares - sums.sum * sums.sum);
-        const Normalizer norm = normalizer(squares, plan.epsilon, plan.headroom, channels);
-        const Token token = {_mm512_set1_epi32(static_cast<int32_t>(channels)),
-                             _mm512_set1_epi32(static_cast<int32_t>(sums.sum)), _mm512_set1_epi64(norm.reciprocal),
-                             _mm512_set1_epi64(int64_t{1} << (norm.shift - 1)), _mm_cvtsi32_si128(norm.shift)};
-        normalize(plan, token, range, from, to);
-    }
+    const auto* from = static_cast<const int16_t*>(x);
+    auto* to = static_cast<uint8_t*>(out);
+    // Roots and divisions take long, but those of neighbouring rows overlap where nothing else stands between them.
+    constexpr size_t together = 8;
+    in_pieces(0, rows, together, [&](size_t first, size_t count) {
+        Token tokens[together];
+        for (size_t i = 0; i < count; ++i) tokens[i] = token_of(plan, from + (first + i) * x_stride);
+        for (size_t i = 0; i < count; ++i) {
+            normalize(plan, tokens[i], range, from + (first + i) * x_stride, to + (first + i) * out_stride);
+        }
+    });
 }
 
 }  // namespace vitquant::kernels::vnni512

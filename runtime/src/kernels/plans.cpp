@@ -11,6 +11,8 @@ namespace vitquant::kernels {
 namespace {
 
 constexpr double narrow_limit = 1 << 30;
+constexpr double float_limit = 1 << 21;      // of results, by which floats leave their halves
+constexpr double exact_in_float = 1 << 24;  // of sums
 
 bool is_byte(Type type) { return type == Type::i8 || type == Type::u8; }
 
@@ -40,6 +42,9 @@ double centred_limit(const Grid& grid) {
     return static_cast<double>(limit);
 }
 
+/// What makes a byte signed.
+int32_t signed_shift(Type type) { return type == Type::u8 ? 128 : 0; }
+
 /// `zero` (spread over the channels) may be null; `limits` bounds what is rescaled, of each channel: 32 bits at most.
 Requantizer make_requantizer(Arena& arena, Layout layout, const Rescale& rescale, const int32_t* zero, int32_t low,
                              int32_t high, Type type, size_t channels, const double* limits) {
@@ -51,13 +56,24 @@ Requantizer make_requantizer(Arena& arena, Layout layout, const Rescale& rescale
     r.zero = zero != nullptr ? zero : arena.array<int32_t>(padded(channels) + channel_block);
     r.narrow = true;
     const bool wide = layout == Layout::avx512vnni;
+    bool floats = wide;
     for (size_t c = 0; c < padded(channels) + channel_block; ++c) start[c] = wide ? fixed_point : 0.0;
     for (size_t c = 0; c < channels; ++c) {
         const size_t at = wide ? interleaved(c) : c;
         scale[at] = std::ldexp(multiplier[c], -shift[c]);
-        start[at] += (wide ? r.zero[c] : 0) + 0.5;  // without a shift, the half is nothing to whole numbers
-        const double reach = limits[c] * scale[at] + std::fabs(r.zero[c]) + 1;
+        start[at] += (wide ? r.zero[c] - signed_shift(type) : 0) + 0.5;  // unshifted, sums are whole without the half
+        const double reach = limits[c] * scale[at] + std::fabs(r.zero[c]) + 129;
         r.narrow = r.narrow && reach < narrow_limit;
+        floats = floats && reach < float_limit && limits[c] <= exact_in_float;
+    }
+    if (floats) {
+        auto* float_scale = arena.array<float>(padded(channels) + channel_block);
+        auto* float_start = arena.array<float>(padded(channels) + channel_block);
+        for (size_t c = 0; c < padded(channels) + channel_block; ++c) {
+            float_scale[c] = static_cast<float>(scale[interleaved(c)]);
+            float_start[c] = static_cast<float>(start[interleaved(c)] - fixed_point) + float_fixed_point;
+        }
+        r.float_scale = float_scale, r.float_start = float_start;
     }
     r.multiplier = multiplier, r.shift = shift, r.scale = scale, r.start = start;
     r.low = low, r.high = high, r.type = type;
@@ -240,6 +256,7 @@ Owned<LayerNormPlan> make_layernorm(const LayerNormSpec& spec, Layout layout) {
     plan->epsilon = spec.epsilon, plan->headroom = spec.headroom;
     plan->low = spec.out.low, plan->high = spec.out.high, plan->type = spec.out.type;
     plan->quick = layout != Layout::portable && spec.x.type == Type::i16 && is_byte(spec.out.type);
+    const int32_t less = layout == Layout::avx512vnni ? signed_shift(spec.out.type) : 0;
     auto* gain = arena.array<int64_t>(padded(channels));
     auto* offset = arena.array<int64_t>(padded(channels));
     auto* shift = arena.array<int64_t>(padded(channels));
@@ -251,13 +268,13 @@ Owned<LayerNormPlan> make_layernorm(const LayerNormSpec& spec, Layout layout) {
         const double reach = (std::fabs(double(spec.gain[c])) * (std::sqrt(double(channels)) + 1) * 1048576.0 * 1.01 +
                               std::fabs(double(spec.offset[c])) + half) /
                                  (2 * half) +
-                             std::fabs(double(plan->zero[c]));
+                             std::fabs(double(plan->zero[c])) + 128;
         plan->quick = plan->quick && std::llabs(spec.gain[c]) < (int64_t{1} << 31) && reach < narrow_limit;
         if (!plan->quick) break;
         gain[at] = spec.gain[c];
         shift[at] = spec.shift[c];
-        offset[at] =
-            spec.offset[c] + (int64_t{1} << (spec.shift[c] - 1)) + plan->zero[c] * (int64_t{1} << spec.shift[c]);
+        offset[at] = spec.offset[c] + (int64_t{1} << (spec.shift[c] - 1)) +
+                     (plan->zero[c] - less) * (int64_t{1} << spec.shift[c]);
     }
     plan->split_gain = gain, plan->split_offset = offset, plan->split_shift = shift;
     return plan;

@@ -34,6 +34,8 @@ inline constexpr size_t channel_block = 64;
 
 /// In a double, 1.5 * 2^51 + y leaves y in halves in the low 32 bits, for |y| < 2^30.
 inline constexpr double fixed_point = 1.5 * 2251799813685248.0;
+/// In a float, 1.5 * 2^22 + y does, for |y| < 2^21.
+inline constexpr float float_fixed_point = 1.5F * 4194304.0F;
 
 /// `clamp(zero + rescale(x))`, with the constants of each channel.
 struct Requantizer {
@@ -45,8 +47,11 @@ struct Requantizer {
     // The same for vectors of doubles, where multiplier * 2^-shift, and its product with 32 bits, are exact. The layout
     // for AVX-512 has the channels of each sixteen in the order in which halves of vectors are interleaved.
     const double* scale;
-    const double* start;  // AVX-512: fixed_point + zero + the half; else the half alone
+    const double* start;  // AVX-512: fixed_point + zero + the half, less 128 for uint8; else the half alone
     bool narrow;          // zero + rescale(x) stays below 2^30 before it is clamped
+    // AVX-512, all channels in order: the same for floats, to which x must be exact. Else null.
+    const float* float_scale;
+    const float* float_start;
 };
 
 struct AdditionPlan {
@@ -99,7 +104,8 @@ struct LayerNormPlan {
     int headroom;
     int32_t low, high;
     Type type;
-    // For vectors: channels of each sixteen in the order 0, 2, .. 14, 1, 3, .. 15; offset with half and zero added.
+    // For vectors: channels of each sixteen in the order 0, 2, .. 14, 1, 3, .. 15; offset with half and zero added,
+    // for AVX-512 less 128 for uint8.
     bool quick;
     const int64_t* split_gain;
     const int64_t* split_offset;

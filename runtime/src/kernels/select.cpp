@@ -5,7 +5,7 @@
 namespace vitquant::kernels {
 
 const Kernels* select(const char* forced) {
-    const Kernels* (*const tables[])() = {avx512vnni, avxvnni, avx2, neondot, portable};
+    const Kernels* (*const tables[])() = {avx512vbmi, avx512vnni, avxvnni, avx2, neondot, portable};
     for (const auto table : tables) {
         const Kernels* found = table();
         if (found == nullptr) continue;

@@ -8,7 +8,7 @@
 #endif
 
 #include "avx2.hpp"
-#include "avx512vnni.hpp"
+#include "avx512.hpp"
 #include "neon.hpp"
 
 namespace vitquant::kernels {
@@ -61,6 +61,10 @@ constexpr Kernels table_avx512vnni = table_of<Layout::avx512vnni, Layout::avx512
     "avx512vnni", {vnni512::linear_scratch, vnni512::linear, vnni512::layernorm, vnni512::attention_scratch,
                    vnni512::attention});
 
+constexpr Kernels table_avx512vbmi = table_of<Layout::avx512vnni, Layout::avx512vnni>(
+    "avx512vbmi", {vbmi512::linear_scratch, vbmi512::linear, vnni512::layernorm, vbmi512::attention_scratch,
+                   vbmi512::attention});
+
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 bool has_avxvnni() {
@@ -77,6 +81,8 @@ bool has_avx512vnni() {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
 }
+
+bool has_avx512vbmi() { return has_avx512vnni() && __builtin_cpu_supports("avx512vbmi"); }
 #elif defined(__aarch64__)
 constexpr Kernels table_neondot = table_of<Layout::neondot, Layout::neondot>(
     "neondot", {neon::linear_scratch, neon::linear, neon::layernorm, neon::attention_scratch, neon::attention});
@@ -116,6 +122,13 @@ const Kernels* avxvnni() {
 const Kernels* avx512vnni() {
 #if defined(__x86_64__)
     if (has_avx512vnni()) return &table_avx512vnni;
+#endif
+    return nullptr;
+}
+
+const Kernels* avx512vbmi() {
+#if defined(__x86_64__)
+    if (has_avx512vbmi()) return &table_avx512vbmi;
 #endif
     return nullptr;
 }

@@ -45,12 +45,14 @@ void linear(const Kernels& kernels, uint64_t seed) {
         weight.randomize(r, -127, 127);
     if (r.chance(10)) weight.randomize(r, 0, 0);
     std::vector<int32_t> bias;
+    const bool small_biases = r.chance(50);  // sums stay exact as floats
     double largest = 1;
     for (size_t n = 0; n < outputs; ++n) {
         int64_t magnitude = 0;
         for (size_t k = 0; k < inputs; ++k) magnitude += std::llabs(weight.get(n * inputs + k)) * reach;
         const int64_t left = (int64_t{1} << 31) - 1 - magnitude;
-        bias.push_back(static_cast<int32_t>(r.chance(70) ? r.in(-left / 1000, left / 1000) : r.extreme(-left, left)));
+        const bool small = small_biases || r.chance(70);
+        bias.push_back(static_cast<int32_t>(small ? r.in(-left / 1000, left / 1000) : r.extreme(-left, left)));
         largest = std::fmax(largest, static_cast<double>(magnitude) + std::fabs(bias.back()));
     }
     const int mode = static_cast<int>(r.in(0, 2));  // plain, look-up, addition
@@ -111,6 +113,38 @@ void linear(const Kernels& kernels, uint64_t seed) {
         const int64_t other = addend.get(row * a_stride + c) - a.zero_of(c);
         return clamp(rescale_a(other, c) + rescale_b(code - out.zero_of(c), c) + sum.zero_of(c), sum.low, sum.high);
     });
+}
+
+/// Sums one below, at and one above a tie, as large as they can be at each width of significands.
+void linear_ties(const Kernels& kernels) {
+    for (int shift = 21; shift <= 52; ++shift) {
+        const int width = shift - 21;  // rescaling divides by 2^width
+        std::vector<int32_t> bias;
+        for (int bits = 20; bits <= 30; ++bits) {
+            for (const int64_t sign : {1, -1}) {
+                for (const int64_t beside : {-1, 0, 1}) {
+                    const int64_t whole = (int64_t{1} << bits) >> width << width;
+                    const int64_t half = width > 0 ? int64_t{1} << (width - 1) : 0;
+                    const int64_t sum = sign * (whole + half) + beside;
+                    if (std::llabs(sum) < int64_t{1} << 31) bias.push_back(static_cast<int32_t>(sum));
+                }
+            }
+        }
+        for (const int32_t only : bias) {  // one output: its own bound decides how it is computed
+            const int8_t weight = 0, x = 1;
+            const int32_t multiplier = 1 << 21, zero = 0;
+            const auto places = static_cast<uint8_t>(shift);
+            const Grid grid = {Type::i8, -128, 127, &zero, 1};
+            const auto plan =
+                kernels.make_linear({1, 1, &weight, Type::i8, &only, grid, {&multiplier, &places, 1}, grid});
+            Scratch scratch(kernels.linear_scratch(*plan));
+            int8_t got = 0;
+            kernels.linear(*plan, {1, &x, 1, nullptr, 0, &got, 1, 0, 1, scratch.memory});
+            const int64_t half = width > 0 ? int64_t{1} << (width - 1) : 0;
+            const int64_t want = clamp((int64_t{only} + half) >> width, -128, 127);
+            if (got != want) fail(kernels, "linear of a sum near a tie", static_cast<uint64_t>(shift), 0, 0, got, want);
+        }
+    }
 }
 
 }  // namespace test

@@ -12,12 +12,13 @@ int main(int count, char** arguments) {
     using namespace test;
     const uint64_t cases = count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 1000;
     const uint64_t first = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 0;
-    for (const Kernels* kernels : {portable(), avx2(), avxvnni(), avx512vnni(), neondot()}) {
+    for (const Kernels* kernels : {portable(), avx2(), avxvnni(), avx512vnni(), avx512vbmi(), neondot()}) {
         if (kernels == nullptr) continue;
         if (select(kernels->name) != kernels) {
             std::printf("FAIL %s cannot be selected by its name\n", kernels->name);
             return 1;
         }
+        linear_ties(*kernels);
         for (uint64_t seed = first; seed < first + cases; ++seed) {
             linear(*kernels, seed);
             layernorm(*kernels, seed);

@@ -94,7 +94,7 @@ int main(int argc, char** argv) {
     if (argc < 2 || argc > 3) return 2;
     const std::size_t only = argc > 2 ? std::size_t(std::atoi(argv[2])) : 0;
     std::vector<std::string> sets{"plain"};
-    for (const char* isa : {"portable", "avx2", "avxvnni", "avx512vnni", "neondot"})
+    for (const char* isa : {"portable", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "neondot"})
         if (vitquant::kernels::select(isa)) sets.emplace_back(isa);
     int failures = 0, checked = 0;
     for (const auto& entry : fs::directory_iterator(argv[1])) {

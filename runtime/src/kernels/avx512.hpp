@@ -1,4 +1,4 @@
-// What is compiled for AVX-512 with VNNI.
+// What is compiled for AVX-512 with VNNI, and with VBMI too, whose permutations of bytes make look-ups shorter.
 #pragma once
 
 #include "plans.hpp"
@@ -12,3 +12,12 @@ size_t attention_scratch(const AttentionPlan&);
 void attention(const AttentionPlan&, const AttentionRun&);
 
 }  // namespace vitquant::kernels::vnni512
+
+namespace vitquant::kernels::vbmi512 {
+
+size_t linear_scratch(const LinearPlan&);
+void linear(const LinearPlan&, const LinearRun&);
+size_t attention_scratch(const AttentionPlan&);
+void attention(const AttentionPlan&, const AttentionRun&);
+
+}  // namespace vitquant::kernels::vbmi512

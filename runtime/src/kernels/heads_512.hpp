@@ -1,7 +1,7 @@
 // One head of attention: what it keeps in scratch memory, and its keys and values packed as weights are.
 #pragma once
 
-#include "vectors_avx512vnni.hpp"
+#include "vectors_512.hpp"
 
 namespace vitquant::kernels {
 namespace {
@@ -29,7 +29,7 @@ struct Head {
     uint8_t* weights;                    // [panel][padded_tokens]
     int32_t* row_term;                   // [panel]
     int32_t* sums;                       // [panel]
-    bool has_row_term;
+    bool has_row_term, has_zero_v;  // some of them are not zero
 
     size_t bytes;
 };
