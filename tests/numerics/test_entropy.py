@@ -3,9 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vitquant.numerics.clip import fractions
-from vitquant.numerics.entropy import entropy_range, fold, window_divergence
+from vitquant.numerics.entropy import Windows, best_window, entropy_range, fold
 
 
 def slow_divergence(h: np.ndarray, first: int, stop: int, cells: int) -> float:
@@ -34,16 +36,97 @@ def test_divergence_equals_the_definition(cells, occupancy):
     h[:, 30] += 1
     windows = [(a, b) for a in (0, 3, 17) for b in (40, 51, 64) if b - a >= cells]
     first, stop = (torch.tensor(ends).expand(5, -1) for ends in zip(*windows, strict=True))
-    found = window_divergence(torch.from_numpy(h), first, stop, cells)
+    found = Windows.of(torch.from_numpy(h), first, stop).divergence(cells)
     for c in range(5):
         expected = [slow_divergence(h[c], a, b, cells) for a, b in windows]
         np.testing.assert_allclose(found[c], expected, rtol=1e-9, atol=1e-12)
 
 
+BINS = 128
+
+
+def histograms() -> dict[str, np.ndarray]:
+    """Rows of counts, alike within a kind and hard in a way of their own."""
+    rng = np.random.default_rng(0)
+    bell = np.exp(-((np.linspace(-4, 4, BINS) + rng.uniform(-1, 1, (20, 1))) ** 2))
+    few = np.zeros((20, BINS))
+    few[np.arange(20)[:, None], rng.integers(0, BINS, (20, 6))] = rng.integers(1, 50, (20, 6))
+    flat = np.repeat(np.arange(20)[:, None], BINS, axis=1)  # the first row is empty; every window of a row is a tie
+    alone = np.eye(BINS)[rng.integers(0, BINS, 20)] * rng.integers(1, 2**40, (20, 1))
+    outliers = np.where(np.isin(np.arange(BINS), (0, BINS - 1)), rng.integers(0, 3, (20, BINS)), 0)
+    comb = np.where(np.arange(BINS) % 4, 0, 7) + np.zeros((20, 1))
+    return {
+        "dense": rng.poisson(1000 * bell),
+        "sparse": rng.poisson(3 * bell),
+        "huge": rng.poisson(1e9 * bell) * 2**12,
+        "tails": rng.poisson(500 * bell**4) + (rng.random(bell.shape) < 0.03),
+        "random": rng.integers(0, 5, bell.shape),
+        "few": few,
+        "flat": flat,
+        "alone": alone,
+        "outliers": outliers,
+        "comb": comb,
+    }
+
+
+def shrinking_windows(rows: int, signed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows ``[rows, 33]``, the first of which is full; where unsigned they end in about a row's own place."""
+    zero = torch.zeros(rows, 1) if signed else torch.linspace(0, BINS - 1, rows).unsqueeze(1)
+    fraction = fractions(4, torch.device("cpu"))
+    return ((1 - fraction) * zero).floor().long(), (zero + (BINS - zero) * fraction).ceil().long()
+
+
+def exhaustive_choice(cost: torch.Tensor, size: torch.Tensor, cells: int) -> torch.Tensor:
+    refused = (size < cells) | (size[:, :1] < 2 * cells)
+    refused[:, 0] = False
+    return torch.from_numpy(cost.masked_fill(refused, math.inf).numpy().argmin(1))  # numpy's is the first of equals
+
+
+@pytest.mark.parametrize("cells", [2, 4, 8, 16, 32, 64, 128])
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("kind", histograms())
+def test_choice_equals_that_among_all_windows(kind, signed, cells):
+    h = torch.from_numpy(histograms()[kind]).long()
+    first, stop = shrinking_windows(len(h), signed)
+    windows = Windows.of(h, first, stop)
+    cost = windows.divergence(cells)
+    assert torch.equal(best_window(h, first, stop, cells), exhaustive_choice(cost, stop - first, cells))
+    assert (windows.least_divergence(cells) <= cost + 1e-12).all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_choice_equals_that_among_any_windows(data):
+    cells = data.draw(st.sampled_from([2, 4, 8]))
+    count = st.one_of(st.just(0), st.integers(0, 3), st.integers(0, 2**40))
+    h = torch.tensor([data.draw(st.lists(count, min_size=16, max_size=24))])
+    end = st.integers(0, h.shape[1])
+    ends = data.draw(st.lists(st.tuples(end, end).filter(lambda w: w[0] < w[1]), min_size=1, max_size=12))
+    first, stop = (torch.tensor([side]) for side in zip(*ends, strict=True))
+    windows = Windows.of(h, first, stop)
+    cost = windows.divergence(cells)
+    assert torch.equal(best_window(h, first, stop, cells), exhaustive_choice(cost, stop - first, cells))
+    assert (windows.least_divergence(cells) <= cost + 1e-12).all()
+
+
+def test_most_windows_are_passed_over_by_their_outliers():
+    h = torch.from_numpy(histograms()["dense"])
+    windows = Windows.of(h, *shrinking_windows(len(h), signed=True))
+    full = windows[:, 0].divergence(16)
+    assert (windows.least_divergence(16) > full.unsqueeze(1)).double().mean() > 0.7
+
+
+def test_bound_by_hand():
+    # Three values of ten clipped: P = (5, 1, 4) / 10 and Q = (3, 1, 3) / 7 in the first cell, those between, the last.
+    windows = Windows.of(torch.tensor([[2, 3, 1, 0, 3, 1]]), torch.tensor([[1]]), torch.tensor([[5]]))
+    expected = (5 * math.log(5 / 3) + 1 * math.log(1 / 1) + 4 * math.log(4 / 3)) / 10 + math.log(7 / 10)
+    assert windows.least_divergence(4).item() == pytest.approx(expected)
+
+
 def test_divergence_by_hand():
     # Two cells over four bins: P = (1, 3, 2, 2) / 8, Q = (2, 2, 2, 2) / 8.
     h = torch.tensor([[1, 3, 2, 2]])
-    found = window_divergence(h, torch.tensor([[0]]), torch.tensor([[4]]), 2)
+    found = Windows.of(h, torch.tensor([[0]]), torch.tensor([[4]])).divergence(2)
     assert found.item() == pytest.approx((math.log(1 / 2) + 3 * math.log(3 / 2)) / 8)
 
 
