@@ -97,6 +97,14 @@ def test_equals_numpy(x):
         assert h.counts[c].tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("memory", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (1, 0, 2)])
+def test_the_order_in_memory_changes_nothing(memory):
+    x = np.random.default_rng(0).normal(size=(7, 3, 5))
+    as_stored = np.ascontiguousarray(x.transpose(memory)).transpose(np.argsort(memory))
+    assert as_stored.strides != x.strides or memory == (0, 1, 2)
+    assert same(counted(as_stored, 64), counted(x, 64))
+
+
 def test_zeros_take_the_grid_of_what_comes_later():
     h = counted(np.zeros((5, 1, 1)), 64)
     add(h, np.full((2, 1, 1), 3.0))

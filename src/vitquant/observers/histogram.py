@@ -40,9 +40,11 @@ class Histogram:
         channels, bins = self.counts.shape
         self._widen(smallest_exponent(peak, bins))
         self._make_room(weight * values.numel())
+        if values.stride(0) < values.stride(2):  # taken in the order of memory, the index need not be copied
+            values = values.transpose(0, 2)
         scaled = values.double() * power_of_two(-self.exponent).unsqueeze(1)
-        offset = torch.arange(channels, device=values.device) * bins + bins // 2
-        index = scaled.floor_().long().add_(offset.unsqueeze(1)).flatten()
+        offset = torch.arange(channels, dtype=torch.float64, device=values.device) * bins + bins // 2
+        index = scaled.floor_().add_(offset.unsqueeze(1)).long().flatten()
         self.counts.view(-1).scatter_add_(0, index, torch.full_like(index, weight, dtype=self.counts.dtype))
 
     def merge(self, other: Histogram) -> None:
