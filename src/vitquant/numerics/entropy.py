@@ -51,7 +51,7 @@ def entropy_range(
     stop = full_high.floor().long() + 1 + (0 if signed else half)
     best = [
         best_window(fold(counts[part]) if signed else counts[part], first[part], stop[part], cells)
-        for part in channel_slices(len(low), 2 * bins)
+        for part in channel_slices(len(low), bins)
     ]
     return shrink(low, high, fraction[torch.cat(best)], signed)
 

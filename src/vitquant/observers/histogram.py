@@ -7,7 +7,8 @@ from math import gcd
 import torch
 from torch import Tensor
 
-COUNTED_PER_IMAGE = 2**14
+COUNTED_PER_IMAGE = 2**13
+_COUNTED_AT_ONCE = 2**15 - 1  # torch does not wake other threads for so few, which would take longer than the work
 _SMALLEST_EXPONENT = -1000  # 2^1000, the reciprocal of the width, is still a float64
 _LARGEST_INT32 = 2**31 - 1
 
@@ -29,23 +30,28 @@ class Histogram:
         self.counts = torch.zeros(channels, bins, dtype=torch.int32, device=device)
         self.exponent = torch.full((channels,), _SMALLEST_EXPONENT, device=device)
         self.counted = 0
+        first = torch.arange(channels, dtype=torch.float64, device=device).unsqueeze(1) * bins
+        self._middle = first + bins // 2  # of each channel, among the bins of all
 
     @property
     def width(self) -> Tensor:
         """Width of the bins, float64 ``[channels]``."""
         return power_of_two(self.exponent)
 
-    def add(self, values: Tensor, peak: Tensor, weight: int = 1) -> None:
-        """Count each of ``[n, channels, m]`` as ``weight`` values; ``peak`` (``[channels]``) bounds their magnitude."""
-        channels, bins = self.counts.shape
-        self._widen(smallest_exponent(peak, bins))
+    def reach(self, peak: Tensor) -> None:
+        """Widen the bins of each channel until they hold magnitudes up to ``peak``, float64 ``[channels]``."""
+        self._widen(smallest_exponent(peak, self.counts.shape[1]))
+
+    def count(self, values: Tensor, weight: int = 1) -> None:
+        """Count each of ``[n, channels, m]``, none larger than what the bins reach, as ``weight`` values."""
         self._make_room(weight * values.numel())
         if values.stride(0) < values.stride(2):  # taken in the order of memory, the index need not be copied
             values = values.transpose(0, 2)
-        scaled = values.double() * power_of_two(-self.exponent).unsqueeze(1)
-        offset = torch.arange(channels, dtype=torch.float64, device=values.device) * bins + bins // 2
-        index = scaled.floor_().add_(offset.unsqueeze(1)).long().flatten()
-        self.counts.view(-1).scatter_add_(0, index, torch.full_like(index, weight, dtype=self.counts.dtype))
+        per_width = power_of_two(-self.exponent).unsqueeze(1)
+        rows = max(1, _COUNTED_AT_ONCE // (len(self.counts) * values.shape[2]))
+        for block in torch.split(values, rows):
+            bin_ = (block.double() * per_width).floor_().add_(self._middle).long().flatten()
+            self.counts.view(-1).scatter_add_(0, bin_, torch.full_like(bin_, weight, dtype=self.counts.dtype))
 
     def merge(self, other: Histogram) -> None:
         """Add the counts of a histogram with as many channels and bins; ``other`` stays as it is."""
@@ -86,11 +92,11 @@ def coarsen(counts: Tensor, doublings: Tensor) -> Tensor:
 
 
 def thinning_stride(rows: int, elements: int, images: int) -> int:
-    """Which of a tensor's rows (tokens) to count, one in so many, so that about 2^14 elements an image are counted.
+    """Which of a tensor's rows (tokens) to count, one in so many, so that about 2^13 elements an image are counted.
 
     A histogram needs no more to place a threshold. The stride depends on the shape only and has no divisor in common
     with the number of rows (images times tokens, for activations), so over a batch all token positions are visited
-    alike. Tensors with no more than 2^14 elements an item of their first dimension, such as weights, are taken whole.
+    alike. Tensors with no more than 2^13 elements an item of their first dimension, such as weights, are taken whole.
     """
     stride = -(-elements // (COUNTED_PER_IMAGE * images))
     while gcd(stride, rows) > 1 and stride < rows:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class HistogramObserver(Observer):
     """Keeps exact extremes and a histogram of each channel.
 
-    Of a tensor with more than 2^14 elements an image only every so many rows are counted, each for as many as it
+    Of a tensor with more than 2^13 elements an image only every so many rows are counted, each for as many as it
     stands for (:func:`~vitquant.observers.histogram.thinning_stride`), and the batch's extremes once.
 
     Args:
@@ -67,9 +67,10 @@ class HistogramObserver(Observer):
     def _accumulate(self, values: Tensor, batch: Extremes, images: int) -> None:
         histogram = self._ensure_histogram(values.shape[1], values.device)
         stride = thinning_stride(values.shape[0], values.numel(), images)
-        histogram.add(values[::stride], batch.peak, weight=stride)
+        histogram.reach(batch.peak)
+        histogram.count(values[::stride], weight=stride)
         if stride > 1:  # an outlier that the sample misses must still cost something when it is clipped
-            histogram.add(torch.stack([batch.low, batch.high]).unsqueeze(2), batch.peak)
+            histogram.count(torch.stack([batch.low, batch.high]).unsqueeze(2))
 
     def _absorb(self, other: Self) -> None:
         theirs = other.histogram
