@@ -158,10 +158,9 @@ void mix_tile(const AttentionPlan& plan, const Head& h, const ByteRange& range, 
 template <class Reals>
 void run_head(const AttentionPlan& plan, const AttentionRun& run, size_t head, Head& h) {
     prepare<Reals>(plan, run, head, h);
-    ScoreCodes<Reals> codes = {Reals::same(plan.score_scale[head], plan.score_start[head]),
-                               byte_range(plan.scores.type, plan.scores.low, plan.scores.high)};
+    ScoreCodes<Reals> codes = {Reals::same(plan.score_scale[head], plan.score_start[head]), byte_range(plan.scores)};
     codes.range.flip = _mm512_set1_epi8(INT8_MIN);
-    const ByteRange range = byte_range(plan.out.type, plan.out.low, plan.out.high);
+    const ByteRange range = byte_range(plan.out);
     const ByteTable table = load_table(plan.bytes + head * 256);
     in_pieces(run.first_row, run.last_row, panel_rows(h.tokens), [&](size_t first, size_t rows) {
         const auto* q = static_cast<const uint8_t*>(run.q) + first * run.q_stride + h.first;

@@ -34,8 +34,7 @@ struct ToBytes {
     using Numbers = Reals;
     ByteRange range;
 
-    explicit ToBytes(const LinearPlan& plan)
-        : range(byte_range(plan.requantizer.type, plan.requantizer.low, plan.requantizer.high)) {}
+    explicit ToBytes(const LinearPlan& plan) : range(byte_range(plan.requantizer)) {}
 
     template <int rows, int vectors>
     inline INLINE void operator()(const LinearPlan& plan, const LinearRun& run, const Place& at,
@@ -55,8 +54,7 @@ struct ToLookup {
     using Numbers = Reals;
     ByteRange range;
 
-    explicit ToLookup(const LinearPlan& plan)
-        : range(byte_range(plan.requantizer.type, plan.requantizer.low, plan.requantizer.high)) {}
+    explicit ToLookup(const LinearPlan& plan) : range(byte_range(plan.requantizer)) {}
 
     template <int rows, int vectors>
     inline INLINE void operator()(const LinearPlan& plan, const LinearRun& run, const Place& at,
@@ -184,13 +182,12 @@ void run_with(const LinearPlan& plan, const LinearRun& run) {
     const auto* x = static_cast<const uint8_t*>(run.x);
     if (!needs_staging(plan)) return multiply_rows(plan, run, finish, x, run.x_stride, 0, run.rows);
     auto* staged = static_cast<uint8_t*>(run.scratch);
-    const size_t stride = plan.steps * 4, chunk = staged_rows(plan);
-    for (size_t row = 0; row < run.rows; row += chunk) {
-        const size_t rows = run.rows - row < chunk ? run.rows - row : chunk;
+    const size_t stride = plan.steps * 4;
+    in_pieces(0, run.rows, staged_rows(plan), [&](size_t row, size_t rows) {
         stage(x + row * run.x_stride, run.x_stride, rows, plan.inputs, plan.x_type == Type::i8 ? 0x80 : 0, staged,
               stride);
         multiply_rows(plan, run, finish, staged, stride, row, rows);
-    }
+    });
 }
 
 bool is_byte(Type type) { return type == Type::i8 || type == Type::u8; }

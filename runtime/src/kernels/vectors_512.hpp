@@ -188,6 +188,8 @@ inline ByteRange byte_range(Type type, int32_t low, int32_t high) {
     return {bytes(low - less), bytes(high - less), bytes(less)};
 }
 
+inline ByteRange byte_range(const Requantizer& r) { return byte_range(r.type, r.low, r.high); }
+
 /// Two vectors of words, made of four of numbers by packing within lanes, to 64 bytes in order.
 inline INLINE __m512i words_to_bytes(__m512i a, __m512i b, const ByteRange& range) {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
