@@ -113,25 +113,49 @@ def test_zeros_take_the_grid_of_what_comes_later():
     assert h.counts.sum() == 7
 
 
-def test_counts_widen_before_they_overflow():
-    h = Histogram(1, 64, CPU)
+@pytest.mark.parametrize("weight", [2**14, 2**30, 2**40])
+def test_counts_widen_before_they_overflow(weight):
+    h = Histogram(2, 64, CPU)
+    h.reach(torch.full((2,), 0.99, dtype=torch.float64))
+    h.count(torch.full((1, 2, 1), 0.5))
     for _ in range(3):
-        h.reach(torch.ones(1, dtype=torch.float64))
-        h.count(torch.ones(1, 1, 1), weight=2**30)
-    assert h.counts.sum().item() == 3 * 2**30
-    other = Histogram(1, 64, CPU)
+        h.count(torch.full((1, 2, 1), 0.99), weight=weight)
+    assert h.counts[:, -1].tolist() == [3 * weight, 3 * weight]
+    assert h.counts.sum().item() == 2 * (3 * weight + 1)
+    other = Histogram(2, 64, CPU)
     other.merge(h)
     other.merge(h)
-    assert other.counts.sum().item() == 6 * 2**30
+    assert torch.equal(other.counts.long(), 2 * h.counts.long())
+
+
+def test_bins_that_add_up_do_not_overflow():
+    h = Histogram(1, 64, CPU)
+    h.reach(torch.full((1,), 0.99, dtype=torch.float64))
+    for value in (0.5, 0.54):
+        h.count(torch.full((1, 1, 1), value), weight=2**14)
+    assert h.counts.max() == 2**14
+    h.reach(torch.full((1,), 64.0, dtype=torch.float64))
+    assert h.counts.max() == h.counts.sum() == 2**15
+
+
+def test_counts_stay_narrow_while_they_fit():
+    """The bound on the largest count is renewed before memory is spent: 2^16 values spread evenly need 16 bits."""
+    h = Histogram(1, 64, CPU)
+    h.reach(torch.full((1,), 0.99, dtype=torch.float64))
+    for _ in range(2**10):
+        h.count(torch.arange(-1, 1, 1 / 32).view(-1, 1, 1))
+    assert h.counted == 2**16
+    assert h.counts.dtype == torch.int16
+    assert h.counts.unique().tolist() == [2**10]
 
 
 @pytest.mark.parametrize(
     ("rows", "row", "images", "stride"),
     [
-        (8 * 257, 384, 8, 13),  # 12.05 and up, coprime to 2056
-        (8 * 257, 1536, 8, 49),
-        (257 * 257, 48, 8, 49),  # scores by head: [257 * 257, 6 heads, 8 images]
-        (8 * 197, 192, 8, 5),
+        (8 * 257, 384, 8, 25),  # 24.09 and up, coprime to 2056
+        (8 * 257, 1536, 8, 97),
+        (257 * 257, 48, 8, 97),  # scores by head: [257 * 257, 6 heads, 8 images]
+        (8 * 197, 192, 8, 11),
         (384, 384, 384, 1),  # a weight
         (10, 4, 2, 1),
         (5, 10**7, 5, 5),  # at least one row

@@ -57,9 +57,9 @@ def entropy_range(
 
 
 def fold(counts: Tensor) -> Tensor:
-    """Histogram of values ``[channels, bins]`` to one of magnitudes ``[channels, bins / 2]``."""
+    """Histogram of values ``[channels, bins]`` to one of magnitudes, int64 ``[channels, bins / 2]``."""
     half = counts.shape[1] // 2
-    return counts[:, half:] + counts[:, :half].flip(1)
+    return counts[:, half:].long() + counts[:, :half].flip(1)
 
 
 def best_window(counts: Tensor, first: Tensor, stop: Tensor, cells: int) -> Tensor:
@@ -112,8 +112,8 @@ class Windows:
         """The windows ``[channels, windows]`` of histograms ``[channels, bins]``; bins are numbered in each anew."""
         row = torch.arange(len(counts), device=counts.device).unsqueeze(1) * (counts.shape[1] + 1)
         sums, first, stop = _Sums.of(counts), first + row, stop + row
-        everything = sums.mass.take(row + counts.shape[1]).expand(first.shape)
-        return cls(sums, first, stop, sums.mass.take(first), everything - sums.mass.take(stop), everything)
+        below, everything = sums.mass(first), sums.mass(row + counts.shape[1]).expand(first.shape)
+        return cls(sums, first, stop, below, everything - sums.mass(stop), everything)
 
     def __getitem__(self, index: Any) -> Windows:
         """Some of the windows, chosen as elements of a tensor are."""
@@ -135,12 +135,12 @@ class Windows:
             Divergence in nats, float64 ``[...]``; infinite where an end of the window holds outliers only.
         """
         sums, below, above = self.sums, self.below, self.above
-        lowest, highest = sums.h.take(self.first + 1), sums.h.take(self.stop)
+        lowest, highest = sums.h.take(self.first + 1).double(), sums.h.take(self.stop).double()
         reference = sums.entropy.take(self.stop) - sums.entropy.take(self.first)
         reference += _x_log_x(lowest + below) - _x_log_x(lowest) + _x_log_x(highest + above) - _x_log_x(highest)
 
         edges = self._edges(torch.arange(cells + 1, device=below.device), cells)
-        mass, filled = (_between(edges, of) for of in (sums.mass, sums.filled))
+        mass, filled = sums.between(edges)
         filled[..., 0] += (lowest == 0) & (below > 0)
         filled[..., -1] += (highest == 0) & (above > 0)
         lost = ((below > 0) & (mass[..., 0] == 0)) | ((above > 0) & (mass[..., -1] == 0))
@@ -160,7 +160,7 @@ class Windows:
         theory", section 2.7, log sum inequality); here a window's first cell, its last, and all between are left.
         """
         edges = self._edges(torch.tensor([0, 1, cells - 1, cells], device=self.below.device), cells)
-        bottom, _, top = _between(edges, self.sums.mass).unbind(dim=-1)
+        bottom, _, top = self.sums.between(edges)[0].unbind(dim=-1)
         ends = _clipping(bottom, self.below) + _clipping(top, self.above)
         inside = self.everything - self.below - self.above
         bound = ends / self.everything - torch.log(self.everything / inside)
@@ -179,26 +179,32 @@ class _Sums:
     """Sums over the first 0, 1, 2 ... bins of histograms, one histogram after the other in one row.
 
     Attributes:
-        h: the counts, an empty bin put before each histogram's first; float64 ``[channels * (bins + 1)]``.
-        mass: sums of ``h``, alike.
-        entropy: of ``h log h``.
-        filled: how many bins are not empty.
+        h: the counts, an empty bin put before each histogram's first; int64 ``[channels * (bins + 1)]``.
+        both: of ``h``, and in the lowest ``shift`` bits of how many bins are not empty: one sum serves for two.
+        entropy: of ``h log h``, float64.
+        shift: as few bits as a number of bins needs, at most 17; 2^46 values fit beside them.
     """
 
     h: Tensor
-    mass: Tensor
+    both: Tensor
     entropy: Tensor
-    filled: Tensor
+    shift: int
 
     @classmethod
     def of(cls, counts: Tensor) -> _Sums:
-        h = F.pad(counts.double(), (1, 0))
-        return cls(h.view(-1), *(x.cumsum(dim=1).view(-1) for x in (h, _x_log_x(h), h.clamp(max=1))))
+        h = F.pad(counts.long(), (1, 0))
+        shift = counts.shape[1].bit_length()
+        both = (h << shift).add_(h.clamp(max=1)).cumsum_(dim=1)
+        return cls(h.view(-1), both.view(-1), _entropies(h).cumsum_(dim=1).view(-1), shift)
 
+    def mass(self, edges: Tensor) -> Tensor:
+        """How many values lie below the edges, float64."""
+        return (self.both.take(edges) >> self.shift).double()
 
-def _between(edges: Tensor, sums: Tensor) -> Tensor:
-    """The sums between neighbouring edges, ``[..., edges - 1]``."""
-    return sums.index_select(0, edges.view(-1)).view(edges.shape).diff(dim=-1)
+    def between(self, edges: Tensor) -> tuple[Tensor, Tensor]:
+        """How many values lie, and how many bins are not empty, between neighbours of ``[..., edges]``; float64."""
+        both = self.both.index_select(0, edges.view(-1)).view(edges.shape).diff(dim=-1)
+        return (both >> self.shift).double(), (both & (2**self.shift - 1)).double()
 
 
 def _clipping(inliers: Tensor, outliers: Tensor) -> Tensor:
@@ -209,3 +215,12 @@ def _clipping(inliers: Tensor, outliers: Tensor) -> Tensor:
 
 def _x_log_x(count: Tensor) -> Tensor:
     return count * count.clamp(min=1).log_()
+
+
+def _entropies(counts: Tensor) -> Tensor:
+    """``x log x`` of integers, float64; where they are small and many, each is computed once."""
+    largest = int(counts.max())
+    if largest >= counts.numel():
+        return _x_log_x(counts.double())
+    table = _x_log_x(torch.arange(largest + 1, dtype=torch.float64, device=counts.device))
+    return table.index_select(0, counts.view(-1)).view(counts.shape)

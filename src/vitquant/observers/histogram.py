@@ -7,10 +7,10 @@ from math import gcd
 import torch
 from torch import Tensor
 
-COUNTED_PER_IMAGE = 2**13
+COUNTED_PER_IMAGE = 2**12
 _COUNTED_AT_ONCE = 2**15 - 1  # torch does not wake other threads for so few, which would take longer than the work
 _SMALLEST_EXPONENT = -1000  # 2^1000, the reciprocal of the width, is still a float64
-_LARGEST_INT32 = 2**31 - 1
+_WIDER = {torch.int16: torch.int32, torch.int32: torch.int64}
 
 
 class Histogram:
@@ -21,15 +21,16 @@ class Histogram:
     wider ones; so the histogram is the same in whatever order values come, and two of them add up exactly.
 
     Attributes:
-        counts: integers ``[channels, bins]``, 32 bits wide until these could overflow.
+        counts: integers ``[channels, bins]``, 16 bits wide until these could overflow, then 32, then 64.
         exponent: int64 ``[channels]``.
-        counted: how many values there are in all channels together.
+        counted: how many values each channel holds.
     """
 
     def __init__(self, channels: int, bins: int, device: torch.device) -> None:
-        self.counts = torch.zeros(channels, bins, dtype=torch.int32, device=device)
+        self.counts = torch.zeros(channels, bins, dtype=torch.int16, device=device)
         self.exponent = torch.full((channels,), _SMALLEST_EXPONENT, device=device)
         self.counted = 0
+        self._largest = 0  # no count is larger
         first = torch.arange(channels, dtype=torch.float64, device=device).unsqueeze(1) * bins
         self._middle = first + bins // 2  # of each channel, among the bins of all
 
@@ -44,7 +45,9 @@ class Histogram:
 
     def count(self, values: Tensor, weight: int = 1) -> None:
         """Count each of ``[n, channels, m]``, none larger than what the bins reach, as ``weight`` values."""
-        self._make_room(weight * values.numel())
+        in_channel = weight * values.shape[0] * values.shape[2]
+        self.counted += in_channel
+        self._make_room(in_channel)
         if values.stride(0) < values.stride(2):  # taken in the order of memory, the index need not be copied
             values = values.transpose(0, 2)
         per_width = power_of_two(-self.exponent).unsqueeze(1)
@@ -56,20 +59,30 @@ class Histogram:
     def merge(self, other: Histogram) -> None:
         """Add the counts of a histogram with as many channels and bins; ``other`` stays as it is."""
         self._widen(other.exponent)
-        self._make_room(other.counted)
-        self.counts += coarsen(other.counts, self.exponent - other.exponent)
+        self.counted += other.counted
+        theirs = coarsen(other.counts.long(), self.exponent - other.exponent)
+        self._make_room(int(theirs.max()))
+        self.counts += theirs
 
     def _widen(self, exponent: Tensor) -> None:
         changed = (exponent > self.exponent).nonzero().flatten()
         if len(changed) and self.counted:
-            doublings = (exponent - self.exponent)[changed]
-            self.counts[changed] = coarsen(self.counts[changed], doublings)
+            merged = coarsen(self.counts[changed].long(), (exponent - self.exponent)[changed])
+            self._hold(max(self._largest, int(merged.max())))
+            self.counts[changed] = merged.to(self.counts.dtype)
         self.exponent = torch.maximum(self.exponent, exponent)
 
     def _make_room(self, more: int) -> None:
-        self.counted += more
-        if self.counted > _LARGEST_INT32 and self.counts.dtype == torch.int32:
-            self.counts = self.counts.long()
+        """For up to ``more`` values in any bin."""
+        if self._largest + more > torch.iinfo(self.counts.dtype).max:
+            self._largest = int(self.counts.max())
+        self._hold(self._largest + more)
+
+    def _hold(self, largest: int) -> None:
+        """Let counts be as large as this."""
+        self._largest = largest
+        while largest > torch.iinfo(self.counts.dtype).max:
+            self.counts = self.counts.to(_WIDER[self.counts.dtype])
 
 
 def smallest_exponent(peak: Tensor, bins: int) -> Tensor:
@@ -92,11 +105,11 @@ def coarsen(counts: Tensor, doublings: Tensor) -> Tensor:
 
 
 def thinning_stride(rows: int, elements: int, images: int) -> int:
-    """Which of a tensor's rows (tokens) to count, one in so many, so that about 2^13 elements an image are counted.
+    """Which of a tensor's rows (tokens) to count, one in so many, so that about 2^12 elements an image are counted.
 
     A histogram needs no more to place a threshold. The stride depends on the shape only and has no divisor in common
     with the number of rows (images times tokens, for activations), so over a batch all token positions are visited
-    alike. Tensors with no more than 2^13 elements an item of their first dimension, such as weights, are taken whole.
+    alike. Tensors with no more than 2^12 elements an item of their first dimension, such as weights, are taken whole.
     """
     stride = -(-elements // (COUNTED_PER_IMAGE * images))
     while gcd(stride, rows) > 1 and stride < rows:

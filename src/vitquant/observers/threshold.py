@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class HistogramObserver(Observer):
     """Keeps exact extremes and a histogram of each channel.
 
-    Of a tensor with more than 2^13 elements an image only every so many rows are counted, each for as many as it
+    Of a tensor with more than 2^12 elements an image only every so many rows are counted, each for as many as it
     stands for (:func:`~vitquant.observers.histogram.thinning_stride`), and the batch's extremes once.
 
     Args:
