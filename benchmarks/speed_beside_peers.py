@@ -1,55 +1,79 @@
 """Seconds per image of a whole post-training quantization: ours beside ONNX Runtime and NNCF, on the same images.
 
 The images are decoded already. The peers get the exported float graph; what they need once per model (export, shape
-inference, graph optimisation) is not counted against them, while ours counts everything from the float model on. All
-are timed on --images and on a quarter of them, so that the cost of a further image can be told from the rest.
+inference, graph optimisation) is told beside the table and not counted against them, while ours counts everything from
+the float model on. All are timed on a quarter of the images too, so that the cost of a further one can be told from the
+rest. ONNX Runtime's searches for a clipping range keep every activation in memory: they get --few images, and stand
+beside ours by the same method.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import TypeAlias
 
+from onnxruntime.quantization import CalibrationMethod, QuantType
 from torch import Tensor
 
 from benchmarks import peers
+from benchmarks.calibration import config as calibration_config
 from benchmarks.model import FinalNorm, arguments, load_model
 from benchmarks.photos import load_crops, split
 from benchmarks.report import Report
-from benchmarks.timing import Work, taking_turns
+from benchmarks.timing import Work, seconds, taking_turns
 from vitquant.api import quantize
 from vitquant.models.adapt import FloatModel
 
 BATCH = 8
+CLIPPING = (("PercentileObserver", CalibrationMethod.Percentile), ("KLObserver", CalibrationMethod.Entropy))
 Tool: TypeAlias = Callable[[int], Work]
 """Quantizes with the first so many images."""
 
 
-def tools_of(model: FloatModel, pixels: Tensor, folder: Path) -> dict[str, Tool]:
-    float_path, prepared = folder / "float.onnx", folder / "prepared.onnx"
-    images = model.preprocessing.normalize(pixels)
-    peers.export_onnx(FinalNorm(model.vit), images[:1], float_path)
-    peers.prepare_ort(float_path, prepared)
+class Contest:
+    """The tools, ready to quantize the first so many images."""
 
-    def ours(config: str) -> Tool:
-        return lambda count: lambda: quantize(model, config, calibration=pixels[:count], batch_size=BATCH)
+    def __init__(self, model: FloatModel, pixels: Tensor, folder: Path) -> None:
+        self.model = model
+        self.pixels, self.images = pixels, model.preprocessing.normalize(pixels)
+        self.float_path, self.prepared = folder / "float.onnx", folder / "prepared.onnx"
+        self.quantized = folder / "quantized.onnx"
+        once = FinalNorm(model.vit), self.images[:1], self.float_path
+        self.export_seconds = seconds(lambda: peers.export_onnx(*once))
+        self.prepare_seconds = seconds(lambda: peers.prepare_ort(self.float_path, self.prepared))
 
-    def ort(settings: peers.OrtSettings, batch_size: int) -> Tool:
-        path = folder / "quantized.onnx"
-        return lambda count: lambda: peers.quantize_ort(prepared, path, images[:count], settings, batch_size)
+    def ours(self, config: str | Mapping[str, object]) -> Tool:
+        return lambda count: lambda: quantize(self.model, config, calibration=self.pixels[:count], batch_size=BATCH)
 
-    minmax, linears = peers.OrtSettings(), peers.OrtSettings(linears_only=True)
-    return {
-        "vitquant, vit_int8.yaml": ours("vit_int8.yaml"),
-        "vitquant, linears_int8.yaml": ours("linears_int8.yaml"),
-        "ONNX Runtime, all ops, MinMax": ort(minmax, 1),
-        f"ONNX Runtime, all ops, MinMax, batches of {BATCH}": ort(minmax, BATCH),
-        "ONNX Runtime, linears, MinMax": ort(linears, 1),
-        "NNCF, transformer preset": lambda count: lambda: peers.quantize_nncf(float_path, images[:count]),
-    }
+    def ort(self, settings: peers.OrtSettings, batch_size: int = 1) -> Tool:
+        paths = self.prepared, self.quantized
+        return lambda count: lambda: peers.quantize_ort(*paths, self.images[:count], settings, batch_size)
+
+    def nncf(self, count: int) -> Work:
+        return lambda: peers.quantize_nncf(self.float_path, self.images[:count])
+
+    def defaults(self) -> dict[str, Tool]:
+        """The settings each tool ships."""
+        minmax, linears = peers.OrtSettings(), peers.OrtSettings(linears_only=True)
+        return {
+            "vitquant, vit_int8.yaml": self.ours("vit_int8.yaml"),
+            "vitquant, linears_int8.yaml": self.ours("linears_int8.yaml"),
+            "ONNX Runtime, all ops, MinMax": self.ort(minmax),
+            f"ONNX Runtime, all ops, MinMax, batches of {BATCH}": self.ort(minmax, BATCH),
+            "ONNX Runtime, linears, MinMax": self.ort(linears),
+            "NNCF, transformer preset": self.nncf,
+        }
+
+    def clipping(self, observer: str, method: CalibrationMethod) -> dict[str, Tool]:
+        """One search for a clipping range: every point of ours, the linear layers of ONNX Runtime."""
+        settings = peers.OrtSettings(method, QuantType.QUInt8, linears_only=True)
+        return {
+            f"vitquant, every point, {observer}": self.ours(calibration_config(observer, "layer_wise")),
+            f"ONNX Runtime, linears, {method.name}": self.ort(settings),
+        }
 
 
 def compare(tools: dict[str, Tool], count: int, rounds: int, threads: int) -> Report:
@@ -77,6 +101,7 @@ def compare(tools: dict[str, Tool], count: int, rounds: int, threads: int) -> Re
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--few", type=int, default=16, help="images for ONNX Runtime's searches (default: 16)")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -84,8 +109,15 @@ def main() -> None:
     files, _ = split(args.photos, model.preprocessing)
     pixels = load_crops(files, model.preprocessing, args.images)
     with peers.scratch() as folder:
-        tools = tools_of(model, pixels, Path(folder))
-        compare(tools, args.images, args.rounds, args.threads).show(args.markdown)
+        contest = Contest(model, pixels, Path(folder))
+        report = compare(contest.defaults(), args.images, args.rounds, args.threads)
+        once = (
+            f"export to ONNX {contest.export_seconds:.1f} s, ONNX Runtime's preparation {contest.prepare_seconds:.1f} s"
+        )
+        report.notes.append(f"Once per model: {once}.")
+        report.show(args.markdown)
+        for observer, method in CLIPPING:
+            compare(contest.clipping(observer, method), args.few, args.rounds, args.threads).show(args.markdown)
 
 
 if __name__ == "__main__":

@@ -113,40 +113,24 @@ def test_zeros_take_the_grid_of_what_comes_later():
     assert h.counts.sum() == 7
 
 
-@pytest.mark.parametrize("weight", [2**14, 2**30, 2**40])
-def test_counts_widen_before_they_overflow(weight):
-    h = Histogram(2, 64, CPU)
-    h.reach(torch.full((2,), 0.99, dtype=torch.float64))
-    h.count(torch.full((1, 2, 1), 0.5))
-    for _ in range(3):
-        h.count(torch.full((1, 2, 1), 0.99), weight=weight)
-    assert h.counts[:, -1].tolist() == [3 * weight, 3 * weight]
-    assert h.counts.sum().item() == 2 * (3 * weight + 1)
-    other = Histogram(2, 64, CPU)
-    other.merge(h)
-    other.merge(h)
-    assert torch.equal(other.counts.long(), 2 * h.counts.long())
-
-
-def test_bins_that_add_up_do_not_overflow():
-    h = Histogram(1, 64, CPU)
-    h.reach(torch.full((1,), 0.99, dtype=torch.float64))
-    for value in (0.5, 0.54):
-        h.count(torch.full((1, 1, 1), value), weight=2**14)
-    assert h.counts.max() == 2**14
-    h.reach(torch.full((1,), 64.0, dtype=torch.float64))
-    assert h.counts.max() == h.counts.sum() == 2**15
-
-
-def test_counts_stay_narrow_while_they_fit():
-    """The bound on the largest count is renewed before memory is spent: 2^16 values spread evenly need 16 bits."""
-    h = Histogram(1, 64, CPU)
-    h.reach(torch.full((1,), 0.99, dtype=torch.float64))
-    for _ in range(2**10):
-        h.count(torch.arange(-1, 1, 1 / 32).view(-1, 1, 1))
-    assert h.counted == 2**16
+def test_counts_widen_before_they_overflow():
+    h = counted(np.ones((2**14, 2, 1)), 64)
     assert h.counts.dtype == torch.int16
-    assert h.counts.unique().tolist() == [2**10]
+    for times, dtype in ((2, torch.int32), (4, torch.int32), (2**16, torch.int32), (2**17, torch.int64)):
+        while h.counted < times * 2**14:
+            other = Histogram(2, 64, CPU)
+            other.merge(h)
+            h.merge(other)
+        assert h.counts.max() == h.counted == times * 2**14
+        assert h.counts.sum() == 2 * h.counted
+        assert h.counts.dtype == dtype
+
+
+def test_holding_adds_what_was_not_counted_and_nothing_else():
+    h = counted(np.array([[[0.5]], [[0.5]], [[0.99]]]), 64)
+    held = h.holding(torch.tensor([[[0.5]], [[-0.75]]]))
+    assert (held - h.counts).nonzero().tolist() == [[0, 32 - 24]]
+    assert held.sum() == h.counts.sum() + 1 == 4
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from math import gcd
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 COUNTED_PER_IMAGE = 2**12
 _COUNTED_AT_ONCE = 2**15 - 1  # torch does not wake other threads for so few, which would take longer than the work
@@ -23,14 +24,13 @@ class Histogram:
     Attributes:
         counts: integers ``[channels, bins]``, 16 bits wide until these could overflow, then 32, then 64.
         exponent: int64 ``[channels]``.
-        counted: how many values each channel holds.
+        counted: how many values there are in each channel.
     """
 
     def __init__(self, channels: int, bins: int, device: torch.device) -> None:
         self.counts = torch.zeros(channels, bins, dtype=torch.int16, device=device)
         self.exponent = torch.full((channels,), _SMALLEST_EXPONENT, device=device)
         self.counted = 0
-        self._largest = 0  # no count is larger
         first = torch.arange(channels, dtype=torch.float64, device=device).unsqueeze(1) * bins
         self._middle = first + bins // 2  # of each channel, among the bins of all
 
@@ -43,46 +43,44 @@ class Histogram:
         """Widen the bins of each channel until they hold magnitudes up to ``peak``, float64 ``[channels]``."""
         self._widen(smallest_exponent(peak, self.counts.shape[1]))
 
-    def count(self, values: Tensor, weight: int = 1) -> None:
-        """Count each of ``[n, channels, m]``, none larger than what the bins reach, as ``weight`` values."""
-        in_channel = weight * values.shape[0] * values.shape[2]
-        self.counted += in_channel
-        self._make_room(in_channel)
+    def count(self, values: Tensor) -> None:
+        """Count ``[n, channels, m]``, none larger than what the bins reach."""
+        self._make_room(values.shape[0] * values.shape[2])
         if values.stride(0) < values.stride(2):  # taken in the order of memory, the index need not be copied
             values = values.transpose(0, 2)
-        per_width = power_of_two(-self.exponent).unsqueeze(1)
         rows = max(1, _COUNTED_AT_ONCE // (len(self.counts) * values.shape[2]))
         for block in torch.split(values, rows):
-            bin_ = (block.double() * per_width).floor_().add_(self._middle).long().flatten()
-            self.counts.view(-1).scatter_add_(0, bin_, torch.full_like(bin_, weight, dtype=self.counts.dtype))
+            bin_ = self._bin(block)
+            self.counts.view(-1).scatter_add_(0, bin_, torch.ones_like(bin_, dtype=self.counts.dtype))
+
+    def holding(self, values: Tensor) -> Tensor:
+        """The counts, but with one at least in the bins of ``[n, channels, m]``."""
+        counts, bin_ = self.counts.clone(), self._bin(values)
+        counts.view(-1)[bin_] = counts.view(-1)[bin_].clamp(min=1)
+        return counts
 
     def merge(self, other: Histogram) -> None:
         """Add the counts of a histogram with as many channels and bins; ``other`` stays as it is."""
         self._widen(other.exponent)
-        self.counted += other.counted
-        theirs = coarsen(other.counts.long(), self.exponent - other.exponent)
-        self._make_room(int(theirs.max()))
-        self.counts += theirs
+        self._make_room(other.counted)
+        self.counts += coarsen(other.counts, self.exponent - other.exponent)
 
     def _widen(self, exponent: Tensor) -> None:
         changed = (exponent > self.exponent).nonzero().flatten()
         if len(changed) and self.counted:
-            merged = coarsen(self.counts[changed].long(), (exponent - self.exponent)[changed])
-            self._hold(max(self._largest, int(merged.max())))
-            self.counts[changed] = merged.to(self.counts.dtype)
+            doublings = (exponent - self.exponent)[changed]
+            self.counts[changed] = coarsen(self.counts[changed], doublings)
         self.exponent = torch.maximum(self.exponent, exponent)
 
     def _make_room(self, more: int) -> None:
-        """For up to ``more`` values in any bin."""
-        if self._largest + more > torch.iinfo(self.counts.dtype).max:
-            self._largest = int(self.counts.max())
-        self._hold(self._largest + more)
-
-    def _hold(self, largest: int) -> None:
-        """Let counts be as large as this."""
-        self._largest = largest
-        while largest > torch.iinfo(self.counts.dtype).max:
+        self.counted += more
+        while self.counted > torch.iinfo(self.counts.dtype).max:
             self.counts = self.counts.to(_WIDER[self.counts.dtype])
+
+    def _bin(self, values: Tensor) -> Tensor:
+        """Where values ``[n, channels, m]`` belong among the bins of all channels, int64 ``[n * channels * m]``."""
+        per_width = power_of_two(-self.exponent).unsqueeze(1)
+        return (values.double() * per_width).floor_().add_(self._middle).long().flatten()
 
 
 def smallest_exponent(peak: Tensor, bins: int) -> Tensor:
@@ -98,10 +96,21 @@ def power_of_two(exponent: Tensor) -> Tensor:
 
 def coarsen(counts: Tensor, doublings: Tensor) -> Tensor:
     """Counts ``[channels, bins]`` over bins that are ``2^doublings`` times as wide (``[channels]``), zero in place."""
-    bins = counts.shape[1]
-    signed_bin = torch.arange(bins, device=counts.device) - bins // 2
-    index = (signed_bin >> doublings.clamp(max=32).unsqueeze(1)) + bins // 2
-    return torch.zeros_like(counts).scatter_add_(1, index, counts)
+    counts = counts.clone()
+    left = doublings.clamp(max=counts.shape[1].bit_length())  # by then all are in the two bins beside zero
+    while len(rows := left.nonzero().flatten()):
+        counts[rows] = _pair_up(counts[rows])
+        left = (left - 1).clamp(min=0)
+    return counts
+
+
+def _pair_up(counts: Tensor) -> Tensor:
+    """The same over bins twice as wide."""
+    half = counts.shape[1] // 2
+    odd = half % 2  # then the bins at either end have no neighbour
+    counts = F.pad(counts, (odd, odd))
+    pairs = counts[:, ::2] + counts[:, 1::2]
+    return F.pad(pairs, (half // 2, half // 2))
 
 
 def thinning_stride(rows: int, elements: int, images: int) -> int:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class HistogramObserver(Observer):
     """Keeps exact extremes and a histogram of each channel.
 
-    Of a tensor with more than 2^12 elements an image only every so many rows are counted, each for as many as it
-    stands for (:func:`~vitquant.observers.histogram.thinning_stride`), and the batch's extremes once.
+    Of a tensor with more than 2^12 elements an image only every so many rows are counted
+    (:func:`~vitquant.observers.histogram.thinning_stride`); all images have the same weight, however many elements.
 
     Args:
         layout: which elements share a scale.
@@ -55,22 +55,26 @@ class HistogramObserver(Observer):
             raise self._unobserved()
         return self._histogram
 
+    @property
+    def counts(self) -> Tensor:
+        """The histogram's counts, and one for an extreme that the sample missed: clipping it must cost something."""
+        return self.histogram.holding(torch.stack([self.extremes.low, self.extremes.high]).unsqueeze(2))
+
     def range(self, *, bits: int, signed: bool, narrow: bool = False) -> tuple[Tensor, Tensor]:
-        return self._choose(self.histogram, self.extremes, bits=bits, signed=signed, narrow=narrow)
+        width, extremes = self.histogram.width, self.extremes
+        return self._choose(self.counts, width, extremes, bits=bits, signed=signed, narrow=narrow)
 
     @abstractmethod
     def _choose(
-        self, histogram: Histogram, extremes: Extremes, *, bits: int, signed: bool, narrow: bool
+        self, counts: Tensor, width: Tensor, extremes: Extremes, *, bits: int, signed: bool, narrow: bool
     ) -> tuple[Tensor, Tensor]:
-        """The range that clips best."""
+        """The range that clips best, by counts ``[channels, bins]`` over bins of a ``width``, ``[channels]``."""
 
     def _accumulate(self, values: Tensor, batch: Extremes, images: int) -> None:
         histogram = self._ensure_histogram(values.shape[1], values.device)
         stride = thinning_stride(values.shape[0], values.numel(), images)
         histogram.reach(batch.peak)
-        histogram.count(values[::stride], weight=stride)
-        if stride > 1:  # an outlier that the sample misses must still cost something when it is clipped
-            histogram.count(torch.stack([batch.low, batch.high]).unsqueeze(2))
+        histogram.count(values[::stride])
 
     def _absorb(self, other: Self) -> None:
         theirs = other.histogram
@@ -86,17 +90,16 @@ class KLObserver(HistogramObserver):
     """The range whose quantized histogram diverges least from the whole: :mod:`vitquant.numerics.entropy`."""
 
     def _choose(
-        self, histogram: Histogram, extremes: Extremes, *, bits: int, signed: bool, narrow: bool
+        self, counts: Tensor, width: Tensor, extremes: Extremes, *, bits: int, signed: bool, narrow: bool
     ) -> tuple[Tensor, Tensor]:
-        return entropy_range(histogram.counts, histogram.width, extremes.low, extremes.high, bits=bits, signed=signed)
+        return entropy_range(counts, width, extremes.low, extremes.high, bits=bits, signed=signed)
 
 
 class OmseObserver(HistogramObserver):
     """The range with the least expected squared error: :mod:`vitquant.numerics.squared_error`."""
 
     def _choose(
-        self, histogram: Histogram, extremes: Extremes, *, bits: int, signed: bool, narrow: bool
+        self, counts: Tensor, width: Tensor, extremes: Extremes, *, bits: int, signed: bool, narrow: bool
     ) -> tuple[Tensor, Tensor]:
-        return least_error_range(
-            histogram.counts, histogram.width, extremes.low, extremes.high, bits=bits, signed=signed, narrow=narrow
-        )
+        ends = extremes.low, extremes.high
+        return least_error_range(counts, width, *ends, bits=bits, signed=signed, narrow=narrow)
