@@ -111,10 +111,8 @@ def main() -> None:
     with peers.scratch() as folder:
         contest = Contest(model, pixels, Path(folder))
         report = compare(contest.defaults(), args.images, args.rounds, args.threads)
-        once = (
-            f"export to ONNX {contest.export_seconds:.1f} s, ONNX Runtime's preparation {contest.prepare_seconds:.1f} s"
-        )
-        report.notes.append(f"Once per model: {once}.")
+        export, prepare = contest.export_seconds, contest.prepare_seconds
+        report.notes.append(f"Once per model: ONNX export {export:.1f} s, ONNX Runtime's preparation {prepare:.1f} s.")
         report.show(args.markdown)
         for observer, method in CLIPPING:
             compare(contest.clipping(observer, method), args.few, args.rounds, args.threads).show(args.markdown)

@@ -6,7 +6,6 @@ from math import gcd
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 COUNTED_PER_IMAGE = 2**12
 _COUNTED_AT_ONCE = 2**15 - 1  # torch does not wake other threads for so few, which would take longer than the work
@@ -96,21 +95,10 @@ def power_of_two(exponent: Tensor) -> Tensor:
 
 def coarsen(counts: Tensor, doublings: Tensor) -> Tensor:
     """Counts ``[channels, bins]`` over bins that are ``2^doublings`` times as wide (``[channels]``), zero in place."""
-    counts = counts.clone()
-    left = doublings.clamp(max=counts.shape[1].bit_length())  # by then all are in the two bins beside zero
-    while len(rows := left.nonzero().flatten()):
-        counts[rows] = _pair_up(counts[rows])
-        left = (left - 1).clamp(min=0)
-    return counts
-
-
-def _pair_up(counts: Tensor) -> Tensor:
-    """The same over bins twice as wide."""
-    half = counts.shape[1] // 2
-    odd = half % 2  # then the bins at either end have no neighbour
-    counts = F.pad(counts, (odd, odd))
-    pairs = counts[:, ::2] + counts[:, 1::2]
-    return F.pad(pairs, (half // 2, half // 2))
+    bins = counts.shape[1]
+    signed_bin = torch.arange(bins, device=counts.device) - bins // 2
+    index = (signed_bin >> doublings.clamp(max=32).unsqueeze(1)) + bins // 2
+    return torch.zeros_like(counts).scatter_add_(1, index, counts)
 
 
 def thinning_stride(rows: int, elements: int, images: int) -> int:

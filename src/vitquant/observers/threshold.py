@@ -23,7 +23,7 @@ class HistogramObserver(Observer):
     """Keeps exact extremes and a histogram of each channel.
 
     Of a tensor with more than 2^12 elements an image only every so many rows are counted
-    (:func:`~vitquant.observers.histogram.thinning_stride`); all images have the same weight, however many elements.
+    (:func:`~vitquant.observers.histogram.thinning_stride`), each as one: larger images weigh no more.
 
     Args:
         layout: which elements share a scale.
