@@ -89,3 +89,9 @@ class MissingDependencyError(VitquantError):
     """An optional package is needed for this and is not installed."""
 
     exit_code = 4
+
+
+class OutputError(VitquantError, OSError):
+    """Results cannot be written: no permission, no space, no folder, a failing disk."""
+
+    exit_code = 4

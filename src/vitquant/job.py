@@ -17,21 +17,22 @@ import torch
 from vitquant.api import ConfigLike, as_config, calibrate, prepare
 from vitquant.data import ImagesLike, open_images
 from vitquant.errors import DataError, DeployabilityError, NumericsError
-from vitquant.files import write_atomically
+from vitquant.files import require_writable, write_folder
 from vitquant.integer import storage
 from vitquant.integer.compare import Comparison, compare_models
 from vitquant.integer.lowering import compile  # noqa: A004
 from vitquant.integer.program import IntegerProgram
 from vitquant.models.adapt import FloatModel
-from vitquant.models.artifact import MANIFEST, TENSORS, save
+from vitquant.models.artifact import TENSORS, encode_model, run_id
 from vitquant.models.quant_vit import QuantViT
 from vitquant.profiling import Evaluation, ModelProfile, evaluate, profile
 from vitquant.profiling.report import points_csv
+from vitquant.runs import KEY, MANIFEST, POINTS, SUMMARY
 from vitquant.version import __version__
 
 RESULTS = {
-    "summary.json": "the figures",
-    "points.csv": "what every point loses",
+    SUMMARY: "the figures",
+    POINTS: "what every point loses",
     "config.resolved.yaml": "the settings of every point",
     f"{MANIFEST}, {TENSORS}": "the quantized model",
 }
@@ -76,14 +77,14 @@ def run(
 ) -> JobResult:
     """Quantize, evaluate, profile, and write everything into ``out``.
 
-    Nothing is written before all of it has been computed.
+    Nothing is written before all of it has been computed, and then all files are put there at once.
 
     Args:
         model: from :func:`vitquant.models.adapt.adapt`.
         config: file, mapping or :class:`ModelConfig`.
         calibration: images to calibrate on, as for :func:`vitquant.quantize`.
         evaluation: other images, to measure on; labels give top-1. They are read twice, so no generator will do.
-        out: folder of the results, made if it does not exist. Files of an earlier run are replaced one by one.
+        out: folder of the results, made if it does not exist. The files of an earlier run are replaced, others stay.
         calibration_limit: calibrate on at most so many images.
         profile_images: how many of the evaluation images to profile on.
         batch_size: images in one forward.
@@ -98,6 +99,8 @@ def run(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise DataError("the results need a folder", where=str(out), got="a file", fix="choose another folder")
+    # With 8 bits a weight the model takes a quarter of the float model's size, and so does the program.
+    require_writable(out, folder=True, space=float_bytes(model) // 2)
     torch.manual_seed(seed)
 
     seconds: dict[str, float] = {}
@@ -125,16 +128,17 @@ def run(
         profiled = profile(quantized, evaluation, limit=profile_images, batch_size=batch_size)
     seconds["total"] = time.perf_counter() - start
 
-    summary = summarize(model, evaluated, profiled, seconds, seed)
+    summary = {KEY: run_id(quantized)} | summarize(model, evaluated, profiled, seconds, seed)
     summary["integer"] = integer_summary(program, refusal, comparison)
-    save(quantized, out)
+    files = encode_model(quantized) | {
+        "config.resolved.yaml": quantized.config.to_yaml(),
+        POINTS: points_csv(profiled, summary[KEY]),
+        SUMMARY: json.dumps(summary, indent=2) + "\n",
+    }
     if program is not None:
-        storage.save_program(program, out)
-    else:
-        storage.remove_program(out)  # what lies there is that of another model
-    write_atomically(out / "config.resolved.yaml", quantized.config.to_yaml())
-    write_atomically(out / "points.csv", points_csv(profiled))
-    write_atomically(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+        files = storage.program_files(program) | files
+    # A program that lies there and is not replaced is that of another model.
+    write_folder(out, files, remove=[name for name in storage.FILES if name not in files])
     return JobResult(quantized, evaluated, profiled, program, refusal, comparison, summary, out, float_bytes(model))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from vitquant.cli.common import add_output_options, console, positive
 from vitquant.config import ModelConfig, json_schema, migrate, point_names, rich_table
@@ -66,5 +65,5 @@ def run_migrate(args: argparse.Namespace) -> None:
         return
     from vitquant.files import write_atomically
 
-    write_atomically(Path(args.out), text)
+    write_atomically(args.out, text)
     print(f"wrote {args.out}", file=sys.stderr)

@@ -26,10 +26,13 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(args: argparse.Namespace) -> None:
     """Print a line for each image: the classes with the largest logits, or the first features without a head."""
+    from vitquant.files import require_writable
     from vitquant.integer.classify import classify
     from vitquant.integer.executors import open_executor
     from vitquant.integer.storage import load_program
 
+    if args.out:
+        require_writable(args.out)
     program = load_program(args.program)
     features = not program.metadata.get("classes")
     outcomes = []
@@ -53,7 +56,6 @@ def run(args: argparse.Namespace) -> None:
 def write(path: str, outcomes: list) -> None:  # type: ignore[type-arg]
     """Names, integers and logits as arrays."""
     from io import BytesIO
-    from pathlib import Path
 
     import numpy as np
 
@@ -66,4 +68,4 @@ def write(path: str, outcomes: list) -> None:  # type: ignore[type-arg]
         codes=np.stack([o.codes.numpy() for o in outcomes]),
         logits=np.stack([o.logits.numpy() for o in outcomes]),
     )
-    write_atomically(Path(path), buffer.getvalue())
+    write_atomically(path, buffer.getvalue())

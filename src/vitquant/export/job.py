@@ -19,12 +19,14 @@ from vitquant.errors import AgreementError, ConfigError, VitquantError
 from vitquant.export.onnx_integer import OPSET, export_integer
 from vitquant.export.onnx_qdq import export_qdq, notes
 from vitquant.export.runtime import SESSIONS, runtime_name
-from vitquant.files import write_together
+from vitquant.files import require_writable, write_folder
 from vitquant.integer.classify import preprocessing_of
 from vitquant.integer.program import IntegerProgram
 from vitquant.integer.reference import Reference
+from vitquant.models.artifact import run_id
 from vitquant.models.quant_vit import QuantViT
 from vitquant.profiling import SqnrMeter
+from vitquant.runs import KEY
 
 REPORT = "verify.json"
 MIN_QDQ_DB = 15.0
@@ -44,6 +46,7 @@ class Exported:
     form: str
     blob: bytes
     opset: int
+    run: str | None
     target: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -58,7 +61,8 @@ class Verification:
     """What was compared, and how it came out.
 
     ``sqnr_db`` and ``largest_difference`` are against what ``compared_with`` names; where the graph gives NaN or
-    infinity they are 0 and ``None``. ``target`` is ``None`` for the integer form, which is the same for all.
+    infinity they are 0 and ``None``. ``target`` is ``None`` for the integer form, which is the same for all. ``run`` is
+    the run of the model, as its files name it.
     """
 
     form: str
@@ -74,6 +78,7 @@ class Verification:
     ok: bool
     bytes: int
     sha256: str
+    run: str | None = None
     caveat: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -105,7 +110,7 @@ def export_onnx_integer(
             graph; nothing is written.
     """
     path = destination(path)
-    exported = Exported("integer", export_integer(program).SerializeToString(), OPSET)
+    exported = Exported("integer", export_integer(program).SerializeToString(), OPSET, program.metadata.get(KEY))
     pixels, source = pixels_for(preprocessing_of(program), images, count)
     batches = torch.split(pixels, BATCH)
     reference = Reference(program)
@@ -143,7 +148,7 @@ def export_onnx_qdq(
     path = destination(path)
     graph = export_qdq(model, target=target, opset=opset, packed=packed)
     told = tuple(f"{point}: {note}" for point, note in notes(graph).items())
-    exported = Exported("qdq", graph.SerializeToString(), graph.opset_import[0].version, target, told)
+    exported = Exported("qdq", graph.SerializeToString(), graph.opset_import[0].version, run_id(model), target, told)
     pixels, source = pixels_for(model.preprocessing, images, count)
     batches = [model.preprocessing.normalize(batch) for batch in torch.split(pixels, BATCH)]
     with torch.no_grad():
@@ -163,6 +168,7 @@ def destination(path: str | Path) -> Path:
         expected = "a file whose name ends in .onnx"
         raise ConfigError("a graph is not written there", where=str(path), got=got, expected=expected)
     read_report(path.with_name(REPORT))
+    require_writable(path)
     return path
 
 
@@ -228,6 +234,7 @@ def compared(exported: Exported, wanted: Tensor, found: Tensor, source: str) -> 
         ok=equal if exported.form == "integer" else finite and meter.db >= MIN_QDQ_DB,
         bytes=len(exported.blob),
         sha256=hashlib.sha256(exported.blob).hexdigest(),
+        run=exported.run,
         caveat=CAVEATS.get(exported.target or ""),
         notes=exported.notes,
     )
@@ -235,10 +242,9 @@ def compared(exported: Exported, wanted: Tensor, found: Tensor, source: str) -> 
 
 def finish(verification: Verification, blob: bytes, path: Path) -> Verification:
     """Write the graph and its entry in ``verify.json``; complain if they disagree."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     report = path.with_name(REPORT)
     entries = {**read_report(report), path.name: asdict(verification)}
-    write_together({path: blob, report: json.dumps(entries, indent=2, allow_nan=False) + "\n"})
+    write_folder(path.parent, {path.name: blob, REPORT: json.dumps(entries, indent=2, allow_nan=False) + "\n"})
     if not verification.ok:
         raise AgreementError(
             f"the exported graph disagrees with the {verification.compared_with}; it is marked as failed in {report}",

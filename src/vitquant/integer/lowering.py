@@ -35,6 +35,7 @@ from vitquant.integer.validate import require_int32, validate
 from vitquant.integer.values import Array, Value, narrowest
 from vitquant.layers import Point, QAct, QuantLinear, QuantNorm, QuantResidual
 from vitquant.layers.regrid import centred_limit
+from vitquant.models.artifact import run_id
 from vitquant.models.quant_attn import QuantAttention
 from vitquant.models.quant_block import QuantBlock, QuantMlp
 from vitquant.models.quant_vit import QuantViT
@@ -44,6 +45,7 @@ from vitquant.numerics.limits import ADDEND_LIMIT, EXPONENTIAL_BITS, INT32_MAX
 from vitquant.numerics.pairing import product_per_head
 from vitquant.numerics.requantize import at_least_smallest, dyadic
 from vitquant.numerics.softmax import LOG2_MAX, division_bits, exponential_table, row_codes
+from vitquant.runs import KEY
 from vitquant.version import __version__
 
 MAX_TABLE_BYTES = 2**24
@@ -78,6 +80,7 @@ def compile(model: QuantViT, *, name: str = "vit") -> IntegerProgram:  # noqa: A
         "model": name,
         "preprocessing": model.preprocessing.to_dict(),
         "classes": model.spec.num_classes,
+        KEY: run_id(model),
     }
     program = IntegerProgram(lowering.image, tuple(lowering.operations), output.name, metadata)
     validate(program)

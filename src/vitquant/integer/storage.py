@@ -20,14 +20,16 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from vitquant.errors import DeployabilityError, ProgramError
-from vitquant.files import write_together
+from vitquant.files import write_folder
 from vitquant.integer.ops import KINDS, Operation
 from vitquant.integer.program import IntegerProgram
 from vitquant.integer.validate import check_name, refuse, validate
 from vitquant.integer.values import Array, Value
+from vitquant.runs import PROGRAM, require_one_run
 
 FORMAT, FORMAT_VERSION = "vitquant-program", 1
-MANIFEST, TENSORS = "program.json", "program.safetensors"
+MANIFEST, TENSORS = PROGRAM, "program.safetensors"
+FILES = (TENSORS, MANIFEST)
 
 MAX_MANIFEST_BYTES = 2**22
 """Some hundred bytes an operation: thousands of blocks."""
@@ -45,17 +47,17 @@ NO_DIGEST = "0" * 64
 def save_program(program: IntegerProgram, folder: str | Path) -> None:
     """Write a program into ``folder``, whose other files stay as they are; a program that was there stays until both
     new files are complete.
+
+    Raises:
+        OutputError: the files cannot be written.
     """
+    write_folder(folder, program_files(program))
+
+
+def program_files(program: IntegerProgram) -> dict[str, bytes | str]:
+    """The files of a saved program by name, the manifest last."""
     manifest, tensors = encode_program(program)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_together({folder / TENSORS: tensors, folder / MANIFEST: manifest})
-
-
-def remove_program(folder: str | Path) -> None:
-    """Take away the program in a folder, if there is one."""
-    for name in (MANIFEST, TENSORS):
-        (Path(folder) / name).unlink(missing_ok=True)
+    return {TENSORS: tensors, MANIFEST: manifest}
 
 
 def load_program(path: str | Path) -> IntegerProgram:
@@ -64,10 +66,12 @@ def load_program(path: str | Path) -> IntegerProgram:
     Raises:
         ProgramError: a file is missing, damaged, of another format or of a newer version, or the program in it is not
             well formed.
+        ArtifactError: the folder's files are of different runs.
     """
     path = Path(path)
     path = path / MANIFEST if path.is_dir() else path
     manifest = read_bytes(path, MAX_MANIFEST_BYTES)
+    require_one_run(path.parent)
     size = whole(expect(read_manifest(manifest, str(path)), "tensors", dict, str(path)), "bytes", str(path))
     return decode_program(manifest, read_bytes(path.parent / TENSORS, size), str(path))
 

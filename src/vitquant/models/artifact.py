@@ -23,15 +23,16 @@ from torch import Tensor, nn
 from vitquant.config import ModelConfig
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import ArtifactError, ConfigError, ModelError
-from vitquant.files import write_together
+from vitquant.files import write_folder
 from vitquant.layers import Mode, QuantLinear, QuantNorm
 from vitquant.models.outline import outline
 from vitquant.models.quant_vit import QuantViT
 from vitquant.models.vit import VisionTransformer, ViTSpec
+from vitquant.runs import KEY, MANIFEST, require_one_run
 from vitquant.version import __version__
 
 FORMAT, FORMAT_VERSION = "vitquant-model", 1
-TENSORS, MANIFEST = "model.safetensors", "manifest.json"
+TENSORS = "model.safetensors"
 NONSENSE = (
     *(KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError),
     *(SafetensorError, ConfigError, ModelError),
@@ -42,8 +43,18 @@ NONSENSE = (
 def save(model: QuantViT, folder: str | Path) -> None:
     """Write a calibrated model into ``folder``, whose other files stay as they are. Floats are stored as float32.
 
-    Both files are written beside their places and then renamed: if one cannot be written, the old model stays. The
-    manifest holds the digest of the tensors, so that :func:`load` refuses a mixture, should the power fail in between.
+    Both files are put there at once (:func:`vitquant.files.write_folder`); if one cannot be written, the old model
+    stays.
+
+    Raises:
+        LifecycleError: the model is not calibrated.
+        OutputError: the files cannot be written.
+    """
+    write_folder(folder, encode_model(model))
+
+
+def encode_model(model: QuantViT) -> dict[str, bytes | str]:
+    """The files of a saved model by name, the manifest last.
 
     Raises:
         LifecycleError: the model is not calibrated.
@@ -54,14 +65,35 @@ def save(model: QuantViT, folder: str | Path) -> None:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "vitquant": __version__,
+        KEY: run_id(model),
         "spec": asdict(model.spec),
         "preprocessing": model.preprocessing.to_dict(),
         "config": model.config.to_yaml(),
         "tensors": {"file": TENSORS, "sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)},
     }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_together({folder / TENSORS: tensors, folder / MANIFEST: json.dumps(manifest, indent=2)})
+    return {TENSORS: tensors, MANIFEST: json.dumps(manifest, indent=2)}
+
+
+def run_id(model: QuantViT) -> str:
+    """What names the run that a calibrated model is of: 16 hexadecimal digits of a digest of all that it computes with.
+
+    The same calibration gives the same name; a saved model keeps its name when it is loaded.
+
+    Raises:
+        LifecycleError: the model is not calibrated.
+    """
+    model.require_calibrated()
+    tensors = {name: for_disk(tensor) for name, tensor in state(model)}
+    facts = {
+        "spec": asdict(model.spec),
+        "preprocessing": model.preprocessing.to_dict(),
+        "config": model.config.to_yaml(),
+        "tensors": [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()],
+    }
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for tensor in tensors.values():
+        digest.update(tensor.flatten().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def load(folder: str | Path, *, vit: VisionTransformer | None = None) -> QuantViT:
@@ -73,10 +105,11 @@ def load(folder: str | Path, *, vit: VisionTransformer | None = None) -> QuantVi
 
     Raises:
         ArtifactError: a file is missing, damaged, of another format, or of a newer version; or a tensor is not what
-            the architecture and the configuration ask for.
+            the architecture and the configuration ask for; or the folder's files are of different runs.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    require_one_run(folder)
     try:
         blob = (folder / TENSORS).read_bytes()
     except OSError as error:

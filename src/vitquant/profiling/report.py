@@ -35,15 +35,19 @@ COLUMNS = (
     "sqnr_isolated_db",
     "sqnr_cumulative_db",
     *METRICS,
+    "run",
 )
 
 
-def points_csv(profile: ModelProfile) -> str:
-    """One line a point. The columns after ``sqnr_cumulative_db`` are filled where ``enable_profiler`` is set."""
+def points_csv(profile: ModelProfile, run: str | None = None) -> str:
+    """One line a point, the run that it is of in the last column.
+
+    The columns from ``sqnr_db`` to ``histogram`` are filled where ``enable_profiler`` is set.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row(point) for point in profile.points)
+    writer.writerows(row(point) | {"run": run} for point in profile.points)
     return text.getvalue()
 
 
