@@ -186,8 +186,7 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
 
 def _load_torch(path: Path) -> object:
     try:
-        if (declared := _declared_bytes(path)) > path.stat().st_size:
-            raise ModelError("the checkpoint declares more bytes than it has", where=str(path), got=f"{declared:,}")
+        _check_archive(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals([(StandIn, name) for name in HARMLESS]):
             warnings.simplefilter("ignore")  # on old formats; what cannot be read is an error below
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -196,18 +195,22 @@ def _load_torch(path: Path) -> object:
     except pickle.UnpicklingError as error:
         raise _more_than_tensors(path, error) from error
     except Exception as error:  # a parser on untrusted bytes may raise anything
-        if "TorchScript" in str(error):
-            fix = "save the state_dict of the model it was made from"
-            raise ModelError("a TorchScript archive holds a program, not weights", where=str(path), fix=fix) from error
         raise ModelError(f"the checkpoint cannot be read ({_brief(error)})", where=str(path)) from error
 
 
-def _declared_bytes(path: Path) -> int:
-    """What the entries of a zip archive unpack to; ``torch.save`` stores them as they are. 0 for other files."""
+def _check_archive(path: Path) -> None:
+    """Refuse zip archives that hold a program, or unpack to more than they are: ``torch.save`` does not compress."""
     if not zipfile.is_zipfile(path):
-        return 0
+        return
     with zipfile.ZipFile(path) as archive:
-        return sum(entry.file_size for entry in archive.infolist())
+        entries = archive.infolist()
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        fix = "save the state_dict of the model it was made from"
+        raise ModelError("a TorchScript archive holds a program, not weights", where=str(path), fix=fix)
+    declared, size = sum(entry.file_size for entry in entries), path.stat().st_size
+    if declared > size:
+        got, expected = f"{declared:,} bytes", f"at most the file's {size:,}"
+        raise ModelError("the checkpoint unpacks to more than it holds", where=str(path), got=got, expected=expected)
 
 
 def _more_than_tensors(path: Path, error: pickle.UnpicklingError) -> ModelError:
