@@ -123,13 +123,13 @@ def _from_timm(model: nn.Module, given: Given) -> FloatModel:
 
 
 def _from_name(named: NamedModel, weights: Path, entry: str | None, given: Given) -> FloatModel:
+    preprocessing, overridden = _override(named.preprocessing, given, named.spec)  # refused before the long reading
     checkpoint = read_checkpoint(weights, entry)
     default_grid = lookup(named.base).spec.grid
     spec, state, fit_notes = fit_checkpoint(
         checkpoint.tensors, named.spec, default_grid=default_grid, where=str(weights)
     )
     vit = build(spec, state)
-    preprocessing, overridden = _override(named.preprocessing, given, spec)
     assumed = () if isinstance(given, Preprocessing) else named.notes
     notes = (*assumed, *checkpoint.notes, *fit_notes)
     original = _timm_original(named, spec, checkpoint.tensors, state, default_grid)
@@ -158,7 +158,7 @@ def _override(own: Preprocessing, given: Given, spec: ViTSpec) -> tuple[Preproce
     if not isinstance(given, Mapping):
         expected = "a Preprocessing, or a mapping of some of its fields"
         raise ModelError("this is no preprocessing", where="preprocessing", got=type(given).__name__, expected=expected)
-    return _checked(own.replaced(**given), spec), tuple(given)
+    return _checked(own.replaced(**{str(field): value for field, value in given.items()}), spec), tuple(given)
 
 
 def _checked(given: Preprocessing, spec: ViTSpec) -> Preprocessing:
