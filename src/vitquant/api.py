@@ -29,6 +29,7 @@ def quantize(
     *,
     calibration: ImagesLike,
     weights: str | PathLike[str] | None = None,
+    weights_entry: str | None = None,
     img_size: int | tuple[int, int] | None = None,
     limit: int | None = None,
     batch_size: int = 8,
@@ -42,6 +43,7 @@ def quantize(
         calibration: a folder of images, an ``.npz``, a tensor, or an iterable of tensors; see
             :func:`vitquant.data.open_images`.
         weights: local checkpoint that goes with a name.
+        weights_entry: which of several models in the checkpoint to take; see :func:`vitquant.adapt`.
         img_size: input size that goes with a name, in pixels.
         limit: calibrate on at most so many images.
         batch_size: images in one forward. Statistics are streamed, so memory grows with this and with nothing else.
@@ -57,7 +59,7 @@ def quantize(
     >>> qmodel(float_model.preprocessing.normalize(test_images[:2, None])).shape
     torch.Size([2, 10])
     """
-    qmodel = prepare(model, config, weights=weights, img_size=img_size, device=device)
+    qmodel = prepare(model, config, weights=weights, weights_entry=weights_entry, img_size=img_size, device=device)
     return calibrate(qmodel, calibration, limit=limit, batch_size=batch_size)
 
 
@@ -66,12 +68,16 @@ def prepare(
     config: ConfigLike,
     *,
     weights: str | PathLike[str] | None = None,
+    weights_entry: str | None = None,
     img_size: int | tuple[int, int] | None = None,
     device: str | torch.device = "cpu",
 ) -> QuantViT:
     """The first step of :func:`quantize`: the model with its points, not calibrated yet, in mode ``FP32``."""
     config = as_config(config)
-    found = model if isinstance(model, FloatModel) else adapt(model, weights=weights, img_size=img_size)
+    if isinstance(model, FloatModel):
+        found = model
+    else:
+        found = adapt(model, weights=weights, weights_entry=weights_entry, img_size=img_size)
     qmodel: QuantViT = QuantViT(found.vit, config, found.preprocessing).to(device)
     return qmodel
 

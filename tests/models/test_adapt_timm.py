@@ -134,8 +134,10 @@ def gelu_tanh() -> nn.Module:
         ({"norm_layer": "rmsnorm"}, "norm of the kind RmsNorm"),
         ({"mlp_layer": timm.layers.SwiGLU}, "SwiGLU"),
         ({"mlp_layer": timm.layers.GluMlp}, "GluMlp"),
-        ({"final_norm": False}, "no norm.weight"),
-        ({"block_fn": transformer.ParallelScalingBlock}, "attention of the kind NoneType in ParallelScalingBlock"),
+        ({"final_norm": False}, "no final norm"),
+        ({"block_fn": transformer.ParallelScalingBlock}, r"attention and MLP in parallel \(ParallelScalingBlock\)"),
+        ({"block_fn": transformer.ParallelThingsBlock}, "several attentions and MLPs in parallel"),
+        ({"block_fn": transformer.ResPostBlock, "init_values": None}, "residual post-norm"),
         ({"embed_norm_layer": partial(nn.LayerNorm, eps=1e-6)}, "a norm inside the patch embedding"),
     ],
 )
@@ -162,9 +164,13 @@ class Scaled(transformer.Attention):  # type: ignore[misc]
         return 1.01 * super().forward(x, **kwargs)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(
-    "settings", [{"block_fn": transformer.ResPostBlock, "init_values": None}, {"attn_layer": Scaled}]
-)
+class Reordered(transformer.Block):  # type: ignore[misc]
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        x = x + self.norm1(self.attn(x))
+        return x + self.norm2(self.mlp(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("settings", [{"block_fn": Reordered}, {"attn_layer": Scaled}])
 def test_what_computes_something_else_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=r"dB SQNR between the outputs, expected at least 80 dB") as caught:
         adapt(create(**settings))

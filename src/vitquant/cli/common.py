@@ -6,7 +6,9 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from vitquant.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,6 +51,48 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the commands that read a float model and images: which weights, and another preprocessing."""
+    parser.add_argument(
+        "--weights-entry",
+        metavar="NAME",
+        help="which model of the checkpoint to take, such as model or teacher (default: averaged weights, if there)",
+    )
+    group = parser.add_argument_group("preprocessing (default: that of the model's name)")
+    told = "for pixels from 0 to 1, one number or one per channel"
+    group.add_argument("--mean", nargs="+", metavar="X", help=f"mean {told}")
+    group.add_argument("--std", nargs="+", metavar="X", help=f"standard deviation {told}")
+    group.add_argument("--crop-pct", metavar="X", help="share of the resized image's side that the centre crop keeps")
+    group.add_argument("--interpolation", metavar="NAME", help="bicubic or bilinear")
+
+
+def preprocessing_options(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The fields of the preprocessing that were given, for :func:`vitquant.adapt`; ``None`` if there are none.
+
+    Raises:
+        ConfigError: if a value is no number.
+    """
+    given = {
+        "mean": None if args.mean is None else tuple(number(text, "--mean") for text in args.mean),
+        "std": None if args.std is None else tuple(number(text, "--std") for text in args.std),
+        "crop_pct": None if args.crop_pct is None else number(args.crop_pct, "--crop-pct"),
+        "interpolation": args.interpolation,
+    }
+    return {name: value for name, value in given.items() if value is not None} or None
+
+
+def number(text: str, option: str) -> float:
+    """An option's number.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError("this is no number", where=option, got=repr(text), expected="a number such as 0.5") from error
+
+
 def console() -> Console:
     """The terminal; piped output is not folded at 80 columns."""
     from rich.console import Console
@@ -60,7 +104,8 @@ def print_model(model: FloatModel) -> None:
     """What was loaded, on standard error: name, proof of parity, preprocessing, notes."""
     parity = "" if model.parity_db is None else f", equal to the original to {min(model.parity_db, 300):.0f} dB"
     print(f"model          {model.name}{parity}", file=sys.stderr)
-    print(f"preprocessing  {model.preprocessing}", file=sys.stderr)
+    overridden = f" (overridden: {', '.join(model.overridden)})" if model.overridden else ""
+    print(f"preprocessing  {model.preprocessing}{overridden}", file=sys.stderr)
     for note in model.notes:
         print(f"note           {note}", file=sys.stderr)
 

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
-from vitquant.cli.common import add_executor_option, add_output_options, comparison_rows, console, positive, print_model
+from vitquant.cli.common import (
+    add_checkpoint_options,
+    add_executor_option,
+    add_output_options,
+    comparison_rows,
+    console,
+    positive,
+    preprocessing_options,
+    print_model,
+)
+from vitquant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitquant.models.adapt import FloatModel
 
 EPILOG = """examples:
   vitquant evaluate out --model vit_small_patch14_dinov2 --weights dinov2.safetensors --img-size 224 --eval photos2/
@@ -30,6 +44,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (8)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (cpu)")
     add_executor_option(parser)
+    add_checkpoint_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
 
@@ -41,7 +56,12 @@ def run(args: argparse.Namespace) -> None:
     from vitquant.models.fashion import FASHION, load_fashion, load_fashion_images
 
     embedded = args.model == FASHION and args.weights is None
-    model = load_fashion() if embedded else adapt(args.model, weights=args.weights, img_size=args.img_size)
+    if embedded:
+        model = load_fashion()
+    else:
+        entry = args.weights_entry
+        model = adapt(args.model, weights=args.weights, weights_entry=entry, img_size=args.img_size)
+    model = as_quantized(model, args.folder, preprocessing_options(args))
     images = args.eval
     if images is None:
         images = load_fashion_images()[2:] if embedded else missing_images()
@@ -65,8 +85,31 @@ def run(args: argparse.Namespace) -> None:
     found.require_agreement()
 
 
+def as_quantized(model: FloatModel, folder: str, given: dict[str, Any] | None) -> FloatModel:
+    """The model with the preprocessing that it was quantized with: mean and deviation are in the integer weights.
+
+    Raises:
+        ArtifactError: the folder holds no saved model, or one of another input size.
+        ConfigError: the options ask for another preprocessing than that.
+    """
+    from vitquant.models.artifact import read_preprocessing
+
+    stored = read_preprocessing(folder)
+    wanted = stored.replaced(**given) if given else stored
+    if wanted != stored:
+        raise ConfigError(
+            "the saved model was quantized with another preprocessing",
+            where=folder,
+            got=str(wanted),
+            expected=str(stored),
+            fix="leave the options out, or quantize again with them",
+        )
+    if stored == model.preprocessing:
+        return model
+    changed = tuple(f for f in stored.to_dict() if getattr(stored, f) != getattr(model.preprocessing, f))
+    return replace(model, preprocessing=stored, overridden=changed)
+
+
 def missing_images() -> str:
     """Refuse to evaluate on nothing."""
-    from vitquant.errors import ConfigError
-
     raise ConfigError("no images to evaluate on", where="--eval", expected="a folder or an .npz file")

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from vitquant.cli.common import add_job_options, positive, print_model, print_result
+from vitquant.cli.common import (
+    add_checkpoint_options,
+    add_job_options,
+    positive,
+    preprocessing_options,
+    print_model,
+    print_result,
+)
 
 EPILOG = """example:
   vitquant quantize --model vit_small_patch14_dinov2 --weights dinov2.safetensors --img-size 224 \\
@@ -20,13 +27,14 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", required=True, metavar="NAME", help="timm's name of the model")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="local checkpoint: .safetensors or .pth")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="local checkpoint: a file or its folder")
     parser.add_argument("--img-size", type=positive, metavar="PIXELS", help="input size (default: the model's own)")
     parser.add_argument("--calib", required=True, metavar="IMAGES", help="folder or .npz of images to calibrate on")
     parser.add_argument("--calib-limit", type=positive, metavar="N", help="calibrate on at most so many images")
     parser.add_argument("--eval", required=True, metavar="IMAGES", help="other images, to measure on; may be labelled")
     parser.add_argument("--config", default="vit_int8.yaml", metavar="FILE", help="YAML file, or a shipped one's name")
     add_job_options(parser)
+    add_checkpoint_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -37,7 +45,13 @@ def run(args: argparse.Namespace) -> None:
     from vitquant.models.adapt import adapt
 
     config = as_config(args.config)
-    model = adapt(args.model, weights=args.weights, img_size=args.img_size)
+    model = adapt(
+        args.model,
+        weights=args.weights,
+        weights_entry=args.weights_entry,
+        img_size=args.img_size,
+        preprocessing=preprocessing_options(args),
+    )
     print_model(model)
     result = job.run(
         model,

@@ -10,7 +10,8 @@ import math
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
 from os import PathLike
 from typing import Any
 
@@ -57,12 +58,14 @@ class Preprocessing:
     crop_pct: float = 0.9
 
     def __post_init__(self) -> None:
+        channels = _count(self.mean)
+        size = _count(self.img_size) == 2 and all(isinstance(side, Integral) and side > 0 for side in self.img_size)
         checks = (
-            ("img_size", len(self.img_size) == 2 and min(self.img_size) > 0, "two positive numbers (height, width)"),
-            ("mean", len(self.mean) in (1, 3), "one value per channel, 1 or 3"),
-            ("std", len(self.std) == len(self.mean) and min(self.std) > 0, "a positive value per channel, as in mean"),
-            ("interpolation", self.interpolation in RESAMPLING, " or ".join(RESAMPLING)),
-            ("crop_pct", 0 < self.crop_pct <= 1, "a number above 0, at most 1"),
+            ("img_size", size, "two positive numbers (height, width)"),
+            ("mean", channels in (1, 3), "one value per channel, 1 or 3"),
+            ("std", _count(self.std) == channels and min(self.std) > 0, "a positive value per channel, as in mean"),
+            ("interpolation", str(self.interpolation) in RESAMPLING, " or ".join(RESAMPLING)),
+            ("crop_pct", _count((self.crop_pct,)) == 1 and 0 < self.crop_pct <= 1, "a number above 0, at most 1"),
         )
         for key, valid, expected in checks:
             if not valid:
@@ -78,6 +81,29 @@ class Preprocessing:
     def shape(self) -> tuple[int, int, int]:
         """Shape of one input image, ``(C, h, w)``."""
         return self.channels, *self.img_size
+
+    def replaced(self, **changes: Any) -> Preprocessing:
+        """A copy with other values in some fields; one number as ``mean`` or ``std`` holds for every channel.
+
+        Raises:
+            ConfigError: if there is no such field, or a value is out of its range.
+
+        >>> Preprocessing((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).replaced(mean=0.4, crop_pct=1.0).mean
+        (0.4, 0.4, 0.4)
+        """
+        known = [field.name for field in fields(self)]
+        if unknown := [name for name in changes if name not in known]:
+            got, expected = repr(unknown[0]), f"one of {', '.join(known)}"
+            raise ConfigError("unknown field", where="preprocessing", got=got, expected=expected)
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()
+        }
+        for name in {"mean", "std"} & set(values):
+            value = values[name]
+            if isinstance(value, tuple) and len(value) == 1:
+                value = value[0]
+            values[name] = (value,) * self.channels if isinstance(value, Real) else value
+        return replace(self, **values)
 
     def load(self, path: str | PathLike[str]) -> Tensor:
         """Read an image file as ``uint8 [C, h, w]``, turned upright as its EXIF orientation says.
@@ -157,6 +183,12 @@ class Preprocessing:
         colours = "grey" if self.channels == 1 else "RGB"
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         return f"{height}x{width} {colours}, {self.interpolation}, crop {self.crop_pct:g}, mean {mean}, std {std}"
+
+
+def _count(values: object) -> int:
+    """How many finite numbers a tuple holds; 0 if it is no such tuple."""
+    numbers = isinstance(values, tuple) and all(isinstance(v, Real) and not isinstance(v, bool) for v in values)
+    return len(values) if isinstance(values, tuple) and numbers and all(map(math.isfinite, values)) else 0
 
 
 def _crop_center(image: Image.Image, size: tuple[int, int]) -> Image.Image:

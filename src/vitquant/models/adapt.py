@@ -8,17 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import ModelError
-from vitquant.models.checkpoint import build, fit_checkpoint, read_checkpoint
+from vitquant.models.checkpoint import build, fit_checkpoint, read_checkpoint, require_finite
 from vitquant.models.names import NamedModel, lookup
-from vitquant.models.timm_bridge import Silence, import_timm, preprocessing_from_cfg, read_timm
+from vitquant.models.timm_bridge import Silence, import_timm, preprocessing_from_cfg, read_timm, require_data
 from vitquant.models.vit import VisionTransformer, ViTSpec
+from vitquant.models.wrappers import unwrap
 
 MIN_PARITY_DB = 80.0
 """Float32 rounding leaves some 120 dB between two ways to compute the same model."""
@@ -30,7 +31,8 @@ class FloatModel:
 
     ``vit`` is in eval mode and float32. ``parity_db`` is the SQNR, in dB, of its output against the original's on one
     random image (infinite where both are equal), or ``None`` where there was no original to compare with. ``notes``
-    tell what was assumed, resampled or left out.
+    tell what was assumed, resampled or left out; ``overridden`` names the fields of the preprocessing that were given
+    instead of the model's own.
     """
 
     name: str
@@ -38,80 +40,125 @@ class FloatModel:
     preprocessing: Preprocessing
     parity_db: float | None = None
     notes: tuple[str, ...] = ()
+    overridden: tuple[str, ...] = ()
 
 
 def adapt(
     model: nn.Module | str,
     *,
     weights: str | PathLike[str] | None = None,
+    weights_entry: str | None = None,
     img_size: int | tuple[int, int] | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
 ) -> FloatModel:
     """A model of any accepted kind as our own :class:`VisionTransformer`.
 
     Args:
         model: our ``VisionTransformer`` (taken as it is), a timm model object, or a name that
-            :func:`vitquant.models.names.known_models` lists, with or without timm's tag.
-        weights: a local checkpoint; needed with a name, and only then.
+            :func:`vitquant.models.names.known_models` lists, with or without timm's tag. An object may be wrapped in
+            ``DataParallel``, ``DistributedDataParallel`` or what ``torch.compile`` returns.
+        weights: a local checkpoint, or a folder with exactly one; needed with a name, and only then.
+        weights_entry: which of several models in the checkpoint to take, such as ``"model"`` or ``"student"``. By
+            default averaged weights are preferred: ``state_dict_ema``, ``model_ema``, ``teacher``.
         img_size: another input size than the name's; the position embedding is resampled. Only with a name.
-        preprocessing: overrides what the model's own metadata says; its size must be the model's.
+        preprocessing: overrides what the model's own metadata says; its size must be the model's. A mapping such as
+            ``{"mean": 0.5, "crop_pct": 1.0}`` overrides single fields.
 
     Raises:
         ModelError: if the model or the checkpoint cannot be taken, or if the outputs of the model and of its original
             agree to less than 80 dB.
+        NumericsError: if a parameter holds NaN or Inf.
+        ConfigError: if a value of the preprocessing is out of its range.
     """
-    if isinstance(model, str):
-        if weights is None:
-            fix = "give a local checkpoint as weights"
-            raise ModelError("a model name needs its weights, nothing is downloaded", where=model, fix=fix)
-        return _from_name(lookup(model, img_size=img_size), Path(weights), preprocessing)
-    if weights is not None or img_size is not None:
+    found = unwrap(model)
+    if isinstance(found, str):
+        return _from_name(lookup(found, img_size=img_size), _path(weights, found), weights_entry, preprocessing)
+    if not isinstance(found, nn.Module):
+        fix = "give timm's name of the architecture as the model, and the file as weights"
+        raise ModelError(
+            "this is no model",
+            where="model",
+            got=type(found).__name__,
+            expected="a torch module or a name",
+            fix=fix if isinstance(found, PathLike) else None,
+        )
+    if (weights, weights_entry, img_size) != (None, None, None):
         expected = "neither, since a model object has its weights and its size"
-        raise ModelError("weights and img_size go with a model name", where=type(model).__name__, expected=expected)
-    if isinstance(model, VisionTransformer):
-        return _from_own(model, preprocessing)
-    if isinstance(model, nn.Module):
-        return _from_timm(model, preprocessing)
-    raise ModelError("this is no model", where="model", got=type(model).__name__, expected="a torch module or a name")
+        raise ModelError("weights and img_size go with a model name", where=type(found).__name__, expected=expected)
+    if isinstance(found, VisionTransformer):
+        return _from_own(found, preprocessing)
+    return _from_timm(found, preprocessing)
 
 
-def _from_own(model: VisionTransformer, given: Preprocessing | None) -> FloatModel:
+def _path(weights: object, name: str) -> Path:
+    if weights is None:
+        fix = "give a local checkpoint as weights"
+        raise ModelError("a model name needs its weights, nothing is downloaded", where=name, fix=fix)
+    if not isinstance(weights, str | PathLike) or not str(weights):
+        expected = "the path of a local checkpoint"
+        raise ModelError("these are no weights", where="weights", got=repr(weights), expected=expected)
+    return Path(weights)
+
+
+Given: TypeAlias = Preprocessing | Mapping[str, Any] | None
+
+
+def _from_own(model: VisionTransformer, given: Given) -> FloatModel:
+    require_data(model)
+    require_finite(model.state_dict(), "model", "the model's parameters")
     ready = not model.training and all(p.dtype == torch.float32 for p in model.parameters())
     vit = model if ready else copy.deepcopy(model).float().eval()
-    preprocessing, notes = _preprocessing(given, {}, vit.spec)
-    return FloatModel("VisionTransformer", vit, preprocessing, notes=notes)
+    preprocessing, notes, overridden = _preprocessing(given, {}, vit.spec)
+    return FloatModel("VisionTransformer", vit, preprocessing, notes=notes, overridden=overridden)
 
 
-def _from_timm(model: nn.Module, given: Preprocessing | None) -> FloatModel:
+def _from_timm(model: nn.Module, given: Given) -> FloatModel:
     spec, state = read_timm(model)
     cfg = getattr(model, "pretrained_cfg", None) or {}
     name = ".".join(part for part in (cfg.get("architecture") or type(model).__name__, cfg.get("tag")) if part)
     vit = build(spec, state)
-    preprocessing, notes = _preprocessing(given, cfg, spec)
+    preprocessing, notes, overridden = _preprocessing(given, cfg, spec)
     parity = prove(vit, copy.deepcopy(model).cpu().float().eval(), name)
-    return FloatModel(name, vit, preprocessing, parity, notes)
+    return FloatModel(name, vit, preprocessing, parity, notes, overridden)
 
 
-def _from_name(named: NamedModel, weights: Path, given: Preprocessing | None) -> FloatModel:
-    raw = read_checkpoint(weights)
+def _from_name(named: NamedModel, weights: Path, entry: str | None, given: Given) -> FloatModel:
+    preprocessing, overridden = _override(named.preprocessing, given, named.spec)  # refused before the long reading
+    checkpoint = read_checkpoint(weights, entry)
     default_grid = lookup(named.base).spec.grid
-    spec, state, fit_notes = fit_checkpoint(raw, named.spec, default_grid=default_grid, where=str(weights))
+    spec, state, fit_notes = fit_checkpoint(
+        checkpoint.tensors, named.spec, default_grid=default_grid, where=str(weights)
+    )
     vit = build(spec, state)
-    preprocessing = named.preprocessing if given is None else _checked(given, spec)
-    notes = (() if given else named.notes) + fit_notes
-    original = _timm_original(named, spec, raw)
+    assumed = () if isinstance(given, Preprocessing) else named.notes
+    notes = (*assumed, *checkpoint.notes, *fit_notes)
+    original = _timm_original(named, spec, checkpoint.tensors, state, default_grid)
     if isinstance(original, Silence):
         notes = (*notes, original.note("the model was not compared with timm's"))
-        return FloatModel(named.name, vit, preprocessing, None, notes)
-    return FloatModel(named.name, vit, preprocessing, prove(vit, original, named.name), notes)
+        return FloatModel(named.name, vit, preprocessing, None, notes, overridden)
+    return FloatModel(named.name, vit, preprocessing, prove(vit, original, named.name), notes, overridden)
 
 
 def _preprocessing(
-    given: Preprocessing | None, cfg: Mapping[str, Any], spec: ViTSpec
-) -> tuple[Preprocessing, tuple[str, ...]]:
+    given: Given, cfg: Mapping[str, Any], spec: ViTSpec
+) -> tuple[Preprocessing, tuple[str, ...], tuple[str, ...]]:
+    """The preprocessing of a model object, notes on what was assumed, and the fields that were overridden."""
+    if isinstance(given, Preprocessing):
+        return _checked(given, spec), (), ()
+    own, notes = preprocessing_from_cfg(cfg, spec.img_size, spec.in_chans)
+    preprocessing, overridden = _override(own, given, spec)
+    return preprocessing, tuple(note for fields, note in notes.items() if not fields <= set(overridden)), overridden
+
+
+def _override(own: Preprocessing, given: Given, spec: ViTSpec) -> tuple[Preprocessing, tuple[str, ...]]:
+    if isinstance(given, Preprocessing):
+        return _checked(given, spec), ()
     if given is None:
-        return preprocessing_from_cfg(cfg, spec.img_size, spec.in_chans)
-    return _checked(given, spec), ()
+        return own, ()
+    if not isinstance(given, Mapping):
+        expected = "a Preprocessing, or a mapping of some of its fields"
+        raise ModelError("this is no preprocessing", where="preprocessing", got=type(given).__name__, expected=expected)
+    return _checked(own.replaced(**{str(field): value for field, value in given.items()}), spec), tuple(given)
 
 
 def _checked(given: Preprocessing, spec: ViTSpec) -> Preprocessing:
@@ -122,8 +169,18 @@ def _checked(given: Preprocessing, spec: ViTSpec) -> Preprocessing:
     return given
 
 
-def _timm_original(named: NamedModel, spec: ViTSpec, raw: dict[str, Tensor]) -> nn.Module | Silence:
-    """The same model by timm, its checkpoint converted by timm's own code: independent of everything we did to it."""
+def _timm_original(
+    named: NamedModel,
+    spec: ViTSpec,
+    raw: Mapping[str, Tensor],
+    fitted: Mapping[str, Tensor],
+    default_grid: tuple[int, int],
+) -> nn.Module | Silence:
+    """The same model by timm, its checkpoint converted by timm's own code: independent of how we fitted it.
+
+    But timm decides by the number of rows alone from which grid a position embedding comes, so where that number fits
+    several grids, our choice stands.
+    """
     timm = import_timm()
     if isinstance(timm, Silence):
         return timm
@@ -132,7 +189,11 @@ def _timm_original(named: NamedModel, spec: ViTSpec, raw: dict[str, Tensor]) -> 
         with torch.device("meta"):  # spares the initialisation of weights that are overwritten
             original: nn.Module = timm.create_model(named.name, pretrained=False, **settings)
         convert = timm.models.vision_transformer.checkpoint_filter_fn
-        original.load_state_dict(convert(dict(raw), original, adapt_layer_scale=True), strict=True, assign=True)
+        converted = convert(dict(raw), original, adapt_layer_scale=True)
+        as_many = raw["pos_embed"].shape[1] - ("register_tokens" in raw) == fitted["pos_embed"].shape[1]
+        if as_many and spec.grid != default_grid:
+            converted["pos_embed"] = fitted["pos_embed"]
+        original.load_state_dict(converted, strict=True, assign=True)
     except (RuntimeError, AttributeError, TypeError, KeyError) as error:
         reason = f"timm {timm.__version__} could not build or load the model ({type(error).__name__}: {error})"
         return Silence(reason, "Another version may: pip install --upgrade timm")
@@ -147,7 +208,7 @@ def prove(vit: VisionTransformer, original: nn.Module, name: str) -> float:
         ModelError: if it is below 80 dB, or the outputs differ in shape.
     """
     size = (1, vit.spec.in_chans, *vit.spec.img_size)
-    image = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
     expected, output = original(image), vit(image)
     if not isinstance(expected, Tensor) or expected.shape != output.shape:
         shape = list(expected.shape) if isinstance(expected, Tensor) else type(expected).__name__

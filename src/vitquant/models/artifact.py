@@ -193,6 +193,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_preprocessing(folder: str | Path) -> Preprocessing:
+    """What the saved model in a folder expects of its images.
+
+    Raises:
+        ArtifactError: no saved model, or a damaged one.
+    """
+    manifest = read_manifest(Path(folder))
+    try:
+        return Preprocessing.from_dict(manifest["preprocessing"])
+    except NONSENSE as error:
+        raise ArtifactError(f"the saved model is damaged: {error}", where=str(folder)) from error
+
+
 def state(model: QuantViT) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the artifact, by name."""
     yield "token_table", model.token_table

@@ -2,76 +2,52 @@
 
 from __future__ import annotations
 
-import math
-import pickle
-import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from vitquant.errors import ModelError, NumericsError
+from vitquant.models.checkpoint_entries import choose, flatten
+from vitquant.models.checkpoint_files import read_file
+from vitquant.models.checkpoint_names import tidy, timm_names
+from vitquant.models.positions import fit_positions
 from vitquant.models.vit import VisionTransformer, ViTSpec
 
-TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-WRAPPERS = ("state_dict", "model")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file, or of a ``.pth``, ``.pt`` or ``.bin`` by torch's ``weights_only`` reader.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's tensors as they were stored, by timm's names or those of a known release; ``notes`` tell what else
+    the file holds.
+    """
 
-    Wrapping dictionaries (``model``, ``state_dict``) and the prefix ``module.`` are taken off.
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def read_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
+    """The tensors of one model in a checkpoint: a file, the index of several files, or a folder with one of these.
+
+    Dictionaries around the model and a common prefix of its names are taken off.
+
+    Args:
+        path: see :func:`vitquant.models.checkpoint_files.read_file`.
+        entry: which of several models to take, such as ``model`` or ``teacher``. By default averaged weights
+            (``model_ema``, ``state_dict_ema``, ``teacher``) are preferred, as in timm.
 
     Raises:
-        ModelError: if the file is missing, damaged, of another format, or holds more than tensors.
+        ModelError: if the file is missing, damaged, of another format, or holds more than tensors; or if it has no
+            such entry, or no weights of a Vision Transformer.
     """
-    if not path.is_file():
-        raise ModelError("no such checkpoint", where=str(path), expected="a .safetensors, .pth, .pt or .bin file")
-    if path.suffix == ".safetensors":
-        try:
-            return dict(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"the checkpoint cannot be read ({error})", where=str(path)) from error
-    if path.suffix in TORCH_SUFFIXES:
-        return _unwrap(_torch_load(path), path)
-    raise ModelError(
-        "checkpoints of this kind are not read",
-        where=str(path),
-        got=path.suffix or "no suffix",
-        expected=f".safetensors, or {', '.join(TORCH_SUFFIXES)} with tensors only",
-        fix="save the state_dict with safetensors.torch.save_file",
-    )
-
-
-def _torch_load(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            "the checkpoint holds more than tensors, or is damaged; it was not executed",
-            where=str(path),
-            fix="save the plain state_dict, best with safetensors.torch.save_file",
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the checkpoint cannot be read ({error})", where=str(path)) from error
-
-
-def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
-    while isinstance(loaded, Mapping) and (inner := next((k for k in WRAPPERS if k in loaded), None)):
-        loaded = loaded[inner]
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        got = sorted(map(str, loaded))[:5] if isinstance(loaded, Mapping) else type(loaded).__name__
-        raise ModelError("no state_dict in the checkpoint", where=str(path), got=got, expected="names to tensors")
-    state: dict[str, Any] = dict(loaded)
-    if all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): value for key, value in state.items()}
-    return state
+    chosen, notes = choose(flatten(read_file(path), str(path)), entry, str(path))
+    _require(((name, _oddity(tensor)) for name, tensor in chosen.items()), str(path))
+    tensors, left = tidy(chosen)
+    return Checkpoint(tensors, (*notes, *left))
 
 
 def fit_checkpoint(
@@ -95,23 +71,32 @@ def fit_checkpoint(
         ModelError: if parameters are missing, left over or of another shape (the first five of each, and totals).
         NumericsError: if a parameter holds NaN or Inf.
     """
-    state, notes = _timm_names(state)
-    named_classes, spec = spec.num_classes, replace(spec, **_read_off(state))
+    state, notes = timm_names(state)
+    named_classes, spec = spec.num_classes, replace(spec, **_read_off(state, spec))
     if named_classes and spec.num_classes == 0:
         notes.append("the checkpoint has no head: the model's output is the pooled final norm")
     if "pos_embed" in state:
         prefix = spec.num_prefix if spec.pos_covers_prefix else 0
-        old = _grid(state["pos_embed"].shape, prefix, spec.grid, default_grid)
-        if old is not None and old != spec.grid:
-            notes.append("position embedding resampled from {}x{} to {}x{} patches".format(*old, *spec.grid))
-            state["pos_embed"] = resample_pos_embed(state["pos_embed"], old, spec.grid, prefix)
+        state["pos_embed"], note = fit_positions(state["pos_embed"], prefix, spec.grid, default_grid)
+        notes += [note] if note else []
     with torch.device("meta"):
         wanted = VisionTransformer(spec).state_dict()
     _check_fit({key: value.shape for key, value in wanted.items()}, state, where)
+    _require(((key, _not_float(state[key])) for key in wanted), where)
+    fitted = {key: state[key].float() for key in wanted}
+    require_finite(fitted, where, "the checkpoint")
+    return spec, fitted, tuple(notes)
+
+
+def require_finite(state: Mapping[str, Tensor], where: str, owner: str) -> None:
+    """Refuse parameters with NaN or Inf.
+
+    Raises:
+        NumericsError: naming the first such tensor.
+    """
     for key, value in state.items():
         if not value.isfinite().all():
-            raise NumericsError("NaN or Inf in the checkpoint", where=f"{where} {key}", expected="finite weights")
-    return spec, {key: state[key].float() for key in wanted}, tuple(notes)
+            raise NumericsError(f"NaN or Inf in {owner}", where=f"{where} {key}", expected="finite weights")
 
 
 def build(spec: ViTSpec, state: Mapping[str, Tensor]) -> VisionTransformer:
@@ -122,43 +107,46 @@ def build(spec: ViTSpec, state: Mapping[str, Tensor]) -> VisionTransformer:
     return model.eval()
 
 
-def resample_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int], num_prefix: int) -> Tensor:
-    """A position embedding ``[1, prefix + rows * cols, D]`` for another grid, as timm's ``resample_abs_pos_embed``.
-
-    The grid is resized bicubically with antialiasing; the rows of the prefix tokens stay as they are.
-    """
-    prefix, patches = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
-    grid = patches.float().reshape(1, *old, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(grid, size=new, mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
-    return torch.cat([prefix, resized.to(pos_embed.dtype)], dim=1)
-
-
-def _timm_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    named = {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", key): value for key, value in state.items()}
-    notes = []
-    if named.pop("mask_token", None) is not None:
-        notes.append("mask_token left out: it serves training only")
-    if "register_tokens" in named and "pos_embed" in named and "cls_token" in named:
-        # The original adds a position to the class token but none to the registers; timm keeps the sum.
-        named["reg_token"] = named.pop("register_tokens")
-        named["cls_token"] = named["cls_token"] + named["pos_embed"][:, :1]
-        named["pos_embed"] = named["pos_embed"][:, 1:]
-    return named, notes
+def _require(oddities: Iterable[tuple[str, str | None]], where: str) -> None:
+    found = [(name, oddity) for name, oddity in oddities if oddity]
+    if found:
+        name, oddity = found[0]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ModelError(
+            f"the tensor is not one of plain floating-point numbers{more}",
+            where=f"{where} {name}",
+            got=oddity,
+            expected="float32, float64, float16 or bfloat16",
+            fix="give a checkpoint of the float model",
+        )
 
 
-def _read_off(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _oddity(tensor: Tensor) -> str | None:
+    """What keeps a tensor from being read at all; ``None`` for a dense one with data."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return f"a {'nested' if tensor.is_nested else str(tensor.layout).removeprefix('torch.')} tensor"
+    if tensor.is_quantized:
+        return f"a quantized tensor ({_dtype(tensor)})"
+    if tensor.device.type == "meta":
+        return "a tensor without data (on the meta device)"
+    if tensor.numel() > 2**24 and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"{list(tensor.shape)}, of which few values are stored"
+    return None
+
+
+def _not_float(tensor: Tensor) -> str | None:
+    return None if tensor.dtype in FLOATS else _dtype(tensor)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _read_off(state: Mapping[str, Tensor], spec: ViTSpec) -> dict[str, Any]:
     head = state.get("head.weight")
+    classes = 0 if head is None else len(head) if head.ndim == 2 else spec.num_classes
     pool = "avg" if "fc_norm.weight" in state and "norm.weight" not in state else "token"
-    return {"num_classes": 0 if head is None else len(head), "pool": pool}
-
-
-def _grid(
-    shape: tuple[int, ...], prefix: int, wanted: tuple[int, int], default: tuple[int, int]
-) -> tuple[int, int] | None:
-    """The grid a position embedding was made for; ``None`` if its rows fit no grid."""
-    rows = shape[1] - prefix if len(shape) == 3 else 0
-    side = math.isqrt(max(rows, 0))
-    return next((grid for grid in (default, wanted, (side, side)) if rows > 0 and grid[0] * grid[1] == rows), None)
+    return {"num_classes": classes, "pool": pool}
 
 
 def _check_fit(wanted: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], where: str) -> None:

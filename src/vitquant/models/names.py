@@ -7,7 +7,10 @@ Sources: Dosovitskiy et al., 2021 (ViT; table 1), Touvron et al., 2021 (DeiT) an
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 from vitquant.data.preprocessing import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitquant.errors import ModelError
@@ -22,6 +25,9 @@ SIZES = {
     "base": (768, 12, 12),
     "large": (1024, 24, 16),
 }
+MAX_SIDE = 8192
+"""Pixels a side; attention's memory grows with their fourth power."""
+
 TO_LARGE, TO_BASE = ("tiny", "small", "base", "large"), ("tiny", "small", "base")
 
 
@@ -102,7 +108,8 @@ def lookup(name: str, *, img_size: int | tuple[int, int] | None = None) -> Named
         img_size: another input size than the name's, in pixels (``(height, width)`` or one number for both).
 
     Raises:
-        ModelError: if the name, or a tag that timm could know, is unknown, or ``img_size`` is no multiple of the patch.
+        ModelError: if the name, or a tag that timm could know, is unknown, or ``img_size`` is no whole numbers of
+            pixels or no multiple of the patch.
     """
     base, _, tag = name.partition(".")
     spec, preprocessing = _named(base)
@@ -110,9 +117,20 @@ def lookup(name: str, *, img_size: int | tuple[int, int] | None = None) -> Named
     if tag:
         preprocessing, notes = _tagged(name, preprocessing)
     if img_size is not None:
-        size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+        size = _size(img_size)
         spec, preprocessing = replace(spec, img_size=size), replace(preprocessing, img_size=size)
     return NamedModel(name, base, spec, preprocessing, notes)
+
+
+def _size(img_size: object) -> tuple[int, int]:
+    sides = tuple(img_size) if isinstance(img_size, Sequence) and not isinstance(img_size, str) else (img_size,) * 2
+    if len(sides) != 2 or not all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides):
+        expected = "whole pixels, one number or (height, width)"
+        raise ModelError("this is no image size", where="img_size", got=repr(img_size), expected=expected)
+    if max(sides) > MAX_SIDE:
+        expected = f"at most {MAX_SIDE} pixels a side"
+        raise ModelError("the images would be too large", where="img_size", got=repr(img_size), expected=expected)
+    return int(sides[0]), int(sides[1])
 
 
 def _named(base: str) -> tuple[ViTSpec, Preprocessing]:
@@ -124,7 +142,7 @@ def _named(base: str) -> tuple[ViTSpec, Preprocessing]:
     raise ModelError(
         "unknown model name",
         where="model",
-        got=base,
+        got=base if re.fullmatch(r"[\w.-]+", base) else repr(base),
         expected=f"a name such as {', '.join(close or known_models()[:5])}",
         fix="vitquant.models.names.known_models() lists all names; other models of timm go in as model objects",
     )
@@ -162,4 +180,5 @@ def _tagged(name: str, default: Preprocessing) -> tuple[Preprocessing, tuple[str
         base = name.partition(".")[0]
         tags = ", ".join(timm.list_models(f"{base}.*", pretrained=True))
         raise ModelError("unknown tag", where="model", got=name, expected=f"{base} or one of {tags}") from error
-    return preprocessing_from_cfg(cfg, default.img_size, default.channels)
+    preprocessing, notes = preprocessing_from_cfg(cfg, default.img_size, default.channels)
+    return preprocessing, tuple(notes.values())

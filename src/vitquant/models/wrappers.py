@@ -1,0 +1,37 @@
+"""Taking a model object out of what training and compilation wrap it in."""
+
+from __future__ import annotations
+
+from torch import nn
+
+# Class -> the attribute that holds the model. Their forward is the model's own.
+WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",  # torch.compile
+    "AveragedModel": "module",  # torch.optim.swa_utils
+    "ModelEma": "ema",
+    "ModelEmaV2": "module",
+    "ModelEmaV3": "module",  # timm.utils
+}
+PACKAGES = ("torch", "timm")
+
+
+def unwrap(model: object) -> object:
+    """The model inside any number of wrappers, such as ``DataParallel`` around what ``torch.compile`` returned.
+
+    A wrapper is known by its class, so that a user's own module with a forward of its own stays what it is.
+    """
+    while isinstance(model, nn.Module) and (attribute := _attribute(model)):
+        model = getattr(model, attribute)
+    return model
+
+
+def _attribute(model: nn.Module) -> str | None:
+    known = (
+        WRAPPERS[base.__name__]
+        for base in type(model).__mro__
+        if base.__name__ in WRAPPERS and base.__module__.partition(".")[0] in PACKAGES
+    )
+    return next((name for name in known if isinstance(getattr(model, name, None), nn.Module)), None)
