@@ -27,7 +27,7 @@ def positive(text: str) -> int:
 def add_job_options(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
     """Options of the commands that run the main job; small models are quicker in larger batches."""
     parser.add_argument("--out", default="out", metavar="DIR", help="folder of the results (default: out)")
-    told = f"images in one forward ({batch_size})"
+    told = f"images per forward ({batch_size}); of the observers only PercentileObserver depends on it"
     parser.add_argument("--batch-size", type=positive, default=batch_size, metavar="N", help=told)
     parser.add_argument("--profile-images", type=positive, default=16, metavar="N", help="images to profile on (16)")
     parser.add_argument(
