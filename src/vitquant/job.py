@@ -20,6 +20,7 @@ from vitquant.errors import DataError, DeployabilityError, NumericsError
 from vitquant.files import write_atomically
 from vitquant.integer import storage
 from vitquant.integer.compare import Comparison, compare_models
+from vitquant.integer.float_share import FloatShare, float_share
 from vitquant.integer.lowering import compile  # noqa: A004
 from vitquant.integer.program import IntegerProgram
 from vitquant.models.adapt import FloatModel
@@ -43,6 +44,7 @@ class JobResult:
     """What the job found, and where it put it.
 
     ``program`` and ``comparison`` are ``None`` where integers cannot execute the configuration; ``refusal`` says why.
+    ``kept_float`` is what the configuration leaves in floating point.
     """
 
     model: QuantViT
@@ -54,6 +56,7 @@ class JobResult:
     summary: dict[str, Any]
     out: Path
     float_bytes: int
+    kept_float: FloatShare
 
     @property
     def files(self) -> dict[str, str]:
@@ -73,6 +76,7 @@ def run(
     batch_size: int = 8,
     seed: int = 0,
     device: str = "cpu",
+    strict: bool = False,
 ) -> JobResult:
     """Quantize, evaluate, profile, and write everything into ``out``.
 
@@ -90,6 +94,7 @@ def run(
         seed: seed of torch's generators, recorded in ``summary.json``. The steps are deterministic and draw from none;
             it matters only to images that do, such as those of a ``DataLoader`` that shuffles.
         device: ``"cpu"`` or ``"cuda"``.
+        strict: refuse a configuration that leaves a point in floating point.
 
     Raises:
         VitquantError: whatever goes wrong; ``out`` is as it was before.
@@ -101,7 +106,8 @@ def run(
     torch.manual_seed(seed)
 
     seconds: dict[str, float] = {}
-    quantized = prepare(model, as_config(config), device=device)
+    quantized = prepare(model, as_config(config), device=device, strict=strict)
+    kept_float = float_share(quantized.config, quantized.spec)
     # What can be known to be wrong with these images is found before the long work.
     eval_source = open_images(evaluation, model.preprocessing)
     if not eval_source.repeatable:
@@ -126,6 +132,7 @@ def run(
     seconds["total"] = time.perf_counter() - start
 
     summary = summarize(model, evaluated, profiled, seconds, seed)
+    summary["float"] = {"points": list(kept_float.points), "multiplications": round(kept_float.share, 6)}
     summary["integer"] = integer_summary(program, refusal, comparison)
     save(quantized, out)
     if program is not None:
@@ -135,7 +142,9 @@ def run(
     write_atomically(out / "config.resolved.yaml", quantized.config.to_yaml())
     write_atomically(out / "points.csv", points_csv(profiled))
     write_atomically(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    return JobResult(quantized, evaluated, profiled, program, refusal, comparison, summary, out, float_bytes(model))
+    return JobResult(
+        quantized, evaluated, profiled, program, refusal, comparison, summary, out, float_bytes(model), kept_float
+    )
 
 
 def lower(model: QuantViT, name: str) -> tuple[IntegerProgram | None, str | None]:

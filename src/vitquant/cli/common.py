@@ -34,6 +34,7 @@ def add_job_options(parser: argparse.ArgumentParser, batch_size: int = 16) -> No
         "--seed", type=int, default=0, help="recorded in summary.json; changes nothing, all steps are deterministic (0)"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (cpu)")
+    parser.add_argument("--strict", action="store_true", help="refuse a configuration that leaves any point float")
     add_output_options(parser)
 
 
@@ -87,7 +88,8 @@ def print_result(result: JobResult, as_json: bool) -> None:
     out.print(table)
     out.print(worst_table(result.profile))
     active = sum(p.active for p in result.profile.points)
-    out.print(f"{active} of {len(result.profile.points)} points are quantized, the others stay float.")
+    told = f"{active} of {len(result.profile.points)} points are quantized; {result.kept_float}."
+    out.print(told, highlight=False, soft_wrap=True)
     if program is not None and result.comparison is not None:
         out.print(f"Integers by {result.comparison.executor}.", highlight=False)
         out.print(result.comparison.agreement(), highlight=False)
