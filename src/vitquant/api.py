@@ -13,6 +13,7 @@ from torch import nn
 
 from vitquant.config import ModelConfig, load_config_from_yaml
 from vitquant.data import ImagesLike, open_images
+from vitquant.integer.float_share import require_integers
 from vitquant.models.adapt import FloatModel, adapt
 from vitquant.models.calibrate import calibrate_batches
 from vitquant.models.quant_vit import QuantViT
@@ -34,6 +35,7 @@ def quantize(
     limit: int | None = None,
     batch_size: int = 8,
     device: str | torch.device = "cpu",
+    strict: bool = False,
 ) -> QuantViT:
     """Quantize a Vision Transformer: build, calibrate, fold. The result computes what integers will.
 
@@ -48,6 +50,7 @@ def quantize(
         limit: calibrate on at most so many images.
         batch_size: images in one forward. Statistics are streamed, so memory grows with this and with nothing else.
         device: where to compute.
+        strict: refuse a configuration that leaves a point in floating point.
 
     Raises:
         VitquantError: see ``docs/failures.md`` for what can go wrong and how it reads.
@@ -59,7 +62,9 @@ def quantize(
     >>> qmodel(float_model.preprocessing.normalize(test_images[:2, None])).shape
     torch.Size([2, 10])
     """
-    qmodel = prepare(model, config, weights=weights, weights_entry=weights_entry, img_size=img_size, device=device)
+    qmodel = prepare(
+        model, config, weights=weights, weights_entry=weights_entry, img_size=img_size, device=device, strict=strict
+    )
     return calibrate(qmodel, calibration, limit=limit, batch_size=batch_size)
 
 
@@ -71,14 +76,21 @@ def prepare(
     weights_entry: str | None = None,
     img_size: int | tuple[int, int] | None = None,
     device: str | torch.device = "cpu",
+    strict: bool = False,
 ) -> QuantViT:
-    """The first step of :func:`quantize`: the model with its points, not calibrated yet, in mode ``FP32``."""
+    """The first step of :func:`quantize`: the model with its points, not calibrated yet, in mode ``FP32``.
+
+    Raises:
+        DeployabilityError: ``strict``, and a point stays float.
+    """
     config = as_config(config)
     if isinstance(model, FloatModel):
         found = model
     else:
         found = adapt(model, weights=weights, weights_entry=weights_entry, img_size=img_size)
     qmodel: QuantViT = QuantViT(found.vit, config, found.preprocessing).to(device)
+    if strict:
+        require_integers(qmodel.config, qmodel.spec)
     return qmodel
 
 

@@ -20,6 +20,7 @@ from vitquant.errors import DataError, DeployabilityError, NumericsError
 from vitquant.files import require_writable, write_folder
 from vitquant.integer import storage
 from vitquant.integer.compare import Comparison, compare_models
+from vitquant.integer.float_share import FloatShare, float_share
 from vitquant.integer.lowering import compile  # noqa: A004
 from vitquant.integer.program import IntegerProgram
 from vitquant.models.adapt import FloatModel
@@ -44,6 +45,7 @@ class JobResult:
     """What the job found, and where it put it.
 
     ``program`` and ``comparison`` are ``None`` where integers cannot execute the configuration; ``refusal`` says why.
+    ``kept_float`` is what the configuration leaves in floating point.
     """
 
     model: QuantViT
@@ -55,6 +57,7 @@ class JobResult:
     summary: dict[str, Any]
     out: Path
     float_bytes: int
+    kept_float: FloatShare
 
     @property
     def files(self) -> dict[str, str]:
@@ -74,6 +77,7 @@ def run(
     batch_size: int = 8,
     seed: int = 0,
     device: str = "cpu",
+    strict: bool = False,
 ) -> JobResult:
     """Quantize, evaluate, profile, and write everything into ``out``.
 
@@ -91,6 +95,7 @@ def run(
         seed: seed of torch's generators, recorded in ``summary.json``. The steps are deterministic and draw from none;
             it matters only to images that do, such as those of a ``DataLoader`` that shuffles.
         device: ``"cpu"`` or ``"cuda"``.
+        strict: refuse a configuration that leaves a point in floating point.
 
     Raises:
         VitquantError: whatever goes wrong; ``out`` is as it was before.
@@ -104,7 +109,8 @@ def run(
     torch.manual_seed(seed)
 
     seconds: dict[str, float] = {}
-    quantized = prepare(model, as_config(config), device=device)
+    quantized = prepare(model, as_config(config), device=device, strict=strict)
+    kept_float = float_share(quantized.config, quantized.spec)
     # What can be known to be wrong with these images is found before the long work.
     eval_source = open_images(evaluation, model.preprocessing)
     if not eval_source.repeatable:
@@ -129,6 +135,7 @@ def run(
     seconds["total"] = time.perf_counter() - start
 
     summary = {KEY: run_id(quantized)} | summarize(model, evaluated, profiled, seconds, seed)
+    summary["float"] = {"points": list(kept_float.points), "multiplications": round(kept_float.share, 6)}
     summary["integer"] = integer_summary(program, refusal, comparison)
     files = encode_model(quantized) | {
         "config.resolved.yaml": quantized.config.to_yaml(),
@@ -139,7 +146,9 @@ def run(
         files = storage.program_files(program) | files
     # A program that lies there and is not replaced is that of another model.
     write_folder(out, files, remove=[name for name in storage.FILES if name not in files])
-    return JobResult(quantized, evaluated, profiled, program, refusal, comparison, summary, out, float_bytes(model))
+    return JobResult(
+        quantized, evaluated, profiled, program, refusal, comparison, summary, out, float_bytes(model), kept_float
+    )
 
 
 def lower(model: QuantViT, name: str) -> tuple[IntegerProgram | None, str | None]:

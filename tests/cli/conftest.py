@@ -112,9 +112,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def refused(quantize: Callable[..., Outcome], folder: Path) -> Callable[..., str]:
     """Run ``vitquant quantize``, see that it fails with this code and leaves all files alone; returns the message."""
 
-    def command(expected_code: int, **options: str) -> str:
+    def command(expected_code: int, *flags: str, **options: str) -> str:
         before = contents(folder)
-        outcome = quantize(**options)
+        outcome = quantize(*flags, **options)
         assert outcome.code == expected_code, outcome.err
         assert outcome.out == ""
         assert "Traceback" not in outcome.err

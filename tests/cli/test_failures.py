@@ -122,6 +122,14 @@ def test_channels_without_range_warn_and_go_on(
     assert (norm1.scale[2:] < 1).all()
 
 
+def test_strict_refuses_what_stays_float(refused: Callable[..., str], run: Callable[..., Any], folder: Path) -> None:
+    assert documented(refused(2, "--strict", config="linears_int8.yaml"))
+    outcome = run("demo", "--strict", "--config", "attn_config.yaml", "--out", "new")
+    assert outcome.code == 2
+    assert outcome.error.startswith("error: strict: 52 points stay float, and with them ")
+    assert not (folder / "new").exists()
+
+
 def refusal(step: Callable[[], object], code: int) -> str:
     with pytest.raises(VitquantError) as caught:
         step()

@@ -14,6 +14,11 @@ from vitquant.cli.main import main
 from vitquant.config import point_names
 
 MODEL = "deit_tiny_patch16_224"
+FAILURES = (Path(__file__).parents[2] / "docs" / "failures.md").read_text(encoding="utf-8")
+
+
+def documented(message: str) -> bool:
+    return f"```text\n{message}\n```" in FAILURES
 
 
 def test_results_are_those_of_the_library(quantize: Callable[..., Any], folder: Path) -> None:
@@ -75,6 +80,18 @@ def test_the_table_for_people(quantize: Callable[..., Any], folder: Path) -> Non
     for text in ("on 6 images", "top-1", "SQNR of the output", "The 5 points that lose most", "Results in out/"):
         assert text in outcome.out
     assert "99 of 234 points are quantized" in outcome.out  # 12 * (4 weights + 4 inputs) + patches, norm, head
+    told = next(line for line in outcome.out.splitlines() if "points are quantized" in line)
+    assert documented(told)
+    kept = json.loads((folder / "out" / "summary.json").read_text())["float"]
+    assert len(kept["points"]) == 97
+    assert f"{kept['multiplications']:.1%} of the multiplications" in told
+
+
+def test_strict_accepts_a_whole_model_in_integers(quantize: Callable[..., Any], folder: Path) -> None:
+    outcome = quantize("--strict", profile_images="1")
+    assert outcome.code == 0, outcome.err
+    assert "points are quantized; no point stays float." in outcome.out
+    assert json.loads((folder / "out" / "summary.json").read_text())["float"] == {"points": [], "multiplications": 0}
     assert outcome.err.splitlines()[1] == (
         "preprocessing  32x32 RGB, bicubic, crop 0.9, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
     )

@@ -20,7 +20,7 @@ from vitquant.config import (
     point_names,
     section_of,
 )
-from vitquant.config.resolve import specificity
+from vitquant.config.pattern import Pattern
 
 Resolve = Callable[..., ResolvedConfig]
 Refusal = Callable[[str], str]
@@ -98,8 +98,14 @@ def test_the_more_specific_override_wins_wherever_it_stands(resolve: Resolve) ->
 
 def test_an_exact_name_beats_a_glob_with_as_many_literals() -> None:
     patterns = ["*", "*.weight", "blocks.?.attn_qkv.weight", "blocks.[!0]*.attn_qkv.weight*", "head.weight"]
-    assert [specificity(p) for p in patterns] == [(False, 0), (False, 7), (False, 23), (False, 23), (True, 11)]
-    assert max(patterns, key=specificity) == "head.weight"
+    assert [Pattern.parse(p).specificity for p in patterns] == [
+        (False, 0),
+        (False, 7),
+        (False, 23),
+        (False, 23),
+        (True, 11),
+    ]
+    assert max(patterns, key=lambda p: Pattern.parse(p).specificity) == "head.weight"
 
 
 def test_patterns_match_whole_names_only(resolve: Resolve) -> None:

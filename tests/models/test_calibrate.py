@@ -16,6 +16,7 @@ from vitquant.errors import DataError, LifecycleError, NumericsError
 from vitquant.layers import Mode
 from vitquant.models.adapt import FloatModel, sqnr_db
 from vitquant.models.calibrate import calibrate_batches
+from vitquant.models.fashion import load_fashion_images
 from vitquant.models.quant_vit import QuantViT, RangeWarning, no_range_message
 from vitquant.models.vit import VisionTransformer
 
@@ -287,3 +288,33 @@ def test_every_observer_quantizes(observer: str, mode: str, make_vit: Callable[.
     model = calibrate(small(vit, config), pixels(16))
     x = PREPROCESSING.normalize(pixels(16))
     assert sqnr_db(vit(x), model(x)) > (8 if observer == "KLObserver" else 12)
+
+
+@pytest.mark.parametrize("observer", ["MinmaxObserver", "KLObserver", "OmseObserver"])
+def test_the_batch_size_changes_no_scale(fashion: FloatModel, observer: str) -> None:
+    """All ways of sharing a scale. Beyond the rounding of the forwards only a near tie between two ranges could."""
+    modes = {
+        "layer_wise": ("attn_q_out", "attn_kv_out", "mlp_gelu", "residual1"),
+        "channel_wise": ("attn_k_out", "intSoft", "norm1"),  # intSoft: by head
+        "head_wise": ("attn_v_input", "attn_v_out", "norm2", "residual2"),
+    }
+    config = {
+        layer: {"calibration_mode": mode, "observer_type": observer, "kl_bins": 512}
+        for mode, layers in modes.items()
+        for layer in layers
+    }
+    images = load_fashion_images()[0][:64, None]
+    found = []
+    for batch_size in (64, 1, 7, 8):
+        model = quantize(fashion, config, calibration=images, batch_size=batch_size)
+        found.append(torch.cat([scale.double().flatten() for scale, _ in grids(model).values()]))
+    assert len(found[0]) > 1000
+    for other in found[1:]:
+        off = (other / found[0] - 1).abs() > 1e-5
+        assert off.double().mean() < 0.01
+
+
+def test_percentiles_are_those_of_the_batches(fashion: FloatModel, calibration_images: Tensor) -> None:
+    config = {"activation": {"observer_type": "PercentileObserver", "percentile_alpha": 0.999}}
+    one, other = (quantize(fashion, config, calibration=calibration_images, batch_size=n) for n in (8, 32))
+    assert not same(one, other)

@@ -20,7 +20,9 @@ from vitquant.observers import (
     PercentileObserver,
     make_observer,
 )
+from vitquant.observers.histogram import thinning_stride
 
+SAMPLING = ["KLObserver", "OmseObserver"]
 LAYOUTS = {"layer_wise": ChannelLayout(None), "channel_wise": ChannelLayout(-1), "head_wise": ChannelLayout(-1, 4)}
 
 
@@ -127,10 +129,81 @@ def test_merging_is_having_seen_both(x, cut, mode, name):
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_merging_large_thinned_batches(name):
     torch.manual_seed(1)
-    batches = [torch.randn(2, 70, 512) * size for size in (1, 5, 0.1)]
+    assert thinning_stride(70, 70 * 512) == 9
+    batches = [torch.randn(images, 70, 512) * size for images, size in ((9, 1), (2, 5), (2, 0.1))]
     layout = ChannelLayout(-1, 64)
     merged = seen(name, layout, batches[:1]).merge(seen(name, layout, batches[1:]))
     torch.testing.assert_close(ranges(merged), ranges(seen(name, layout, batches)), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_merging_between_two_rows_of_the_sample_keeps_both_samples(name):
+    torch.manual_seed(1)
+    first, second = torch.randn(2, 70, 512), 5 * torch.randn(4, 70, 512)
+    layout = ChannelLayout(-1, 64)
+    merged, other = seen(name, layout, [first]), seen(name, layout, [second])
+    before = merged.histogram.counted
+    merged.merge(other)
+    assert merged.histogram.counted == before + other.histogram.counted
+    whole = seen(name, layout, [first, second])
+    assert abs(merged.histogram.counted - whole.histogram.counted) <= 64  # one row
+    assert torch.equal(merged.extremes.high, whole.extremes.high)
+    for observer in (merged, whole):
+        observer.observe(first)
+    assert abs(merged.histogram.counted - whole.histogram.counted) <= 64
+
+
+TENSORS = {  # of one image, all larger than a sample: where the channel is
+    "tokens, layer_wise": ((140, 96), ChannelLayout(None)),
+    "tokens, channel_wise": ((140, 96), ChannelLayout(-1)),
+    "tokens, head_wise": ((140, 96), ChannelLayout(-1, 32)),
+    "few tokens, head_wise": ((17, 768), ChannelLayout(-1, 64)),
+    "scores, layer_wise": ((6, 41, 41), ChannelLayout(None)),
+    "scores by head": ((6, 41, 41), ChannelLayout(1)),
+    "more images than positions": ((500, 3, 3), ChannelLayout(1, 250)),
+    "logits, layer_wise": ((10_000,), ChannelLayout(None)),
+    "logits, head_wise": ((10_000,), ChannelLayout(-1, 5_000)),
+}
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+@pytest.mark.parametrize("case", TENSORS)
+def test_the_sample_does_not_depend_on_how_images_are_cut_into_batches(name, case):
+    shape, layout = TENSORS[case]
+    torch.manual_seed(0)
+    x = torch.randn(24, *shape) * torch.logspace(-1, 1, 24).view(-1, *[1] * len(shape))
+    cuts = [x.split(size) for size in (24, 1, 7, 8)] + [(x[:1], x[1:20], x[20:])]
+    found = [torch.stack(seen(name, layout, batches).range(bits=8, signed=True)) for batches in cuts]
+    if name == "PercentileObserver":  # a quantile of each batch: the one observer that knows batches
+        assert not torch.equal(found[0], found[1])
+        return
+    for other in found[1:]:
+        assert torch.equal(other, found[0])
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_the_sample_is_about_as_large_for_every_image_and_reaches_every_row(case):
+    shape, layout = TENSORS[case]
+    observer = make("OmseObserver", layout)
+    observer.observe(torch.ones(24, *shape))
+    per_image = observer.histogram.counts.sum().item() / 24
+    assert min(math.prod(shape), 2**9) <= per_image <= 2**12
+
+
+def test_every_token_gets_its_turn_in_the_sample():
+    """Of 70 tokens, one in 9 is counted in an image: in 9 images all of them."""
+    token = torch.arange(70.0).view(1, 70, 1).expand(9, 70, 512)
+    observer = make("OmseObserver", ChannelLayout(None), kl_bins=256)
+    observer.observe(token)
+    assert observer.histogram.counts[0, 128:198].tolist() == [512] * 70  # bins are 1 wide
+
+
+def test_the_sample_of_a_weight_is_whole_up_to_4096_inputs():
+    for layout in (ChannelLayout(None), ChannelLayout(0), ChannelLayout(0, 8)):
+        for inputs, least, most in ((4096, 4096, 4096), (4097, 4097 // 3, 4097 // 2 + 1)):
+            observer = make("OmseObserver", layout)
+            observer.observe(torch.randn(16, inputs))
+            assert 16 * least <= observer.histogram.counts.sum() <= 16 * most
 
 
 @pytest.mark.parametrize("name", OBSERVERS)

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from vitquant.cli.common import add_output_options, console, positive
 from vitquant.config import ModelConfig, point_names
 from vitquant.integer.deployability import Verdict, refusal, verdicts
+from vitquant.integer.float_share import float_share
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,11 +35,14 @@ def run(args: argparse.Namespace) -> None:
 
         spec = lookup(args.model).spec
         names = point_names(spec.depth, head=bool(spec.num_classes), distilled=spec.dist_token)
-        judged = found = verdicts(config.resolve(names), spec)
+        resolved = config.resolve(names)
+        judged = found = verdicts(resolved, spec)
     if args.json:
         print(json.dumps([asdict(v) | {"ships": v.ships} for v in judged], indent=2))
     else:
         show(judged, args.config)
+        if args.model is not None:
+            console().print(f"As a whole model: {float_share(resolved, spec)}.", highlight=False)
     if not all(v.ships for v in judged):
         raise refusal(judged)
     if not args.json:

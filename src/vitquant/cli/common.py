@@ -29,13 +29,14 @@ def positive(text: str) -> int:
 def add_job_options(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
     """Options of the commands that run the main job; small models are quicker in larger batches."""
     parser.add_argument("--out", default="out", metavar="DIR", help="folder of the results (default: out)")
-    told = f"images in one forward ({batch_size})"
+    told = f"images per forward ({batch_size}); of the observers only PercentileObserver depends on it"
     parser.add_argument("--batch-size", type=positive, default=batch_size, metavar="N", help=told)
     parser.add_argument("--profile-images", type=positive, default=16, metavar="N", help="images to profile on (16)")
     parser.add_argument(
         "--seed", type=int, default=0, help="recorded in summary.json; changes nothing, all steps are deterministic (0)"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (cpu)")
+    parser.add_argument("--strict", action="store_true", help="refuse a configuration that leaves any point float")
     add_output_options(parser)
 
 
@@ -132,7 +133,8 @@ def print_result(result: JobResult, as_json: bool) -> None:
     out.print(table)
     out.print(worst_table(result.profile))
     active = sum(p.active for p in result.profile.points)
-    out.print(f"{active} of {len(result.profile.points)} points are quantized, the others stay float.")
+    told = f"{active} of {len(result.profile.points)} points are quantized; {result.kept_float}."
+    out.print(told, highlight=False, soft_wrap=True)
     if program is not None and result.comparison is not None:
         out.print(f"Integers by {result.comparison.executor}.", highlight=False)
         out.print(result.comparison.agreement(), highlight=False)

@@ -15,7 +15,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parts = commands.add_parser("config", help="show, describe and migrate configuration files").add_subparsers(
         metavar="PART", required=True
     )
-    show = parts.add_parser("show", help="print the settings of every point, and which rule gave them")
+    show = parts.add_parser(
+        "show",
+        help="print the settings of every point, and which rule gave them",
+        epilog="In the table blocks.0,2-4.NAME stands for several blocks; in a file write blocks.{0,2..4}.NAME.",
+    )
     show.add_argument("file", help="YAML file, or a shipped one's name")
     show.add_argument("--model", metavar="NAME", help="the model whose points to list (default: --depth blocks)")
     show.add_argument("--depth", type=positive, default=12, metavar="N", help="number of blocks without --model (12)")

@@ -35,5 +35,6 @@ def run(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         seed=args.seed,
         device=args.device,
+        strict=args.strict,
     )
     print_result(result, args.json)

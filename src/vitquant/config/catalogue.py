@@ -133,5 +133,6 @@ def point_names(depth: int, *, head: bool = True, distilled: bool = False) -> tu
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """Up to three names that look like ``name``, as text for an error; ``None`` if nothing does."""
-    return ", ".join(get_close_matches(name, list(known), n=3, cutoff=0.55)) or None
+    """Up to three names that look like ``name`` in any letter case, as text for an error; ``None`` if nothing does."""
+    names = {candidate.lower(): candidate for candidate in known}
+    return ", ".join(names[near] for near in get_close_matches(name[:200].lower(), names, n=3, cutoff=0.55)) or None

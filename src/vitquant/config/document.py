@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from vitquant.config.catalogue import LAYER, Kind, closest
 from vitquant.config.explain import FieldError, show, unknown_field
+from vitquant.config.pattern import Pattern
 from vitquant.config.quant_config import PARTIAL, SOFTMAX_FIELDS, BitType, QuantConfig
-from vitquant.config.source import Leaf, Node, Place, Table
+from vitquant.config.source import MAX_DEPTH, Leaf, Node, Place, Table, check_key
 from vitquant.errors import ConfigError
 
 GLOBAL_KEYS: Mapping[str, Kind] = {"outputs": Kind.OUTPUT, **{kind.value: kind for kind in Kind}}
@@ -43,7 +44,7 @@ class Section:
 class Override:
     """A section for the points whose full name matches ``pattern``."""
 
-    pattern: str
+    pattern: Pattern
     section: Section
 
 
@@ -93,6 +94,12 @@ def form_of(root: Table) -> str:
     for key, node in root.entries.items():
         if key not in known:
             near = closest(key, known)
+            if any(char in key for char in ".*?[{"):
+                raise ConfigError(
+                    f"unknown layer or section `{key}`",
+                    where=f"{node.place} {key}",
+                    fix="write names of points and patterns inside overrides",
+                )
             raise ConfigError(
                 f"unknown layer or section `{key}`" + (f", did you mean `{near.split(', ')[0]}`" if near else ""),
                 where=f"{node.place} {key}",
@@ -140,7 +147,7 @@ def _read_layer(name: str, node: Node) -> Iterator[tuple[str, Section]]:
 def _read_overrides(node: Node) -> tuple[Override, ...]:
     found: dict[str, Override] = {}
     for override in _each_override(node):
-        first = found.setdefault(override.pattern, override)
+        first = found.setdefault(override.pattern.text, override)
         if first is not override:
             raise ConfigError(
                 f"says the same as {first.section.name} ({first.section.place})",
@@ -157,9 +164,17 @@ def _each_override(node: Node) -> Iterator[Override]:
             for part, settings in child.entries.items():
                 if part not in _LINEAR_PARTS:
                     raise unknown_field(part, part, _LINEAR_PARTS).at(f"{settings.place} {name}.{part}")
-                yield Override(f"{pattern}.{part}", read_section(settings, f"{name}.{part}", softmax=True))
+                whole = _pattern(f"{pattern}.{part}", child.place, name)
+                yield Override(whole, read_section(settings, f"{name}.{part}", softmax=True))
         else:
-            yield Override(pattern, read_section(child, name, softmax=True))
+            yield Override(_pattern(pattern, child.place, name), read_section(child, name, softmax=True))
+
+
+def _pattern(text: str, place: Place, name: str) -> Pattern:
+    try:
+        return Pattern.parse(text)
+    except ConfigError as error:
+        raise error.located(f"{place} {name}") from error
 
 
 def read_section(node: Node, name: str, *, softmax: bool) -> Section:
@@ -210,12 +225,19 @@ def unflatten(fields: Mapping[str, object]) -> dict[str, object]:
     return nested
 
 
-def tree(value: object, place: Place) -> Node:
-    """Plain Python mappings as the tree that :func:`read_document` takes."""
+def tree(value: object, place: Place, depth: int = 1) -> Node:
+    """Plain Python mappings as the tree that :func:`read_document` takes.
+
+    Raises:
+        ConfigError: a key that is not text, or mappings nested too deeply (such as one that contains itself).
+    """
     if isinstance(value, BitType):
         value = value.model_dump()
     if isinstance(value, Mapping):
-        return Table({str(key): tree(child, place) for key, child in value.items()}, place)
+        if depth > MAX_DEPTH:
+            raise ConfigError("nested too deeply", where=str(place), expected=f"at most {MAX_DEPTH} levels")
+        entries = {check_key(key, place): tree(child, place, depth + 1) for key, child in value.items()}
+        return Table(entries, place)
     return Leaf(value, place)
 
 

@@ -20,7 +20,7 @@ class FieldError(ConfigError):
     def __init__(
         self, key: str, problem: str, *, got: object = None, expected: str | None = None, fix: str | None = None
     ) -> None:
-        super().__init__(problem, where=f"QuantConfig {key}", got=got, expected=expected, fix=fix)
+        super().__init__(problem, where=f"QuantConfig {brief(key)}", got=got, expected=expected, fix=fix)
         self.key = key
 
     def at(self, where: str) -> ConfigError:
@@ -52,7 +52,7 @@ def unknown_field(key: str, name: str, known: tuple[str, ...]) -> FieldError:
         hint, fix = "", f"write it inside bit_type, as in bit_type: {{{name}: ...}}"
     else:
         hint, fix = (f", did you mean `{near[0]}`", f"write {near[0]}") if near else ("", "remove the key")
-    return FieldError(key, f"unknown key `{name}`{hint}", expected=f"one of {', '.join(known)}", fix=fix)
+    return FieldError(key, f"unknown key `{brief(name)}`{hint}", expected=f"one of {', '.join(known)}", fix=fix)
 
 
 def _wrong_value(key: str, value: object, field: Schema) -> FieldError:
@@ -75,8 +75,12 @@ def _fix(value: object, field: Schema) -> str | None:
     if isinstance(value, str) and "enum" in field:
         near = get_close_matches(value.lower(), [name.lower() for name in field["enum"]], n=1, cutoff=0.4)
         return f"write {next(name for name in field['enum'] if name.lower() == near[0])}" if near else None
+    if isinstance(value, float) and field["type"] == "integer":
+        return f"write {value:.0f}" if value.is_integer() and abs(value) < 1e9 else None
     if isinstance(value, str) and field["type"] in ("number", "integer"):
         number = yaml_number(value)
+        if number and field["type"] == "integer" and not re.fullmatch("[-+]?[0-9]+", number):
+            return _fix(float(number), field)
         return f"write {number}, which YAML reads as a number" if number else None
     if isinstance(value, str) and field["type"] == "boolean" and value.lower() in ("true", "false"):
         return f"write {value.lower()} without quotes"
@@ -89,10 +93,16 @@ def yaml_number(text: str) -> str | None:
     >>> yaml_number("1e-5")
     '1.0e-5'
     """
-    match = re.fullmatch(r"([-+]?\d+)(\.\d*)?(?:[eE]([-+]?)(\d+))?", text.strip())
+    text = text.strip().replace("_", "")
+    if len(text) > 40:
+        return None
+    if re.fullmatch(r"0[oO][0-7]+", text):
+        return str(int(text[2:], 8))
+    match = re.fullmatch(r"([-+]?)0*([0-9]+)(\.[0-9]*)?(?:[eE]([-+]?)([0-9]+))?", text)
     if not match:
         return None
-    whole, fraction, sign, exponent = match.groups()
+    minus, whole, fraction, sign, exponent = match.groups()
+    whole = minus + whole
     if exponent is None:
         return f"{whole}{fraction or ''}"
     return f"{whole}{fraction or '.0'}e{sign or '+'}{exponent}"
@@ -106,5 +116,19 @@ def show(value: object) -> str:
         return str(value).lower()
     if isinstance(value, Mapping):
         return "a mapping"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return brief(_repr(value))
+
+
+def _repr(value: object) -> str:
+    """``repr`` on one line, for objects from outside: a huge integer and a broken object have none."""
+    try:
+        return " ".join(repr(value).split())
+    except Exception:
+        if isinstance(value, int):
+            return f"an integer of {value.bit_length():,} bits"
+        return f"an object of type {type(value).__name__}"
+
+
+def brief(text: str, length: int = 60) -> str:
+    """Text cut to a readable length."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."

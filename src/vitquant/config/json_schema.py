@@ -68,8 +68,9 @@ def _defaults(sections: dict[str, Any]) -> dict[str, Any]:
 def _overrides() -> dict[str, Any]:
     return {
         "type": "object",
-        "description": "Settings by point (blocks.0.attn_kv_out) or glob (blocks.*.mlp_fc2.output); the more "
-        "specific name wins, and fields merge.",
+        "description": "Settings by point (blocks.0.attn_kv_out) or pattern (blocks.*.mlp_fc2.output); the more "
+        "specific name wins, and fields merge. * is any text, ? one character, [0-3] one of several characters, "
+        "{0..11} one of these numbers, {0,3,5} or {norm1,norm2} one of a list.",
         "additionalProperties": {"anyOf": [_ref("intsoft"), _ref("linear")]},
     }
 

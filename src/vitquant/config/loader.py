@@ -39,7 +39,7 @@ def load_config_from_yaml(path: str | Path) -> dict[str, object]:
         if config is not None:
             configs[layer.name] = config
     if document.form == "model":
-        overrides = {rule.pattern: unflatten(rule.section.fields) for rule in document.overrides}
+        overrides = {rule.pattern.text: unflatten(rule.section.fields) for rule in document.overrides}
         return {**configs, "overrides": overrides} if overrides else configs
     return {**configs, **{kind.value: resolve_default(section) for kind, section in document.defaults.items()}}
 

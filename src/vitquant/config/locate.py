@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vitquant.config.explain import brief, show
 from vitquant.errors import ConfigError
 
 
@@ -25,14 +26,20 @@ def find_config(path: str | Path) -> Path:
     Raises:
         ConfigError: neither exists.
     """
+    if not isinstance(path, str | Path):
+        raise ConfigError("not a path", where="configuration", got=show(path), expected="the name of a YAML file")
     given = Path(path)
-    if given.exists() and not given.is_dir():
-        return given
-    shipped = shipped_folder() / given.name
-    if given in (Path(given.name), Path("configs", given.name)) and shipped.is_file():
-        return shipped
+    try:
+        if given.exists() and not given.is_dir():
+            return given
+        folder = given.is_dir()
+        shipped = shipped_folder() / given.name
+        if given in (Path(given.name), Path("configs", given.name)) and shipped.is_file():
+            return shipped
+    except OSError as error:  # a name that is too long, or a folder that may not be entered
+        raise ConfigError(f"cannot be read: {error.strerror}", where=brief(str(path), 200)) from error
     raise ConfigError(
-        "is a folder" if given.is_dir() else "no such file",
-        where=str(path),
+        "is a folder" if folder else "no such file",
+        where=str(given),
         expected=f"a YAML file, or one of the shipped {', '.join(shipped_names())}",
     )

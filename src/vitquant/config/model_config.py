@@ -77,7 +77,7 @@ class ModelConfig:
         """
         root = tree(mapping, Place("configuration"))
         if not isinstance(root, Table):
-            raise ConfigError("not a configuration", got=show(mapping), expected="a mapping")
+            raise ConfigError("not a configuration", where="configuration", got=show(mapping), expected="a mapping")
         return cls(read_document(root))
 
     def resolve(self, point_names: Sequence[str]) -> ResolvedConfig:

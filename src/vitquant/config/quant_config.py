@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -34,6 +36,12 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+def _builtin(value: object) -> object:
+    """A NumPy scalar as the Python number or text that it is; everything else as it came."""
+    numpy = sys.modules.get("numpy")  # a value of its types exists only where it was imported
+    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
+
+
 class Settings(BaseModel):
     """Frozen, strict settings; what is wrong with them is said as a :class:`FieldError`."""
 
@@ -43,6 +51,8 @@ class Settings(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _explain(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(data, Mapping):
+            data = {key: _builtin(value) for key, value in data.items()}
         try:
             return handler(data)
         except ValidationError as error:

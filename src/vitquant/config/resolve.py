@@ -1,20 +1,18 @@
 """Which settings a point ends up with, and which rule gave them.
 
 Fields merge, the more specific rule wins: built-in defaults, then the global section of the point's kind, then its
-layer's section, then the overrides that match its name (a glob with more literal characters over one with fewer, the
-exact name over all).
+layer's section, then the overrides that match its name (a pattern with more literal characters over one with fewer,
+the exact name over all).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from vitquant.config.catalogue import KINDS, LAYER, Kind, closest, section_of
 from vitquant.config.document import Document, Override, Section, unflatten
-from vitquant.config.explain import FieldError
+from vitquant.config.explain import FieldError, brief
 from vitquant.config.quant_config import SOFTMAX_FIELDS, QuantConfig
 from vitquant.errors import ConfigError
 
@@ -28,21 +26,6 @@ class Resolution:
 
     config: QuantConfig | None
     source: str
-
-
-def is_glob(pattern: str) -> bool:
-    """Whether a pattern can match more than its own text."""
-    return any(char in pattern for char in "*?[")
-
-
-def specificity(pattern: str) -> tuple[bool, int]:
-    """Sorts patterns: an exact name above every glob, globs by their number of literal characters."""
-    return not is_glob(pattern), len(re.sub(r"\[!?\]?[^\]]*\]|[*?]", "", pattern))
-
-
-def matches(pattern: str, point: str) -> bool:
-    """Whether the whole name matches; ``*`` crosses dots."""
-    return fnmatchcase(point, pattern)
 
 
 def resolve_section(document: Document, section: str) -> Resolution:
@@ -63,16 +46,18 @@ def resolve_points(document: Document, points: Sequence[str]) -> Iterator[tuple[
             settings do not go together.
     """
     for override in document.overrides:
-        if not any(matches(override.pattern, point) for point in points):
+        if not any(map(override.pattern.matches, points)):
             raise _no_match(override, points)
+        for idle in override.pattern.idle(points):
+            raise _partly_idle(override, *idle)
     for point in points:
         section = section_of(point)
-        overrides = [rule for rule in document.overrides if matches(rule.pattern, point)]
+        overrides = [rule for rule in document.overrides if rule.pattern.matches(point)]
         yield point, _merge(point, section, document.sections_of(section, KINDS[section]), overrides)
 
 
 def _merge(point: str, section: str, base: Sequence[Section], overrides: Sequence[Override]) -> Resolution:
-    rules = [*base, *(rule.section for rule in sorted(overrides, key=lambda rule: specificity(rule.pattern)))]
+    rules = [*base, *(rule.section for rule in sorted(overrides, key=lambda rule: rule.pattern.specificity))]
     if not rules:
         return Resolution(None, FLOAT_SOURCE)
     _refuse_ties(point, overrides)
@@ -96,11 +81,11 @@ def _refuse_ties(point: str, overrides: Sequence[Override]) -> None:
     for rule in overrides:
         for field, value in rule.section.fields.items():
             held = strongest.get(field)
-            rank = specificity(rule.pattern)
-            if held is None or rank > specificity(held.pattern):
+            rank = rule.pattern.specificity
+            if held is None or rank > held.pattern.specificity:
                 strongest[field] = rule
                 rivals.pop(field, None)
-            elif rank == specificity(held.pattern) and value != held.section.fields[field]:
+            elif rank == held.pattern.specificity and value != held.section.fields[field]:
                 rivals[field] = rule
     for field, rule in rivals.items():
         held = strongest[field]
@@ -149,17 +134,28 @@ def _source(rules: Sequence[Section], winners: Mapping[str, Section]) -> str:
 
 
 def _no_match(override: Override, points: Sequence[str]) -> ConfigError:
-    pattern = override.pattern
+    pattern = override.pattern.text
     globs = [f"blocks.*.{section_of(point)}" for point in points if point.startswith("blocks.")]
     layer = LAYER.get(pattern.split(".")[-1])
     if layer is not None and layer.linear:
         near: str | None = f"{pattern}.weight, {pattern}.output"
     else:
-        near = closest(pattern, list(dict.fromkeys([*globs, *points] if is_glob(pattern) else [*points, *globs])))
+        known = [*globs, *points] if override.pattern.is_glob else [*points, *globs]
+        near = closest(pattern, list(dict.fromkeys(known)))
         near = f"blocks.*.{pattern}" if f"blocks.*.{pattern}" in globs else near
     return ConfigError(
         f"`{pattern}` matches no point of the model",
         where=f"{override.section.place} {override.section.name}",
         expected=near and f"a name such as {near}",
         fix="list the points with `vitquant config show`",
+    )
+
+
+def _partly_idle(override: Override, written: str, idle: Sequence[str], kept: str) -> ConfigError:
+    parts = ", ".join(idle[:5]) + (", ..." if len(idle) > 5 else "")
+    return ConfigError(
+        f"a part of `{brief(written)}` matches no point of the model",
+        where=f"{override.section.place} {override.section.name}",
+        got=parts,
+        fix=f"write {override.pattern.text.replace(written, kept)}; list the points with `vitquant config show`",
     )

@@ -6,18 +6,20 @@ before anything is built (an alias bomb of 400 bytes would otherwise expand to g
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from vitquant.config.explain import show, yaml_number
+from vitquant.config.explain import brief, show, yaml_number
 from vitquant.errors import ConfigError
 
 MAX_BYTES = 1 << 20
 MAX_VALUES = 100_000
 MAX_DEPTH = 16
+MAX_KEY = 200
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _SCALAR_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float")}
@@ -71,6 +73,8 @@ def read_file(path: Path, name: str) -> Table:
         ConfigError: unreadable, too large, not UTF-8, not YAML, empty, not a mapping, or a key given twice.
     """
     try:
+        if not path.is_file():  # reading a named pipe could wait for ever
+            raise ConfigError("is not a regular file", where=name, fix="save the configuration as a file")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
@@ -81,7 +85,8 @@ def read_file(path: Path, name: str) -> Table:
         return read_text(data.decode("utf-8-sig"), name)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise ConfigError("not UTF-8 text", where=f"{name}:{line}", got=f"byte 0x{data[error.start]:02x}") from error
+        got = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else f"byte 0x{data[error.start]:02x}"
+        raise ConfigError("not UTF-8 text", where=f"{name}:{line}", got=got, fix="save the file as UTF-8") from error
 
 
 def read_text(text: str, name: str) -> Table:
@@ -91,6 +96,8 @@ def read_text(text: str, name: str) -> Table:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise _syntax_error(error, text, name) from error
+    except (ValueError, OverflowError) as error:  # such as a \\U escape beyond the last character
+        raise ConfigError(f"bad YAML, {brief(str(error))}", where=name) from error
     node = _convert(root, Place(name, root.start_mark.line + 1)) if root else Leaf(None, Place(name))
     if node in (Leaf(None, node.place), Table({}, node.place)):
         raise ConfigError(
@@ -110,12 +117,12 @@ def _check_limits(text: str, name: str) -> None:
         where = str(Place(name, event.start_mark.line + 1 if event.start_mark else None))
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_collections):
-                raise ConfigError(f"alias *{event.anchor} refers to itself", where=where)
+                raise ConfigError(f"alias *{brief(event.anchor or '')} refers to itself", where=where)
             values += sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
             if event.tag is not None:
                 raise ConfigError(
-                    "tags are refused", where=where, got=event.tag, expected="plain values", fix="remove it"
+                    "tags are refused", where=where, got=brief(event.tag), expected="plain values", fix="remove it"
                 )
             if isinstance(event, yaml.CollectionStartEvent):
                 open_collections.append((event.anchor, values))
@@ -150,7 +157,7 @@ def _table(node: yaml.MappingNode, place: Place) -> Table:
         at = Place(place.file, key_node.start_mark.line + 1)
         if not isinstance(key_node, yaml.ScalarNode):
             raise ConfigError("a key must be a name", where=str(at))
-        key: str = key_node.value
+        key = check_key(key_node.value, at)
         if key_node.tag == _MERGE_TAG:
             inherited = {**_merged(value_node, at), **inherited}
         elif key in entries:
@@ -159,6 +166,21 @@ def _table(node: yaml.MappingNode, place: Place) -> Table:
         else:
             entries[key] = _convert(value_node, at)
     return Table({**inherited, **entries}, place)
+
+
+def check_key(key: object, at: Place) -> str:
+    """A key of a mapping, if it is text that a message can show.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(key, str):
+        raise ConfigError("a key must be a name", where=str(at), got=show(key))
+    if len(key) > MAX_KEY:
+        raise ConfigError("a key is too long", where=str(at), got=show(key), expected=f"at most {MAX_KEY} characters")
+    if not key.isprintable():
+        raise ConfigError("a key with characters that cannot be printed", where=str(at), got=show(key))
+    return key
 
 
 def _merged(node: yaml.Node, at: Place) -> Mapping[str, Node]:
@@ -175,16 +197,27 @@ def _merged(node: yaml.Node, at: Place) -> Mapping[str, Node]:
 def _scalar(node: yaml.Node, place: Place) -> object:
     if node.tag not in _SCALAR_TAGS:  # text; dates and the like have no meaning here and stay text too
         return node.value
+    digits = node.value.replace("_", "")
+    if node.tag.endswith((":int", ":float")) and ":" in digits:
+        raise ConfigError(
+            "YAML reads this as a number in base 60", where=str(place), got=show(node.value), fix="write a plain number"
+        )
+    if node.tag.endswith(":int") and re.fullmatch(r"[-+]?0[0-7]{1,18}", digits):
+        octal, decimal = int(digits, 8), int(digits)
+        other = "" if octal == decimal else f", or {octal} if base 8 is meant"
+        problem = "YAML reads this as a number in base 8"
+        raise ConfigError(problem, where=str(place), got=show(node.value), fix=f"write {decimal}{other}")
     try:
         return yaml.constructor.SafeConstructor().construct_object(node)
     except ValueError as error:
-        fix = yaml_number(node.value[:40])
+        fix = yaml_number(node.value)
         raise ConfigError("not a number", where=str(place), got=show(node.value), fix=fix and f"write {fix}") from error
 
 
 def _syntax_error(error: yaml.YAMLError, text: str, name: str) -> YamlSyntaxError:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        line, column, problem = error.problem_mark.line, error.problem_mark.column, error.problem or "unreadable"
+        line, column = error.problem_mark.line, error.problem_mark.column
+        problem: str = brief(error.problem or "unreadable", 120)
     else:  # yaml.reader.ReaderError: a character that YAML does not allow
         index = getattr(error, "position", 0)
         line, column = text.count("\n", 0, index), index - (text.rfind("\n", 0, index) + 1)

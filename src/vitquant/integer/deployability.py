@@ -26,6 +26,10 @@ class Dimensions(Protocol):
     def num_tokens(self) -> int: ...
 
 
+KEPT_FLOAT = "float"
+"""The action at a point that stays float."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What integers do at one point. ``problem`` is ``None`` where it ships; ``fix`` is what would ship."""
@@ -40,6 +44,11 @@ class Verdict:
     def ships(self) -> bool:
         """Whether integers can execute the point."""
         return self.problem is None
+
+    @property
+    def stays_float(self) -> bool:
+        """Whether the point has no integers although the model's integers would need some there."""
+        return self.action == KEPT_FLOAT
 
 
 FOLDED = {
@@ -113,7 +122,7 @@ def verdict(name: str, config: Mapping[str, QuantConfig | None], dimensions: Dim
             return Verdict(name, f"not rounded: accumulators go straight to {DIRECT[section]}", configured=configured)
         settings = "calibration_mode: layer_wise, bit_type: {bits: 16}" if section in STREAM else "bit_type: {bits: 8}"
         fix = f"add `{section}: {{{settings}}}`" if own is None else "set output_quant_enable: True"
-        return Verdict(name, "float", "it stays float", fix, configured)
+        return Verdict(name, KEPT_FLOAT, "it stays float", fix, configured)
     if section.endswith(".weight"):
         return Verdict(name, weight_action(own))
     if section in STREAM:

@@ -56,8 +56,9 @@ class Observer(ABC):
     """Statistics of the tensors seen so far, from which a quantization range can be chosen.
 
     Streaming (memory does not depend on the number of tensors), deterministic, and mergeable: after ``a.merge(b)``
-    ``a`` is as if it had seen its own tensors and then those of ``b``. Which range fits a bit width is a pure function
-    of the statistics, so one observed point can be asked for several.
+    ``a`` is as if it had seen its own tensors and then those of ``b``; an observer that counts a sample of large
+    tensors keeps the sample that ``b`` took. Which range fits a bit width is a pure function of the statistics, so one
+    observed point can be asked for several.
     """
 
     def __init__(self, layout: ChannelLayout) -> None:
@@ -99,8 +100,8 @@ class Observer(ABC):
         if not x.numel():
             return
         x = x.detach()
-        values = long_axis_first(self.layout.split(x))
-        batch = self._summary(values)
+        values = self.layout.split(x)
+        batch = self._summary(long_axis_first(values))
         if not bool((batch.low.isfinite() & batch.high.isfinite()).all()):
             raise _not_finite(x)
         seen = self._joined(batch)
@@ -143,12 +144,15 @@ class Observer(ABC):
         """
 
     def _summary(self, values: Tensor) -> Extremes:
-        """What the one pass over all values ``[n, channels, m]`` finds."""
+        """What the one pass over all values ``[n, channels, m]`` finds; ``n`` is the longer of ``n`` and ``m``."""
         return Extremes.of(values)
 
     @abstractmethod
     def _accumulate(self, values: Tensor, batch: Extremes, images: int) -> None:
-        """Take in finite values ``[n, channels, m]``, whose extremes are ``batch``."""
+        """Take in finite values as the layout splits them, ``[outer, channels, inner]``, whose extremes are ``batch``.
+
+        ``images`` is the size of the tensor's first dimension.
+        """
 
     @abstractmethod
     def _absorb(self, other: Self) -> None:

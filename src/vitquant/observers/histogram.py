@@ -101,14 +101,18 @@ def coarsen(counts: Tensor, doublings: Tensor) -> Tensor:
     return torch.zeros_like(counts).scatter_add_(1, index, counts)
 
 
-def thinning_stride(rows: int, elements: int, images: int) -> int:
-    """Which of a tensor's rows (tokens) to count, one in so many, so that about 2^12 elements an image are counted.
+def thinning_stride(rows: int, elements: int) -> int:
+    """Every how many rows of an image's tensor to count, so that about 2^12 of its elements are counted.
 
-    A histogram needs no more to place a threshold. The stride depends on the shape only and has no divisor in common
-    with the number of rows (images times tokens, for activations), so over a batch all token positions are visited
-    alike. Tensors with no more than 2^12 elements an item of their first dimension, such as weights, are taken whole.
+    A histogram needs no more to place a threshold. The stride has no divisor in common with the number of rows
+    (tokens), so over many images all token positions are visited alike. It is below that number, so some rows of every
+    image are counted. Tensors of no more than 2^12 elements are taken whole.
+
+    Args:
+        rows: of one image's tensor.
+        elements: of one image's tensor, all rows together.
     """
-    stride = -(-elements // (COUNTED_PER_IMAGE * images))
+    stride = -(-elements // COUNTED_PER_IMAGE)
     while gcd(stride, rows) > 1 and stride < rows:
         stride += 1
-    return min(stride, rows)
+    return max(1, min(stride, rows - 1))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitquant.errors import ConfigError
 from vitquant.numerics.quantile import Tiles, two_sided_quantiles
-from vitquant.observers.base import Extremes, Observer
+from vitquant.observers.base import Extremes, Observer, long_axis_first
 from vitquant.observers.layout import ChannelLayout
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class PercentileObserver(Observer):
         return Extremes.by_tiles(values)
 
     def _accumulate(self, values: Tensor, batch: Extremes, images: int) -> None:
-        quantiles = torch.stack(two_sided_quantiles(batch.tiles or Tiles.of(values), self.alpha))
+        quantiles = torch.stack(two_sided_quantiles(batch.tiles or Tiles.of(long_axis_first(values)), self.alpha))
         self._append(MovingAverage(self.sigma * quantiles, self.sigma, 1))
 
     def _absorb(self, other: Self) -> None:

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 class HistogramObserver(Observer):
     """Keeps exact extremes and a histogram of each channel.
 
-    Of a tensor with more than 2^12 elements an image only every so many rows are counted
-    (:func:`~vitquant.observers.histogram.thinning_stride`), each as one: larger images weigh no more.
+    Of a tensor with more than 2^12 elements an image a sample is counted: one row in ``stride``
+    (:func:`~vitquant.observers.histogram.thinning_stride`), each as one, so larger images weigh no more. The stride
+    depends on the shape of one image's tensor, and rows (tokens) are numbered through all images, so the sample does
+    not depend on how the images are cut into batches. After ``a.merge(b)`` the sample is the one that both took: as
+    large as that of a single observer, and the same if ``a`` had seen a multiple of ``stride`` rows.
 
     Args:
         layout: which elements share a scale.
@@ -39,6 +42,7 @@ class HistogramObserver(Observer):
         super().__init__(layout)
         self.bins = bins
         self._histogram: Histogram | None = None
+        self._rows = 0
 
     @property
     def settings(self) -> dict[str, object]:
@@ -72,11 +76,27 @@ class HistogramObserver(Observer):
 
     def _accumulate(self, values: Tensor, batch: Extremes, images: int) -> None:
         histogram = self._ensure_histogram(values.shape[1], values.device)
-        stride = thinning_stride(values.shape[0], values.numel(), images)
         histogram.reach(batch.peak)
-        histogram.count(values[::stride])
+        histogram.count(self._sample(values, images))
+
+    def _sample(self, values: Tensor, images: int) -> Tensor:
+        """The values to count of a tensor ``[outer, channels, inner]``, as a view of it.
+
+        Where ``outer`` runs over images and tokens, its rows are thinned, going on where the last tensor ended. Where
+        there is nothing between image and channel, as in the scores of a head or in a weight, the same positions along
+        ``inner`` are counted in every image.
+        """
+        outer, _, inner = values.shape
+        elements = values.numel() // images
+        if outer <= images:
+            return values[..., :: thinning_stride(inner, elements)]
+        stride = thinning_stride(outer // images, elements)
+        start = -self._rows % stride
+        self._rows += outer
+        return values[start::stride]
 
     def _absorb(self, other: Self) -> None:
+        self._rows += other._rows
         theirs = other.histogram
         self._ensure_histogram(len(theirs.counts), theirs.counts.device).merge(theirs)
 
