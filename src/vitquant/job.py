@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vitquant.api import ConfigLike, as_config, calibrate, prepare
-from vitquant.data import ImagesLike, open_images
+from vitquant.data import ImagesLike, SharedImages, check_count, open_images
 from vitquant.errors import DataError, DeployabilityError, NumericsError
 from vitquant.files import write_atomically
 from vitquant.integer import storage
@@ -26,6 +26,7 @@ from vitquant.models.adapt import FloatModel
 from vitquant.models.artifact import MANIFEST, TENSORS, save
 from vitquant.models.quant_vit import QuantViT
 from vitquant.profiling import Evaluation, ModelProfile, evaluate, profile
+from vitquant.profiling.evaluate import check_classes
 from vitquant.profiling.report import points_csv
 from vitquant.version import __version__
 
@@ -73,6 +74,7 @@ def run(
     batch_size: int = 8,
     seed: int = 0,
     device: str = "cpu",
+    ignore_labels: bool = False,
 ) -> JobResult:
     """Quantize, evaluate, profile, and write everything into ``out``.
 
@@ -90,6 +92,7 @@ def run(
         seed: seed of torch's generators, recorded in ``summary.json``. The steps are deterministic and draw from none;
             it matters only to images that do, such as those of a ``DataLoader`` that shuffles.
         device: ``"cpu"`` or ``"cuda"``.
+        ignore_labels: evaluate without the labels of the images.
 
     Raises:
         VitquantError: whatever goes wrong; ``out`` is as it was before.
@@ -103,7 +106,13 @@ def run(
     seconds: dict[str, float] = {}
     quantized = prepare(model, as_config(config), device=device)
     # What can be known to be wrong with these images is found before the long work.
-    eval_source = open_images(evaluation, model.preprocessing)
+    check_count(batch_size, "batch_size")
+    check_count(profile_images, "profile_images")
+    shared = SharedImages()
+    opened = open_images(calibration, model.preprocessing, limit=calibration_limit, ignore_labels=True)
+    calib_source = shared.calibrating(opened)
+    eval_source = shared.evaluating(open_images(evaluation, model.preprocessing, ignore_labels=ignore_labels))
+    check_classes(eval_source, quantized)
     if not eval_source.repeatable:
         raise DataError(
             "the images are read twice, to evaluate and to profile, and these can be iterated only once",
@@ -112,7 +121,7 @@ def run(
             fix="give a list, a tensor, a DataLoader, a folder or an .npz file",
         )
     with stopwatch(seconds, "calibrate"):
-        calibrate(quantized, calibration, limit=calibration_limit, batch_size=batch_size)
+        calibrate(quantized, calib_source, batch_size=batch_size)
     with stopwatch(seconds, "compile"):
         program, refusal = lower(quantized, model.name)
     with stopwatch(seconds, "evaluate"):
@@ -121,6 +130,7 @@ def run(
         else:
             comparison = compare_models(quantized, program, eval_source, batch_size=batch_size)
             evaluated = comparison.evaluation
+    shared.warn()
     with stopwatch(seconds, "profile"):
         profiled = profile(quantized, evaluation, limit=profile_images, batch_size=batch_size)
     seconds["total"] = time.perf_counter() - start
