@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vitquant.data import open_images
+from vitquant.data.folder import FolderSource
 from vitquant.data.preprocessing import Preprocessing
-from vitquant.data.sources import FolderSource
 
 SMALLEST_WINDOW = 0.5
 """Side of the smallest crop, as a share of the photo's shorter side."""

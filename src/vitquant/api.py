@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from vitquant.config import ModelConfig, load_config_from_yaml
-from vitquant.data import ImagesLike, open_images
+from vitquant.data import CalibrationCheck, ImagesLike, open_images
 from vitquant.integer.float_share import require_integers
 from vitquant.models.adapt import FloatModel, adapt
 from vitquant.models.calibrate import calibrate_batches
@@ -97,13 +96,19 @@ def prepare(
 def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> QuantViT:
     """The second step of :func:`quantize`: one pass over the images, after which the model is in mode ``QUANTIZED``.
 
+    Warns:
+        CalibrationImagesWarning: the images are of one colour, all the same, or noise.
+
     Raises:
         DataError: no images, or images that the model cannot take.
         NumericsError: NaN or Inf in an image or an activation.
     """
-    source = open_images(images, model.preprocessing, limit=limit)
-    total = None if source.count is None else math.ceil(source.count / batch_size)
-    return calibrate_batches(model, track(source.batches(batch_size), "calibrating", total))
+    source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
+    total = source.batch_count(batch_size)
+    check = CalibrationCheck(source.preprocessing)
+    calibrate_batches(model, track(check.watch(source.batches(batch_size)), "calibrating", total))
+    check.warn()
+    return model
 
 
 def as_config(config: ConfigLike) -> ModelConfig:

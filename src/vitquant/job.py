@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vitquant.api import ConfigLike, as_config, calibrate, prepare
-from vitquant.data import ImagesLike, open_images
+from vitquant.data import ImagesLike, SharedImages, check_count, open_images
 from vitquant.errors import DataError, DeployabilityError, NumericsError
 from vitquant.files import require_writable, write_folder
 from vitquant.integer import storage
@@ -27,6 +27,7 @@ from vitquant.models.adapt import FloatModel
 from vitquant.models.artifact import TENSORS, encode_model, run_id
 from vitquant.models.quant_vit import QuantViT
 from vitquant.profiling import Evaluation, ModelProfile, evaluate, profile
+from vitquant.profiling.evaluate import check_classes
 from vitquant.profiling.report import points_csv
 from vitquant.runs import KEY, MANIFEST, POINTS, SUMMARY
 from vitquant.version import __version__
@@ -78,6 +79,7 @@ def run(
     seed: int = 0,
     device: str = "cpu",
     strict: bool = False,
+    ignore_labels: bool = False,
 ) -> JobResult:
     """Quantize, evaluate, profile, and write everything into ``out``.
 
@@ -96,6 +98,7 @@ def run(
             it matters only to images that do, such as those of a ``DataLoader`` that shuffles.
         device: ``"cpu"`` or ``"cuda"``.
         strict: refuse a configuration that leaves a point in floating point.
+        ignore_labels: evaluate without the labels of the images.
 
     Raises:
         VitquantError: whatever goes wrong; ``out`` is as it was before.
@@ -112,7 +115,13 @@ def run(
     quantized = prepare(model, as_config(config), device=device, strict=strict)
     kept_float = float_share(quantized.config, quantized.spec)
     # What can be known to be wrong with these images is found before the long work.
-    eval_source = open_images(evaluation, model.preprocessing)
+    check_count(batch_size, "batch_size")
+    check_count(profile_images, "profile_images")
+    shared = SharedImages()
+    opened = open_images(calibration, model.preprocessing, limit=calibration_limit, ignore_labels=True)
+    calib_source = shared.calibrating(opened)
+    eval_source = shared.evaluating(open_images(evaluation, model.preprocessing, ignore_labels=ignore_labels))
+    check_classes(eval_source, quantized)
     if not eval_source.repeatable:
         raise DataError(
             "the images are read twice, to evaluate and to profile, and these can be iterated only once",
@@ -121,7 +130,7 @@ def run(
             fix="give a list, a tensor, a DataLoader, a folder or an .npz file",
         )
     with stopwatch(seconds, "calibrate"):
-        calibrate(quantized, calibration, limit=calibration_limit, batch_size=batch_size)
+        calibrate(quantized, calib_source, batch_size=batch_size)
     with stopwatch(seconds, "compile"):
         program, refusal = lower(quantized, model.name)
     with stopwatch(seconds, "evaluate"):
@@ -130,6 +139,7 @@ def run(
         else:
             comparison = compare_models(quantized, program, eval_source, batch_size=batch_size)
             evaluated = comparison.evaluation
+    shared.warn()
     with stopwatch(seconds, "profile"):
         profiled = profile(quantized, evaluation, limit=profile_images, batch_size=batch_size)
     seconds["total"] = time.perf_counter() - start

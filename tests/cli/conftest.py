@@ -64,8 +64,8 @@ def folder(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     names = [f"photos/{i}.png" for i in range(4)] + [f"photos2/{c}/{i}.png" for c in CLASSES for i in range(2)]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        pixels = torch.randint(0, 256, (40, 48, 3), dtype=torch.uint8, generator=generator)
-        Image.fromarray(pixels.numpy()).save(tmp_path / name)
+        coarse = torch.randint(0, 256, (10, 12, 3), dtype=torch.uint8, generator=generator)
+        Image.fromarray(coarse.numpy()).resize((48, 40)).save(tmp_path / name)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "summary.json").write_text('{"from": "an earlier run"}')
     return tmp_path

@@ -73,7 +73,13 @@ def test_empty_and_missing_image_folders(refused: Callable[..., str], folder: Pa
 
 
 def test_too_many_unreadable_images(refused: Callable[..., str], folder: Path) -> None:
-    (folder / "photos" / "0.png").write_bytes(b"no picture")
+    for name in ("0.png", "1.png"):
+        (folder / "photos" / name).write_bytes(b"no picture")
+    assert documented(refused(3))
+
+
+def test_class_folders_of_another_model(refused: Callable[..., str], folder: Path) -> None:
+    shutil.rmtree(folder / "photos2" / "owl")
     assert documented(refused(3))
 
 

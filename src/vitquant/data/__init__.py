@@ -1,7 +1,24 @@
-"""Images in: preprocessing and the sources that images come from."""
+"""Images in: preprocessing, the sources that images come from, and what is checked of them."""
 
+from vitquant.data.checks import CalibrationCheck, CalibrationImagesWarning, SharedImages, SharedImagesWarning
+from vitquant.data.folder import FolderWarning, SkippedImagesWarning
 from vitquant.data.images import ImagesLike, open_images
+from vitquant.data.normalization import NormalizationWarning
 from vitquant.data.preprocessing import Preprocessing
-from vitquant.data.sources import Batch, ImageSource, SkippedImagesWarning
+from vitquant.data.sources import Batch, ImageSource, check_count
 
-__all__ = ["Batch", "ImageSource", "ImagesLike", "Preprocessing", "SkippedImagesWarning", "open_images"]
+__all__ = [
+    "Batch",
+    "CalibrationCheck",
+    "CalibrationImagesWarning",
+    "FolderWarning",
+    "ImageSource",
+    "ImagesLike",
+    "NormalizationWarning",
+    "Preprocessing",
+    "SharedImages",
+    "SharedImagesWarning",
+    "SkippedImagesWarning",
+    "check_count",
+    "open_images",
+]

@@ -2,79 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
+from PIL import Image
 from torch import Tensor
 
+from vitquant.data.arrays import as_tensor
+from vitquant.data.folder import open_folder
+from vitquant.data.items import Indexed, MapStyle, is_labelled, split_item
 from vitquant.data.npz import open_npz
 from vitquant.data.preprocessing import Preprocessing
-from vitquant.data.sources import Batch, ImageSource, open_folder
+from vitquant.data.sources import Batch, ImageSource, Unlabelled, check_count
 from vitquant.data.tensors import IterableSource, open_tensor
 from vitquant.errors import ConfigError, DataError
 
 __all__ = ["Batch", "ImageSource", "ImagesLike", "open_images"]
 
-ImagesLike: TypeAlias = ImageSource | str | PathLike[str] | Tensor | np.ndarray | Iterable[Any]
-KINDS = "a folder, an .npz file, a tensor, (tensor, labels), or an iterable of tensors"
+ImagesLike: TypeAlias = ImageSource | str | PathLike[str] | Tensor | np.ndarray | Iterable[Any] | MapStyle
+KINDS = "a folder, an .npz file, a tensor, (tensor, labels), a dataset, or an iterable of tensors or PIL images"
 
 
-def open_images(source: ImagesLike, preprocessing: Preprocessing, *, limit: int | None = None) -> ImageSource:
+def open_images(
+    source: ImagesLike, preprocessing: Preprocessing, *, limit: int | None = None, ignore_labels: bool = False
+) -> ImageSource:
     """Images from wherever they are, as a source that gives the model's input batch by batch.
 
     Args:
-        source: a folder (flat, or one subfolder a class); an ``.npz`` with ``images`` and optional ``labels``; a
-            tensor ``[N, C, h, w]`` of ``uint8`` pixels or of normalised floats, alone or as ``(tensor, labels)``; or an
-            iterable of such tensors or pairs, each a batch. An open source is given back as it is.
+        source: a folder (flat, or one subfolder per class); an ``.npz`` with ``images`` and optional ``labels``; a
+            tensor or array ``[N, C, h, w]`` of ``uint8`` pixels or of normalised floats, alone or as
+            ``(tensor, labels)``; or what a training loop would use: a ``DataLoader``, a dataset, or another iterable of
+            single images or batches, each alone, with labels, or in a dictionary. PIL images are resized and cropped as
+            those in files are. An open source is given back as it is.
         preprocessing: what the model expects.
-        limit: at most so many images; the first ones, but evenly spaced ones of class folders.
+        limit: at most this many images; the first ones, but evenly spaced ones of class folders.
+        ignore_labels: leave out labels, and read images whose labels would be refused.
+
+    Warns:
+        FolderWarning: of what is passed over in a folder, and of class folders in an unexpected order.
 
     Raises:
         DataError: if there are no images there, or of the wrong shape or type.
-        ConfigError: if ``limit`` is below 1, or is given with a source that is open already.
+        ConfigError: if ``limit`` is no integer of at least 1, or is given with a source that is open already.
     """
-    if limit is not None and limit < 1:
-        raise ConfigError("bad value", where="limit", got=limit, expected="at least 1")
+    if limit is not None:
+        limit = check_count(limit, "limit")
     if isinstance(source, ImageSource):
         if limit is not None or source.preprocessing != preprocessing:
             fix = "open the images with the model's preprocessing and the limit"
             raise ConfigError("the images are open already, with other settings", where="images", fix=fix)
-        return source
+        return Unlabelled(source) if ignore_labels else source
     if isinstance(source, str | PathLike):
-        return _open_path(Path(source), preprocessing, limit)
+        return _open_path(Path(source), preprocessing, limit, ignore_labels)
     if isinstance(source, Tensor | np.ndarray):
-        return open_tensor(torch.as_tensor(source), None, preprocessing, limit)
-    if _is_pair(source):
-        images, labels = source
-        return open_tensor(torch.as_tensor(images), torch.as_tensor(labels), preprocessing, limit)
-    if isinstance(source, Iterable):
-        return IterableSource(source, limit, preprocessing)
+        return open_tensor(as_tensor(source, "images"), None, preprocessing, limit)
+    if isinstance(source, Image.Image):
+        return IterableSource([source], limit, preprocessing)
+    if isinstance(source, Mapping) or is_labelled(source):
+        images, labels = split_item(source, "images")
+        return _open_whole(images, None if ignore_labels else labels, preprocessing, limit)
+    if isinstance(source, Iterable) and not isinstance(source, bytes | bytearray):
+        return IterableSource(source, limit, preprocessing, ignore_labels)
+    if isinstance(source, MapStyle) and not isinstance(source, bytes | bytearray):
+        return IterableSource(Indexed(source), limit, preprocessing, ignore_labels)
     raise DataError("these cannot be images", where="images", got=type(source).__name__, expected=KINDS)
 
 
-def _open_path(path: Path, preprocessing: Preprocessing, limit: int | None) -> ImageSource:
-    if path.is_dir():
-        return open_folder(path, preprocessing, limit)
-    if not path.exists():
-        raise DataError("no such folder or file", where=str(path), expected="a folder of images or an .npz file")
+def _open_path(path: Path, preprocessing: Preprocessing, limit: int | None, ignore_labels: bool) -> ImageSource:
+    try:
+        if path.is_dir():
+            return open_folder(path, preprocessing, limit, ignore_labels=ignore_labels)
+        if not path.exists():
+            raise DataError("no such folder or file", where=str(path), expected="a folder of images or an .npz file")
+    except OSError as error:
+        raise DataError(f"it cannot be read ({error.strerror or error})", where=str(path)) from error
     if path.suffix.lower() != ".npz":
         raise DataError(
             "not a source of images", where=str(path), got=f"a file {path.suffix or path.name}", expected=KINDS
         )
-    return open_npz(path, preprocessing, limit)
+    return open_npz(path, preprocessing, limit, ignore_labels=ignore_labels)
 
 
-def _is_pair(source: object) -> TypeGuard[tuple[Tensor | np.ndarray, Tensor | np.ndarray]]:
-    """Whether it is all images with all labels, not two batches of images."""
-    arrays = Tensor | np.ndarray
-    return (
-        isinstance(source, tuple)
-        and len(source) == 2
-        and all(isinstance(item, arrays) for item in source)
-        and source[0].ndim >= 3
-        and source[1].ndim == 1
-    )
+def _open_whole(images: Any, labels: Any, preprocessing: Preprocessing, limit: int | None) -> ImageSource:
+    """All images at once, and their labels unless these are ``None``."""
+    if isinstance(images, Tensor | np.ndarray):
+        return open_tensor(as_tensor(images, "images"), labels, preprocessing, limit)
+    if not isinstance(images, list | tuple):
+        raise DataError("these cannot be images", where="images", got=type(images).__name__, expected=KINDS)
+    if labels is not None and len(labels) != len(images):
+        got, expected = f"{len(labels)} labels", f"integers [{len(images)}]"
+        raise DataError("labels do not fit the images", where="labels", got=got, expected=expected)
+    return IterableSource(images if labels is None else list(zip(images, labels, strict=True)), limit, preprocessing)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import lzma
 import math
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -17,11 +19,20 @@ from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor
 
-from vitquant.data.preprocessing import Preprocessing, to_tensor
+from vitquant.data.arrays import as_labels
+from vitquant.data.preprocessing import MAX_PIXELS, Preprocessing, require_regular_file, to_tensor
 from vitquant.data.sources import Batch, ImageSource, check_batch_size
 from vitquant.errors import DataError
 
 EXPECTED = "uint8 images [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels"
+READ_ERRORS = (OSError, EOFError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, UnicodeDecodeError)
+"""What ``zipfile`` raises on archives that are damaged, encrypted or compressed by unknown methods."""
+MAX_IMAGES = 1 << 24
+"""Most images of an archive, since their labels are held in memory."""
+MAX_LABELS = 1 << 28
+"""Most bytes of an archive's labels."""
+MAX_HEADER = 10_000
+"""Most bytes of an array's header, as in NumPy; more would be read into memory before NumPy refuses it."""
 
 
 @dataclass(frozen=True)
@@ -44,28 +55,31 @@ class NpzSource(ImageSource):
     def batches(self, batch_size: int) -> Iterator[Batch]:
         check_batch_size(batch_size)
         with _member(self.path, "images") as (stream, _, _):
-            bytes_each = math.prod(self.shape[1:])
             for start in range(0, self.size, batch_size):
                 stop = min(start + batch_size, self.size)
-                data = _read(stream, (stop - start) * bytes_each, self.path)
-                images = np.frombuffer(bytearray(data), np.uint8).reshape(stop - start, *self.shape[1:])
-                pixels = torch.stack([self._fit(image) for image in channels_last(images)])
+                pixels = torch.stack([self._fit(self._next(stream)) for _ in range(start, stop)])
                 labels = None if self.labels is None else self.labels[start:stop]
                 names = [f"{self.path.name}[{i}]" for i in range(start, stop)]
                 yield Batch(self.preprocessing.normalize(pixels), labels, names)
 
+    def _next(self, stream: IO[bytes]) -> np.ndarray:
+        """The stream's next image, ``uint8 [H, W, C]``; the model's size of a batch is all that is kept of it."""
+        data = _read(stream, math.prod(self.shape[1:]), self.path)
+        image: np.ndarray = channels_last(np.frombuffer(data, np.uint8).reshape(1, *self.shape[1:]))[0]
+        return image
+
     def _fit(self, image: np.ndarray) -> Tensor:
         """One image ``uint8 [H, W, C]`` as the model's ``[C, h, w]``."""
         if image.shape[:2] == self.preprocessing.img_size and image.shape[2] == self.preprocessing.channels:
-            return torch.from_numpy(image).permute(2, 0, 1)
+            return torch.from_numpy(image.transpose(2, 0, 1).copy())
         picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
         if image.shape[:2] != self.preprocessing.img_size:
             return self.preprocessing.apply(picture)
         return to_tensor(self.preprocessing.convert(picture))
 
 
-def open_npz(path: Path, preprocessing: Preprocessing, limit: int | None) -> NpzSource:
-    """An archive with ``images`` and, optionally, integer ``labels [N]``.
+def open_npz(path: Path, preprocessing: Preprocessing, limit: int | None, *, ignore_labels: bool = False) -> NpzSource:
+    """An archive with ``images`` and, optionally, ``labels``: integers ``[N]`` or one-hot ``[N, K]``.
 
     Raises:
         DataError: if the archive is damaged, or its arrays are not as described above.
@@ -76,8 +90,17 @@ def open_npz(path: Path, preprocessing: Preprocessing, limit: int | None) -> Npz
             raise DataError("wrong array", where=f"{path} images", got=f"{dtype} {list(shape)}", expected=EXPECTED)
         if 0 in shape:
             raise DataError(f"0 images in {path}", where=f"{path} images", got=f"shape {list(shape)}")
+        if math.prod(shape[1:]) > 3 * MAX_PIXELS:
+            expected = f"at most {MAX_PIXELS:,} pixels per image"
+            raise DataError("the images are too large", where=f"{path} images", got=f"{list(shape)}", expected=expected)
+        if shape[0] > MAX_IMAGES:
+            fix = "split the archive"
+            raise DataError(
+                "too many images", where=f"{path} images", got=shape[0], expected=f"at most {MAX_IMAGES:,}", fix=fix
+            )
     size = shape[0] if limit is None else min(limit, shape[0])
-    return NpzSource(path, shape, size, _labels(path, shape[0]), preprocessing)
+    labels = None if ignore_labels else _labels(path, shape[0])
+    return NpzSource(path, shape, size, labels, preprocessing)
 
 
 def channels_last(images: np.ndarray) -> np.ndarray:
@@ -92,47 +115,86 @@ def _labels(path: Path, count: int) -> Tensor | None:
         if "labels.npy" not in archive.namelist():
             return None
     with _member(path, "labels") as (stream, shape, dtype):
-        if shape != (count,) or dtype.kind not in "iu":
-            got, expected = f"{dtype} {list(shape)}", f"integers [{count}], one per image"
+        got, size = f"{dtype} {list(shape)}", math.prod(shape) * dtype.itemsize
+        if shape[:1] != (count,) or dtype.kind not in "biuf":
+            expected = f"integers [{count}], one per image"
             raise DataError("wrong array", where=f"{path} labels", got=got, expected=expected)
-        data = _read(stream, count * dtype.itemsize, path)
-    return torch.from_numpy(np.frombuffer(data, dtype).astype(np.int64))
+        if size > MAX_LABELS:
+            expected, fix = f"at most {MAX_LABELS:,} bytes", "store the index of each image's class"
+            raise DataError("the labels are too large", where=f"{path} labels", got=got, expected=expected, fix=fix)
+        data = _read(stream, size, path)
+    return as_labels(np.frombuffer(data, dtype).reshape(shape), count, where=f"{path} labels")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while an archive is read, as an error of ours."""
+    try:
+        yield
+    except READ_ERRORS as error:
+        detail = str(error) or type(error).__name__
+        raise DataError(f"the archive cannot be read ({detail})", where=str(path), expected="an .npz file") from error
 
 
 @contextmanager
 def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"the archive cannot be read ({error})", where=str(path), expected="an .npz file") from error
+    require_regular_file(path)
+    with _reading(path):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        yield archive
 
 
 @contextmanager
 def _member(path: Path, key: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
     """The open stream of one array, past its header, with shape and type. Pickled arrays are refused."""
     with _archive(path) as archive:
-        if f"{key}.npy" not in archive.namelist():
-            keys = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
+        names = archive.namelist()
+        if f"{key}.npy" not in names:
+            keys = ", ".join(name.removesuffix(".npy") for name in names[:5]) + (", ..." if len(names) > 5 else "")
             raise DataError(f"no array {key!r}", where=str(path), got=keys, expected="images and, optionally, labels")
-        with archive.open(f"{key}.npy") as stream:
-            try:
-                version = npy.read_magic(stream)
-                read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-                shape, fortran_order, dtype = read_header(stream)
-            except ValueError as error:
-                raise DataError(f"bad array header ({error})", where=f"{path} {key}") from error
-            if dtype.hasobject or (fortran_order and len(shape) > 1):
-                got = "pickled objects" if dtype.hasobject else "Fortran order"
-                fix = "save np.ascontiguousarray(array) of plain numbers"
-                raise DataError(
-                    "unsupported array", where=f"{path} {key}", got=got, expected="C order numbers", fix=fix
-                )
+        with _reading(path):
+            stream = archive.open(f"{key}.npy")
+        with stream:
+            shape, dtype = _header(stream, archive.getinfo(f"{key}.npy").file_size, path, key)
             yield stream, shape, dtype
 
 
+def _header(stream: IO[bytes], size: int, path: Path, key: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an array in a member of ``size`` bytes; the stream is then at the array's first byte."""
+    where = f"{path} {key}"
+    try:
+        with _reading(path):
+            start = stream.read(npy.MAGIC_LEN)
+            width = 2 if npy.read_magic(BytesIO(start))[0] == 1 else 4
+            start += stream.read(width)
+            length = int.from_bytes(start[-width:], "little")
+            if length > MAX_HEADER:
+                raise DataError("the array's header is too long", where=where, got=f"{length} bytes")
+            header = BytesIO(start + stream.read(length))
+        read_header = npy.read_array_header_1_0 if npy.read_magic(header)[0] == 1 else npy.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(header)
+    except ValueError as error:
+        raise DataError(f"bad array header ({error})", where=where) from error
+    if dtype.hasobject or (fortran_order and len(shape) > 1):
+        got = "pickled objects" if dtype.hasobject else "Fortran order"
+        fix = "save np.ascontiguousarray(array) of plain numbers"
+        raise DataError("unsupported array", where=where, got=got, expected="C order numbers", fix=fix)
+    held = size - len(header.getvalue())
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != held:
+        raise DataError(
+            "the header does not describe the array",
+            where=where,
+            got=f"{held} bytes of data",
+            expected=f"{math.prod(shape) * dtype.itemsize} bytes for {dtype} {list(shape)}",
+            fix="save the archive again with np.savez",
+        )
+    return shape, dtype
+
+
 def _read(stream: IO[bytes], size: int, path: Path) -> bytes:
-    data = stream.read(size)
+    with _reading(path):
+        data = stream.read(size)
     if len(data) != size:
         raise DataError("the archive ends early", where=str(path), got=f"{len(data)} bytes", expected=f"{size} bytes")
     return data

@@ -7,8 +7,8 @@ the shorter side is resized to ``floor(size / crop_pct)`` and the centre is cut 
 from __future__ import annotations
 
 import math
-import struct
-import zlib
+import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
@@ -25,18 +25,10 @@ from vitquant.errors import ConfigError, DataError
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-# What Pillow's decoders raise on damaged files; UnidentifiedImageError is an OSError.
-DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    TypeError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+MAX_PIXELS = 89_478_485
+"""Largest picture that is decoded; beyond it Pillow suspects a decompression bomb. Decoding takes less than 1 GB."""
+MAX_RESIZED = 1 << 24
+"""A picture that would have more pixels than this after resizing (a very long one) is cropped while it is resized."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +100,33 @@ class Preprocessing:
     def load(self, path: str | PathLike[str]) -> Tensor:
         """Read an image file as ``uint8 [C, h, w]``, turned upright as its EXIF orientation says.
 
+        Of an animation or a file with several pages this is the first image.
+
         Raises:
-            DataError: if the file cannot be decoded, or holds pixels that have no range (32-bit integers, floats).
+            DataError: if this is no regular file, if it cannot be decoded, has more than ``MAX_PIXELS`` pixels, or
+                holds pixels that have no range (32-bit integers, floats).
         """
+        require_regular_file(path)
         try:
-            with Image.open(path) as image:
-                return self.apply(ImageOps.exif_transpose(image))
-        except DECODER_ERRORS as error:
-            raise DataError(f"the image cannot be read ({error or type(error).__name__})", where=str(path)) from error
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the same, and refuses
+                image = Image.open(path)
+            with image:
+                check_pixels(image.size)
+                image.load()
+                check_pixels(image.size)  # some formats only know now
+                ImageOps.exif_transpose(image, in_place=True)
+                return self.apply(image)
+        except Image.DecompressionBombError as error:
+            problem = f"more than the {MAX_PIXELS:,} pixels that are decoded"
+            raise DataError(f"the image cannot be read ({problem})", where=str(path)) from error
+        except Exception as error:  # a decoder may raise anything when a file is damaged
+            problem = error.problem if isinstance(error, DataError) else str(error) or type(error).__name__
+            raise DataError(f"the image cannot be read ({problem})", where=str(path)) from error
 
     def apply(self, image: Image.Image) -> Tensor:
         """Convert, resize and crop a picture to ``uint8 [C, h, w]``."""
-        return to_tensor(_crop_center(self._resize(self.convert(image)), self.img_size))
+        return to_tensor(self._resized_and_cropped(self.convert(image)))
 
     def convert(self, image: Image.Image) -> Image.Image:
         """The picture in the model's colours; an alpha channel is dropped, as timm does."""
@@ -129,18 +136,29 @@ class Preprocessing:
             raise ValueError(f"pixels of Pillow's mode {image.mode} have no known range")
         elif image.mode in ("P", "PA"):
             image = image.convert("RGBA")
-        return image.convert("L" if self.channels == 1 else "RGB")
+        mode = "L" if self.channels == 1 else "RGB"
+        return image if image.mode == mode else image.convert(mode)
 
-    def _resize(self, image: Image.Image) -> Image.Image:
+    def _resized_and_cropped(self, image: Image.Image) -> Image.Image:
+        height, width = self.img_size
+        resized = self._resized_size(*image.size)
+        left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
+        method = RESAMPLING[self.interpolation]
+        if math.prod(resized) <= max(MAX_RESIZED, 4 * height * width):
+            return image.resize(resized, method).crop((left, top, left + width, top + height))
+        # The same pixels to within rounding, without those that would be cropped away.
+        step_x, step_y = image.width / resized[0], image.height / resized[1]
+        right, bottom = min((left + width) * step_x, image.width), min((top + height) * step_y, image.height)
+        return image.resize((width, height), method, box=(left * step_x, top * step_y, right, bottom))
+
+    def _resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """``(width, height)`` of a picture of this size once it is resized, before the crop."""
         target_h, target_w = (math.floor(size / self.crop_pct) for size in self.img_size)
-        width, height = image.size
         if target_h == target_w:
             short = target_h
-            size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-        else:
-            ratio = min(height / target_h, width / target_w)
-            size = round(width / ratio), round(height / ratio)
-        return image.resize(size, RESAMPLING[self.interpolation])
+            return (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        ratio = min(height / target_h, width / target_w)
+        return round(width / ratio), round(height / ratio)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Pixels ``uint8 [B, C, h, w]`` to the model's input, ``float32`` of the same shape."""
@@ -191,10 +209,25 @@ def _count(values: object) -> int:
     return len(values) if isinstance(values, tuple) and numbers and all(map(math.isfinite, values)) else 0
 
 
-def _crop_center(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    height, width = size
-    top, left = round((image.height - height) / 2), round((image.width - width) / 2)
-    return image.crop((left, top, left + width, top + height))
+def check_pixels(size: tuple[int, int]) -> None:
+    """Refuse an image whose decoding would take too much memory.
+
+    Raises:
+        DataError: if ``size``, width and height in either order, makes more than ``MAX_PIXELS``.
+    """
+    if math.prod(size) > MAX_PIXELS:
+        raise DataError(f"{size[0]} x {size[1]} pixels are more than the {MAX_PIXELS:,} that are decoded")
+
+
+def require_regular_file(path: str | PathLike[str]) -> None:
+    """Refuse what would block or never end when it is read: pipes, sockets and devices. Links may lead to a file.
+
+    Raises:
+        DataError: if there is no such file, or it is not a regular one.
+    """
+    if not os.path.isfile(path):
+        problem = "not a regular file" if os.path.exists(path) else "no such file"
+        raise DataError(problem, where=str(path))
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -6,25 +6,32 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from vitquant.data.arrays import as_labels
+from vitquant.data.items import split_item, to_images
+from vitquant.data.normalization import NormalizationCheck
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.data.sources import Batch, ImageSource, check_batch_size
 from vitquant.errors import DataError, NumericsError
 
 MAX_OVER_RANGE = 16
 """A float this many times beyond the largest normalised pixel cannot have been normalised."""
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TensorSource(ImageSource):
     """A tensor ``[N, C, h, w]``: ``uint8`` pixels or normalised floats; ``[N, h, w]`` will do where C is 1."""
 
     images: Tensor
     labels: Tensor | None
     preprocessing: Preprocessing
+    _check: NormalizationCheck = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._check = NormalizationCheck(self.preprocessing)
 
     @property
     def count(self) -> int:
@@ -37,38 +44,43 @@ class TensorSource(ImageSource):
         check_batch_size(batch_size)
         for number, start in enumerate(range(0, len(self), batch_size), start=1):
             stop = min(start + batch_size, len(self))
-            images = model_input(self.images[start:stop], self.preprocessing, where=f"batch {number}")
+            images = model_input(self.images[start:stop], self.preprocessing, self._check, where=f"batch {number}")
             labels = None if self.labels is None else self.labels[start:stop]
             yield Batch(images, labels, [f"image {i}" for i in range(start, stop)])
+        self._check.warn_once()
 
 
-def open_tensor(images: Tensor, labels: Tensor | None, preprocessing: Preprocessing, limit: int | None) -> TensorSource:
-    """A tensor, and labels ``[N]`` if there are any, as a source.
+def open_tensor(images: Tensor, labels: Any | None, preprocessing: Preprocessing, limit: int | None) -> TensorSource:
+    """A tensor, and labels of all its images if there are any, as a source.
 
     Raises:
         DataError: if the shapes are wrong or there is no image.
     """
-    if len(images) == 0:
+    if images.ndim and len(images) == 0:
         raise DataError("0 images in the given tensor", got=f"shape {list(images.shape)}")
-    source = TensorSource(
-        images[:limit], None if labels is None else _labels(labels, len(images))[:limit], preprocessing
-    )
-    _with_channels(source.images, preprocessing, where="images")
-    return source
+    _with_channels(images, preprocessing, where="images")
+    found = None if labels is None else as_labels(labels, len(images), where="labels")[:limit]
+    return TensorSource(images[:limit], found, preprocessing)
 
 
 @dataclass
 class IterableSource(ImageSource):
     """Batches from Python, cut and joined to the size that is asked for.
 
-    Each item is ``images`` or ``(images, labels)``, ``images`` as in :class:`TensorSource` or one image ``[C, h, w]``.
-    What can be iterated only once, such as a generator, gives one pass; a second one is an error.
+    Each item is a batch or a single image, alone or with labels, in one of the forms of
+    :func:`vitquant.data.items.split_item`. What can be iterated only once, such as a generator, gives one pass; a
+    second one is an error.
     """
 
     items: Iterable[Any]
     limit: int | None
     preprocessing: Preprocessing
+    ignore_labels: bool = False
     _started: bool = field(default=False, init=False)
+    _check: NormalizationCheck = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._check = NormalizationCheck(self.preprocessing)
 
     @property
     def count(self) -> None:
@@ -93,20 +105,17 @@ class IterableSource(ImageSource):
             total += len(images)
         if total == 0:
             raise DataError("0 images in the given iterable", where=f"images ({type(self.items).__name__})")
+        self._check.warn_once()
 
     def _checked(self, items: Iterator[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
         for number, item in enumerate(items, start=1):
             where = f"batch {number}"
-            images, labels = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
-            if isinstance(images, np.ndarray):
-                images = torch.from_numpy(images)
-            if not isinstance(images, Tensor):
-                got, expected = type(images).__name__, "a tensor, or a tensor and its labels"
-                raise DataError("an item of the images is of an unknown kind", where=where, got=got, expected=expected)
-            if tuple(images.shape) == self.preprocessing.shape:
-                images = images.unsqueeze(0)
-            images = model_input(images, self.preprocessing, where=where)
-            yield images, None if labels is None else _labels(labels, len(images), where)
+            given, given_labels = split_item(item, where)
+            images = model_input(
+                to_images(given, self.preprocessing, where), self.preprocessing, self._check, where=where
+            )
+            labelled = given_labels is not None and not self.ignore_labels
+            yield images, as_labels(given_labels, len(images), where) if labelled else None
 
 
 def _limited(
@@ -142,14 +151,14 @@ def _rebatch(items: Iterator[tuple[Tensor, Tensor | None]], size: int) -> Iterat
         yield torch.cat(held), torch.cat(held_labels) if labelled else None
 
 
-def model_input(images: Tensor, preprocessing: Preprocessing, *, where: str) -> Tensor:
-    """Tensors of either kind as the model's normalised ``float32 [B, C, h, w]``.
+def model_input(images: Tensor, preprocessing: Preprocessing, check: NormalizationCheck, *, where: str) -> Tensor:
+    """Tensors of either kind as the model's normalised ``float32 [B, C, h, w]``, in main memory.
 
     Raises:
         DataError: on another shape, or on floats that cannot have been normalised.
         NumericsError: on NaN or Inf; the message names the first image that holds one.
     """
-    images = _with_channels(images, preprocessing, where)
+    images = _with_channels(images, preprocessing, where).cpu()
     if images.dtype == torch.uint8:
         return preprocessing.normalize(images)
     images = images.float()
@@ -170,6 +179,7 @@ def model_input(images: Tensor, preprocessing: Preprocessing, *, where: str) -> 
             expected=f"about {low:.4g} to {high:.4g} ({preprocessing})",
             fix="give uint8 pixels, or normalise with Preprocessing.normalize",
         )
+    check.add(images)
     return images
 
 
@@ -181,20 +191,27 @@ def _with_channels(images: Tensor, preprocessing: Preprocessing, where: str) -> 
             where=where,
             got=f"{list(images.shape)}",
             expected=f"[N, {', '.join(map(str, preprocessing.shape))}]",
-            fix="resize the images, or give the model another img_size",
+            fix=_shape_fix(tuple(images.shape), preprocessing),
         )
-    if shaped.dtype != torch.uint8 and not shaped.is_floating_point():
-        raise DataError("images of the wrong type", where=where, got=shaped.dtype, expected="uint8 pixels or floats")
+    if shaped.dtype != torch.uint8 and shaped.dtype not in FLOATS:
+        raise DataError(
+            "images of the wrong type",
+            where=where,
+            got=f"{images.dtype} {list(images.shape)}",
+            expected="uint8 pixels, or normalised floats of 16 to 64 bits",
+            fix="convert pixels from 0 to 255 with images.to(torch.uint8)",
+        )
     return shaped
 
 
-def _labels(given: Any, count: int, where: str = "labels") -> Tensor:
-    try:
-        labels: Tensor = torch.as_tensor(given)
-        labels = labels.reshape(-1) if labels.ndim == 0 else labels
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError("labels are no numbers", where=where, got=type(given).__name__) from error
-    if tuple(labels.shape) != (count,) or labels.is_floating_point() or labels.is_complex():
-        got = f"{labels.dtype} {list(labels.shape)}"
-        raise DataError("labels do not fit the images", where=where, got=got, expected=f"integers [{count}]")
-    return labels.long()
+def _shape_fix(shape: tuple[int, ...], preprocessing: Preprocessing) -> str:
+    height, width, channels = *preprocessing.img_size, preprocessing.channels
+    if shape == preprocessing.shape:
+        return "give a batch of one image, images[None]"
+    if shape[1:] == (height, width, channels):
+        return (
+            "the channels come last; move them with images.permute(0, 3, 1, 2), in NumPy images.transpose(0, 3, 1, 2)"
+        )
+    if shape == (height, width, channels):
+        return "the channels come last; give images.permute(2, 0, 1)[None], in NumPy images.transpose(2, 0, 1)[None]"
+    return "resize the images, or give the model another img_size"

@@ -197,7 +197,7 @@ def pixels_for(preprocessing: Preprocessing, images: ImagesLike | None, count: i
     """``count`` images ``uint8 [N, C, h, w]``, and where they come from."""
     if images is None:
         return made_up(preprocessing.shape, count), f"{count} made-up images"
-    batches = open_images(images, preprocessing).batches(BATCH)
+    batches = open_images(images, preprocessing, ignore_labels=True).batches(BATCH)
     pixels = torch.cat([preprocessing.to_pixels(b.images) for b in islice(batches, -(-count // BATCH))])
     return pixels[:count], str(images) if isinstance(images, str | Path) else "given images"
 

@@ -69,7 +69,7 @@ def classify(
     """
     preprocessing = preprocessing_of(program)
     executor = executor or open_executor(program)
-    for batch in open_images(images, preprocessing, limit=limit).batches(batch_size):
+    for batch in open_images(images, preprocessing, limit=limit, ignore_labels=True).batches(batch_size):
         found = executor(preprocessing.to_pixels(batch.images))
         for name, codes, logits in zip(batch.names, found.codes.cpu(), found.real().cpu(), strict=True):
             yield Outcome(name, codes, logits)

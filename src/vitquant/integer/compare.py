@@ -85,6 +85,7 @@ def compare(
     batch_size: int = 8,
     device: str | torch.device = "cpu",
     kind: Kind = "auto",
+    ignore_labels: bool = False,
 ) -> Comparison:
     """The same for what lies in a folder: a saved model and its integer program.
 
@@ -96,6 +97,7 @@ def compare(
         batch_size: images in one forward.
         device: where to compute.
         kind: of the executor, as for :func:`open_executor`.
+        ignore_labels: evaluate without the labels of the images.
 
     Raises:
         ArtifactError: the folder holds no such model, or one of another architecture.
@@ -104,5 +106,5 @@ def compare(
     model = load(folder, vit=original.vit).to(device)
     program = load_program(folder)
     executor = open_executor(program, kind, device=device)
-    source = open_images(images, model.preprocessing, limit=limit)
+    source = open_images(images, model.preprocessing, limit=limit, ignore_labels=ignore_labels)
     return compare_models(model, program, source, batch_size=batch_size, executor=executor)

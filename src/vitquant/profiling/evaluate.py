@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from vitquant.data import ImagesLike, open_images
+from vitquant.data import ImagesLike, ImageSource, open_images
 from vitquant.errors import DataError, NumericsError
 from vitquant.layers import only
 from vitquant.models.quant_vit import QuantViT
@@ -19,6 +20,13 @@ from vitquant.progress import track
 
 Executor: TypeAlias = Callable[[Tensor], Tensor]
 """Pixels, ``uint8 [B, C, h, w]``, to logits ``[B, K]`` (pooled features without a head)."""
+
+MIN_LABELLED = 10
+"""Labelled images below which chance cannot be told from failure."""
+
+
+class ChanceWarning(UserWarning):
+    """The float model classifies no better than chance."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +69,30 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 8,
     integers: Executor | None = None,
+    ignore_labels: bool = False,
 ) -> Evaluation:
     """Run a calibrated model in float and quantized over the images, and an executor of its integer program beside it.
 
+    Args:
+        model: calibrated.
+        images: as for :func:`vitquant.open_images`; labels give top-1.
+        limit: at most this many images.
+        batch_size: images in one forward.
+        integers: an executor of the model's integer program.
+        ignore_labels: evaluate without the labels of the images.
+
+    Warns:
+        ChanceWarning: the float model's top-1 is no better than chance.
+
     Raises:
         LifecycleError: the model is not calibrated.
-        DataError: a label is not one of the model's classes.
+        DataError: there are no images, or the labels or the class folders are not the model's classes.
         NumericsError: the quantized model gave NaN or Inf.
     """
     model.require_calibrated()
-    source = open_images(images, model.preprocessing, limit=limit)
-    total = None if source.count is None else math.ceil(source.count / batch_size)
+    source = open_images(images, model.preprocessing, limit=limit, ignore_labels=ignore_labels)
+    check_classes(source, model)
+    total = source.batch_count(batch_size)
     points = list(model.point_modules().values())
     logits, norm, integer, to_simulated = (SqnrMeter() for _ in range(4))
     classes: list[Classes] = []
@@ -97,8 +118,11 @@ def evaluate(
                 to_simulated.add(rounded, third)
                 given.append(third)
             if model.head is not None:
-                labels = None if batch.labels is None else check_labels(batch.labels, model.spec.num_classes)
+                labels = None if batch.labels is None else check_labels(batch.labels, model.spec.num_classes, number)
                 classes.append(Classes([t.argmax(-1).cpu() for t in given], labels))
+    if not count:
+        raise DataError("evaluation got no images", where="images")
+    warn_of_chance([c.hits(0) for c in classes], model.spec.num_classes)
     top1, agreement = (
         [mean_percent([getattr(c, name)(side) for c in classes]) for side in range(2 + (integers is not None))]
         for name in ("hits", "same")
@@ -142,13 +166,60 @@ def outputs(model: QuantViT, images: Tensor) -> tuple[Tensor, Tensor]:
     return tokens, model.classify(tokens)
 
 
-def check_labels(labels: Tensor, classes: int) -> Tensor:
-    """The labels, if the model has a class for each."""
+def check_classes(source: ImageSource, model: QuantViT) -> None:
+    """Refuse class folders that cannot be the model's classes. Without a head there are no classes to compare with.
+
+    Raises:
+        DataError: their number is not that of the model's classes.
+    """
+    names, expected = source.class_names, model.spec.num_classes
+    if names is None or model.head is None or len(names) == expected:
+        return
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    fix = f"give a folder with one subfolder of images for each of the {expected} classes, or ignore the labels"
+    raise DataError(
+        "the class folders are not the model's classes",
+        where="images",
+        got=f"{_counted(len(names), 'class folder')} ({shown})",
+        expected=_counted(expected, "class folder"),
+        fix=f"{fix} (--ignore-labels, in Python ignore_labels=True)",
+    )
+
+
+def check_labels(labels: Tensor, classes: int, number: int) -> Tensor:
+    """The labels of batch ``number``, if the model has a class for each."""
     if bool((labels < 0).any() | (labels >= classes).any()):
         raise DataError(
             "a label is not one of the model's classes",
+            where=f"batch {number}",
             got=f"{int(labels.min())} to {int(labels.max())}",
             expected=f"0 to {classes - 1}",
-            fix="the subfolders of the images must be the model's classes, in their order",
+            fix="number the classes from 0, or ignore the labels (--ignore-labels, in Python ignore_labels=True)",
         )
     return labels
+
+
+def warn_of_chance(parts: list[Tensor | None], classes: int) -> None:
+    """Warn if the float model was right no more often than one that guesses; ``parts`` say where it was right.
+
+    This takes ten labelled images, and no more hits than guessing would give plus one standard deviation.
+    """
+    known = [part for part in parts if part is not None]
+    count = sum(map(len, known))
+    if classes < 2 or count < MIN_LABELLED:
+        return
+    hits = sum(int(part.sum()) for part in known)
+    chance = 1 / classes
+    if hits > count * chance + math.sqrt(count * chance * (1 - chance)):
+        return
+    warnings.warn(
+        f"images: the float model is right on {hits} of {count} images, where guessing among {classes} classes gives "
+        f"{100 * chance:.3g} %: labels or images do not belong to this model. Fix: check the order of the classes "
+        "(of class folders, that of their names), the preprocessing, and the weights.",
+        ChanceWarning,
+        stacklevel=3,
+    )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -8,7 +8,6 @@ block is kept, so a point's run starts at its own block; the blocks before it ar
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -174,8 +173,8 @@ def profile(model: QuantViT, images: ImagesLike, *, limit: int | None = None, ba
     Raises:
         LifecycleError: an active point was never observed.
     """
-    source = open_images(images, model.preprocessing, limit=limit)
-    total = None if source.count is None else math.ceil(source.count / batch_size)
+    source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
+    total = source.batch_count(batch_size)
     profiler = Profiler(model)
     with torch.no_grad():
         for batch in track(source.batches(batch_size), "profiling", total):
