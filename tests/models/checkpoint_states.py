@@ -1,10 +1,13 @@
-"""A small model and random parameters for it, for the tests of checkpoints."""
+"""For the tests of checkpoints: a small model, random parameters for it, and the documented messages."""
+
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vitquant.models.vit import VisionTransformer, ViTSpec
 
+FAILURES = (Path(__file__).parents[2] / "docs" / "failures.md").read_text(encoding="utf-8")
 SMALL = ViTSpec(img_size=(16, 16), patch_size=(4, 4), embed_dim=8, depth=2, num_heads=2, mlp_hidden=12, num_classes=5)
 
 
@@ -21,3 +24,8 @@ def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
     return found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def documented(message: object) -> bool:
+    """Whether docs/failures.md has an error's message as a block of its own."""
+    return f"```text\nerror: {message}\n```" in FAILURES

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint_states import random_state
+from checkpoint_states import documented, random_state
 from safetensors.torch import save_file
 
 from vitquant.data import Preprocessing
@@ -47,6 +47,7 @@ def test_sizes_of_the_wrong_kind(size: object) -> None:
     assert str(caught.value) == (
         f"img_size: this is no image size. Got {size!r}, expected whole pixels, one number or (height, width)."
     )
+    assert documented(caught.value) == (size == "224")
 
 
 @pytest.mark.parametrize("size", [-1, 0, (0, 32), (32, -16), 17])

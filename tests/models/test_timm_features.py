@@ -1,10 +1,10 @@
 """Refusals of timm's models name the true cause: small versions of real names, on the meta device where that builds."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoint_states import documented
 from torch import nn
 
 from vitquant.errors import ModelError, NumericsError
@@ -14,7 +14,6 @@ from vitquant.models.timm_bridge import read_timm
 timm = pytest.importorskip("timm")
 
 NO_DATA = "the model's parameters have no data"
-FAILURES = (Path(__file__).parents[2] / "docs" / "failures.md").read_text(encoding="utf-8")
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 
 CAUSES = {
@@ -38,11 +37,6 @@ CAUSES = {
     "vit_base_patch16_clip_224": "a norm before the blocks (pre_norm)",
     "vit_base_patch16_siglip_gap_224": "the final norm before average pooling (fc_norm=False)",
 }
-
-
-def documented(error: Exception) -> bool:
-    """Whether docs/failures.md has the message as a block of its own."""
-    return f"```text\nerror: {error}\n```" in FAILURES
 
 
 @pytest.mark.parametrize("name", CAUSES)

@@ -2,12 +2,12 @@
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from checkpoint_states import documented
 from torch import nn
 
 from vitquant.errors import ModelError, NumericsError
@@ -113,5 +113,4 @@ def test_torchvisions_own_class() -> None:
     model = vision.VisionTransformer(32, 16, 1, 2, 16, 32)
     with pytest.raises(ModelError) as caught:
         adapt(model)
-    failures = (Path(__file__).parents[2] / "docs" / "failures.md").read_text(encoding="utf-8")
-    assert f"```text\nerror: {caught.value}\n```" in failures
+    assert documented(caught.value)
