@@ -6,6 +6,7 @@ import json
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from vitquant.models.artifact import TENSORS, encode_model, run_id
 from vitquant.models.quant_vit import QuantViT
 from vitquant.profiling import Evaluation, ModelProfile, evaluate, profile
 from vitquant.profiling.evaluate import check_classes
+from vitquant.profiling.outliers import OutlierWarning, outlier_message
 from vitquant.profiling.report import points_csv
 from vitquant.runs import KEY, MANIFEST, POINTS, SUMMARY
 from vitquant.version import __version__
@@ -142,6 +144,8 @@ def run(
     shared.warn()
     with stopwatch(seconds, "profile"):
         profiled = profile(quantized, evaluation, limit=profile_images, batch_size=batch_size)
+    if profiled.outliers:
+        warnings.warn(outlier_message(profiled.outliers), OutlierWarning, stacklevel=2)
     seconds["total"] = time.perf_counter() - start
 
     summary = {KEY: run_id(quantized)} | summarize(model, evaluated, profiled, seconds, seed)
@@ -198,6 +202,7 @@ def summarize(
         "sqnr_db": round(evaluated.sqnr_db, 3),
         "sqnr_final_norm_db": round(evaluated.sqnr_final_norm_db, 3),
         "profile_images": profiled.images,
+        "outliers": {outlier.point: round(outlier.ratio, 1) for outlier in profiled.outliers},
         "points": {
             p.name: {
                 "active": p.active,

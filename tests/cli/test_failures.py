@@ -136,6 +136,30 @@ def test_strict_refuses_what_stays_float(refused: Callable[..., str], run: Calla
     assert not (folder / "new").exists()
 
 
+@pytest.mark.filterwarnings("default")
+def test_outliers_warn_and_go_on(quantize: Callable[..., Any], folder: Path, state: Mapping[str, Tensor]) -> None:
+    planted = dict(state)  # channels that are wide at one point, and what undoes it in the weights after it
+    for number, norm, linear, factor in ((0, "norm1", "attn.qkv", 100.0), (3, "norm2", "mlp.fc1", 50.0)):
+        for name in (f"blocks.{number}.{norm}.weight", f"blocks.{number}.{norm}.bias"):
+            planted[name] = state[name].clone()
+            planted[name][7] = factor
+        name = f"blocks.{number}.{linear}.weight"
+        planted[name] = state[name].clone()
+        planted[name][:, 7] /= factor
+    save_file(planted, folder / "planted.safetensors")
+    (folder / "my.yaml").write_text("norm: {calibration_mode: layer_wise}\n")
+    outcome = quantize(weights="planted.safetensors", config="my.yaml")
+    assert outcome.code == 0
+    warnings = [line for line in outcome.err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert documented(warnings[0])
+    summary = json.loads((folder / "out" / "summary.json").read_text())
+    assert set(summary["outliers"]) == {"blocks.0.norm1", "blocks.3.norm2"}
+    (folder / "my.yaml").write_text("norm: {calibration_mode: channel_wise}\n")  # as the warning says
+    outcome = quantize(weights="planted.safetensors", config="my.yaml")
+    assert "warning: " not in outcome.err
+
+
 def refusal(step: Callable[[], object], code: int) -> str:
     with pytest.raises(VitquantError) as caught:
         step()

@@ -9,19 +9,21 @@ block is kept, so a point's run starts at its own block; the blocks before it ar
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from vitquant.config import QuantConfig
+from vitquant.config import QuantConfig, section_of
 from vitquant.data import ImagesLike, open_images
 from vitquant.layers import Point, QuantLinear, only, points_of, tapped
+from vitquant.layers.layout import PER_HEAD
 from vitquant.layers.linear import WeightPoint
 from vitquant.layers.point import Tap
 from vitquant.models.quant_vit import QuantViT
 from vitquant.profiling.meters import MetricsMeter, PointMetrics, SqnrMeter
+from vitquant.profiling.outliers import Outlier, RangeMeter, outlier_of
 from vitquant.progress import track
 
 
@@ -42,12 +44,14 @@ class PointProfile:
 class ModelProfile:
     """The profile of a model: its points in order, and the SQNR of its output with everything quantized.
 
-    ``sqnr_db`` is that of the logits, or of all tokens after the final norm where there is no head.
+    ``sqnr_db`` is that of the logits, or of all tokens after the final norm where there is no head. ``outliers`` are
+    the points whose range a few values take up.
     """
 
     points: tuple[PointProfile, ...]
     sqnr_db: float
     images: int
+    outliers: tuple[Outlier, ...] = ()
 
     def worst(self, count: int = 5) -> list[PointProfile]:
         """The points whose quantization alone costs the output most."""
@@ -96,19 +100,24 @@ class Profiler:
             for name, p in self.points.items()
             if p.active and p.require_config().enable_profiler
         }
+        self.ranges = {
+            name: RangeMeter(p.params, channel_dim=1 if section_of(name) in PER_HEAD else -1)
+            for name, p in self.points.items()
+            if p.active and p.params is not None and not isinstance(p, WeightPoint)
+        }
         self.output = SqnrMeter()
         self.images = 0
 
     def add(self, images: Tensor) -> None:
         """Take in one batch of normalised images."""
         self.images += len(images)
-        inputs = self._chain(images)
+        inputs = self.chain(images)
         for index, stage in enumerate(self.stages):
             for point in stage.points():
                 if point.active:
                     self._isolate(point, index, inputs)
 
-    def _chain(self, images: Tensor) -> list[Tensor]:
+    def chain(self, images: Tensor) -> list[Tensor]:
         """Run the float and the quantized chain side by side; returns the float input of every stage and the output."""
         exact, rounded, inputs = images, images, [images]
         for stage in self.stages:
@@ -116,6 +125,8 @@ class Profiler:
             points = stage.points()
             with only([], self.model), tapped(points, keep_in(reference)):
                 exact = stage.run(exact)
+            for name in self.ranges.keys() & reference.keys():
+                self.ranges[name].add(reference[name])
             with only(list(self.points.values()), self.model), tapped(points, self._compare(reference)):
                 rounded = stage.run(rounded)
             inputs.append(exact)
@@ -155,7 +166,19 @@ class Profiler:
             )
             for name, point in self.points.items()
         ]
-        return ModelProfile(tuple(rows), self.output.db, self.images)
+        return ModelProfile(tuple(rows), self.output.db, self.images, tuple(self.outliers()))
+
+    def outliers(self) -> Iterator[Outlier]:
+        """The points with outliers: activations as observed, and weights."""
+        meters = dict(self.ranges)
+        for module in self.model.modules():
+            if isinstance(module, QuantLinear) and module.weight.active:
+                meter = meters[module.weight.name] = RangeMeter(module.weight.require_params(), channel_dim=1)
+                meter.add(module.folded_weights()[0].unsqueeze(0))
+        for name, point in self.points.items():
+            found = outlier_of(name, point.require_config(), meters[name]) if name in meters else None
+            if found is not None:
+                yield found
 
 
 def profile(model: QuantViT, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> ModelProfile:
