@@ -1,4 +1,7 @@
+import os
 import tracemalloc
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +112,108 @@ def test_damaged_archives(tmp_path: Path) -> None:
     path.write_bytes(bytes(data))
     with pytest.raises(DataError, match=r"a\.npz: the archive cannot be read"):
         list(open_images(path, GREY).batches(8))
+
+
+def rewritten(path: Path, header: bytes, data: bytes) -> Path:
+    """An archive whose ``images`` have this header."""
+    with zipfile.ZipFile(path / "b.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", header + data)
+    return path / "b.npz"
+
+
+def header(shape: str, length: int | None = None) -> bytes:
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x02\x00" + (len(text) if length is None else length).to_bytes(4, "little") + text
+
+
+@pytest.mark.parametrize("shape", ["(4, 4, 4)", "(1, 4, 4)", "(10**18, 4, 4)", "(-1, 4, 4)", "(2, 4, 4, 3)"])
+def test_a_header_that_lies(tmp_path: Path, shape: str) -> None:
+    path = rewritten(tmp_path, header(shape.replace("10**18", str(10**18))), bytes(32))
+    with pytest.raises(DataError, match=r"b\.npz images: the header does not describe the array"):
+        open_images(path, GREY)
+
+
+def test_the_documented_messages(
+    tmp_path: Path, documented: Callable[[str], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rewritten(Path(), header("(4, 4, 4)"), bytes(32)).rename("short.npz")
+    np.savez_compressed("bomb.npz", images=np.zeros((1, 20000, 20000), np.uint8))
+    for name in ("short.npz", "bomb.npz"):
+        with pytest.raises(DataError) as caught:
+            open_images(name, GREY)
+        assert documented(f"error: {caught.value}")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x93NUMPY", b"\x93NUMPY\x09\x00ab", header("(2, 4"), header("('a', 4, 4)"), header("(2, 4, 4)", 1 << 31)],
+)
+def test_headers_that_are_none(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(DataError, match=r"b\.npz images: (bad array header|the array's header is too long)"):
+        open_images(rewritten(tmp_path, data, b""), GREY)
+
+
+@pytest.mark.parametrize("member", ["images", "labels"])
+def test_encrypted_and_unknown_members(tmp_path: Path, member: str) -> None:
+    path = save(tmp_path, images=np.zeros((2, 4, 4), np.uint8), labels=np.arange(2))
+    whole = path.read_bytes()
+    entry = whole.rfind(f"{member}.npy".encode()) - 46  # in the central directory
+    for offset, value, message in ((8, 1, "encrypted"), (10, 99, "compression")):
+        data = bytearray(whole)
+        data[entry + offset] = value
+        path.write_bytes(bytes(data))
+        with pytest.raises(DataError, match=rf"a\.npz: the archive cannot be read \(.*{message}"):
+            list(open_images(path, GREY).batches(2))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([2, 0, 1], ">i8"),
+        np.array([[2], [0], [1]], np.uint16),
+        np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]], np.uint8),
+        np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]], np.float32),
+    ],
+)
+def test_labels_of_other_kinds(tmp_path: Path, labels: np.ndarray) -> None:
+    path = save(tmp_path, images=np.zeros((3, 4, 4), np.uint8), labels=labels)
+    (batch,) = open_images(path, GREY).batches(4)
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("labels", [np.array(["cat", "dog"]), np.zeros((2, 3)), np.array(1), np.array([1j, 2])])
+def test_labels_that_are_none(tmp_path: Path, labels: np.ndarray) -> None:
+    path = save(tmp_path, images=np.zeros((2, 4, 4), np.uint8), labels=labels)
+    with pytest.raises(DataError, match=r"a\.npz labels: "):
+        open_images(path, GREY)
+    (batch,) = open_images(path, GREY, ignore_labels=True).batches(4)
+    assert batch.labels is None
+
+
+def test_what_is_too_large_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitquant.data.npz.MAX_IMAGES", 3)
+    with pytest.raises(DataError, match="too many images. Got 4, expected at most 3"):
+        open_images(save(tmp_path, images=np.zeros((4, 4, 4), np.uint8)), GREY)
+    monkeypatch.setattr("vitquant.data.npz.MAX_LABELS", 100)
+    path = save(tmp_path, images=np.zeros((2, 4, 4), np.uint8), labels=np.zeros((2, 51), np.uint8))
+    with pytest.raises(DataError, match="the labels are too large"):
+        open_images(path, GREY)
+
+
+def test_one_image_at_a_time_is_unpacked(tmp_path: Path) -> None:
+    path = save(tmp_path, images=np.zeros((8, 1000, 1000, 3), np.uint8))
+    tracemalloc.start()
+    assert len(next(open_images(path, GREY).batches(8))) == 8
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 12e6  # eight images are 24 MB
+
+
+def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.npz")
+    (tmp_path / "zero.npz").symlink_to("/dev/zero")
+    for name in ("a.npz", "zero.npz"):
+        with pytest.raises(DataError, match=rf"{name}: not a regular file"):
+            open_images(tmp_path / name, GREY)

@@ -1,4 +1,5 @@
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitquant.data import Preprocessing
-from vitquant.data.preprocessing import HALF, IMAGENET_MEAN, IMAGENET_STD
+from vitquant.data.preprocessing import HALF, IMAGENET_MEAN, IMAGENET_STD, MAX_RESIZED, check_pixels
 from vitquant.errors import ConfigError, DataError
 
 IMAGENET = Preprocessing((32, 32), IMAGENET_MEAN, IMAGENET_STD)
@@ -139,6 +140,57 @@ def test_float_pixels_are_refused_by_path(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "a.tiff")
     with pytest.raises(DataError, match=r"a\.tiff: .*mode F"):
         IMAGENET.load(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize("size", [(1, 16000), (16000, 1), (3, 60000)])
+def test_very_long_pictures_take_little_memory(tmp_path: Path, size: tuple[int, int]) -> None:
+    ramp = np.linspace(0, 255, max(size)).astype(np.uint8)
+    tall = size[1] > size[0]
+    pixels = np.tile(ramp[:, None] if tall else ramp, (1, size[0]) if tall else (size[1], 1))
+    Image.fromarray(pixels).convert("RGB").save(tmp_path / "a.png")
+    preprocessing = Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD)
+    assert min(preprocessing._resized_size(*size)) * max(preprocessing._resized_size(*size)) > MAX_RESIZED
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cut = preprocessing.load(tmp_path / "a.png")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB; in full this would be 0.7 GB
+    assert cut.shape == (3, 224, 224)
+    assert (cut.float() - 127.5).abs().max() < 2  # the centre of the ramp
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_cropping_while_resizing_gives_nearly_the_same_pixels(
+    monkeypatch: pytest.MonkeyPatch, interpolation: str
+) -> None:
+    preprocessing = Preprocessing((32, 32), IMAGENET_MEAN, IMAGENET_STD, interpolation)
+    for size in ((40, 60), (60, 40), (33, 35), (20, 20), (31, 90), (101, 17), (7, 300)):
+        image = picture(*size)
+        with monkeypatch.context() as patch:
+            patch.setattr("vitquant.data.preprocessing.MAX_RESIZED", 0)
+            cut = preprocessing.apply(image).int()
+        assert (cut - preprocessing.apply(image).int()).abs().max() <= 3
+
+
+def test_the_number_of_pixels_is_bounded(tmp_path: Path) -> None:
+    Image.new("1", (9500, 9500)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: .*9500 x 9500 pixels are more than the 89,478,485 that are decoded"):
+        IMAGENET.load(tmp_path / "a.png")
+    Image.new("1", (20000, 20000)).save(tmp_path / "b.png")  # Pillow refuses this one by itself
+    with pytest.raises(DataError, match=r"b\.png: .*more than the 89,478,485 pixels"):
+        IMAGENET.load(tmp_path / "b.png")
+    with pytest.raises(DataError, match="are more than the 29,826,161 that are decoded"):
+        check_pixels((6000, 5000), "JPEG2000")
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("codec"), MemoryError()])
+def test_whatever_a_decoder_raises_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    picture(40, 40).save(tmp_path / "a.png")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    with pytest.raises(DataError, match=r"a\.png: the image cannot be read \("):
+        IMAGENET.load(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "truncated"])

@@ -113,7 +113,7 @@ def to_images(value: Any, preprocessing: Preprocessing, where: str) -> Tensor:
 
 def _picture(image: Image.Image, preprocessing: Preprocessing, where: str) -> Tensor:
     try:
-        check_pixels(image.size)
+        check_pixels(image.size, image.format)
         return preprocessing.apply(ImageOps.exif_transpose(image))
     except Exception as error:  # as in Preprocessing.load
         problem = error.problem if isinstance(error, DataError) else str(error) or type(error).__name__

@@ -163,18 +163,19 @@ def _member(path: Path, key: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], 
 def _header(stream: IO[bytes], size: int, path: Path, key: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of an array in a member of ``size`` bytes; the stream is then at the array's first byte."""
     where = f"{path} {key}"
+    with _reading(path):
+        start = stream.read(npy.MAGIC_LEN)
+        width = 2 if start[-2:-1] == b"\x01" else 4  # of the header's length, in bytes: version 1, later versions
+        start += stream.read(width)
+        length = int.from_bytes(start[npy.MAGIC_LEN :], "little")
+        if length > MAX_HEADER:
+            raise DataError("the array's header is too long", where=where, got=f"{length} bytes")
+        header = BytesIO(start + stream.read(length))
     try:
-        with _reading(path):
-            start = stream.read(npy.MAGIC_LEN)
-            width = 2 if npy.read_magic(BytesIO(start))[0] == 1 else 4
-            start += stream.read(width)
-            length = int.from_bytes(start[-width:], "little")
-            if length > MAX_HEADER:
-                raise DataError("the array's header is too long", where=where, got=f"{length} bytes")
-            header = BytesIO(start + stream.read(length))
-        read_header = npy.read_array_header_1_0 if npy.read_magic(header)[0] == 1 else npy.read_array_header_2_0
+        npy.read_magic(header)
+        read_header = npy.read_array_header_1_0 if width == 2 else npy.read_array_header_2_0
         shape, fortran_order, dtype = read_header(header)
-    except ValueError as error:
+    except Exception as error:  # NumPy evaluates the header as a literal, which fails in many ways
         raise DataError(f"bad array header ({error})", where=where) from error
     if dtype.hasobject or (fortran_order and len(shape) > 1):
         got = "pickled objects" if dtype.hasobject else "Fortran order"

@@ -27,7 +27,9 @@ HALF = (0.5, 0.5, 0.5)
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 MAX_PIXELS = 89_478_485
 """Largest picture that is decoded; beyond it Pillow suspects a decompression bomb. Decoding takes less than 1 GB."""
-MAX_RESIZED = 1 << 24
+GREEDY_DECODERS = {"AVIF": 2, "HEIF": 2, "JPEG2000": 3, "JXL": 3, "WEBP": 2}
+"""Formats whose decoders take more memory per pixel; of these, pictures are as much smaller."""
+MAX_RESIZED = 1 << 25
 """A picture that would have more pixels than this after resizing (a very long one) is cropped while it is resized."""
 
 
@@ -112,9 +114,9 @@ class Preprocessing:
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the same, and refuses
                 image = Image.open(path)
             with image:
-                check_pixels(image.size)
+                check_pixels(image.size, image.format)
                 image.load()
-                check_pixels(image.size)  # some formats only know now
+                check_pixels(image.size, image.format)  # some formats only know now
                 ImageOps.exif_transpose(image, in_place=True)
                 return self.apply(image)
         except Image.DecompressionBombError as error:
@@ -146,7 +148,7 @@ class Preprocessing:
         method = RESAMPLING[self.interpolation]
         if math.prod(resized) <= max(MAX_RESIZED, 4 * height * width):
             return image.resize(resized, method).crop((left, top, left + width, top + height))
-        # The same pixels to within rounding, without those that would be cropped away.
+        # Without the pixels that would be cropped away. Clipping between the two passes may differ, as Pillow sees fit.
         step_x, step_y = image.width / resized[0], image.height / resized[1]
         right, bottom = min((left + width) * step_x, image.width), min((top + height) * step_y, image.height)
         return image.resize((width, height), method, box=(left * step_x, top * step_y, right, bottom))
@@ -209,14 +211,15 @@ def _count(values: object) -> int:
     return len(values) if isinstance(values, tuple) and numbers and all(map(math.isfinite, values)) else 0
 
 
-def check_pixels(size: tuple[int, int]) -> None:
+def check_pixels(size: tuple[int, int], kind: str | None) -> None:
     """Refuse an image whose decoding would take too much memory.
 
     Raises:
-        DataError: if ``size``, width and height in either order, makes more than ``MAX_PIXELS``.
+        DataError: if ``size``, width and height in either order, makes more pixels than are decoded of this format.
     """
-    if math.prod(size) > MAX_PIXELS:
-        raise DataError(f"{size[0]} x {size[1]} pixels are more than the {MAX_PIXELS:,} that are decoded")
+    most = MAX_PIXELS // GREEDY_DECODERS.get(kind or "", 1)
+    if math.prod(size) > most:
+        raise DataError(f"{size[0]} x {size[1]} pixels are more than the {most:,} that are decoded")
 
 
 def require_regular_file(path: str | PathLike[str]) -> None:
