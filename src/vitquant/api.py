@@ -13,6 +13,7 @@ from torch import nn
 
 from vitquant.config import ModelConfig, load_config_from_yaml
 from vitquant.data import ImagesLike, open_images
+from vitquant.layers.plain_torch import plain_torch
 from vitquant.models.adapt import FloatModel, adapt
 from vitquant.models.calibrate import calibrate_batches
 from vitquant.models.quant_vit import QuantViT
@@ -61,6 +62,7 @@ def quantize(
     return calibrate(qmodel, calibration, limit=limit, batch_size=batch_size)
 
 
+@plain_torch()
 def prepare(
     model: nn.Module | FloatModel | str,
     config: ConfigLike,
@@ -69,7 +71,10 @@ def prepare(
     img_size: int | tuple[int, int] | None = None,
     device: str | torch.device = "cpu",
 ) -> QuantViT:
-    """The first step of :func:`quantize`: the model with its points, not calibrated yet, in mode ``FP32``."""
+    """The first step of :func:`quantize`: the model with its points, not calibrated yet, in mode ``FP32``.
+
+    It owns its tensors: the float model is neither changed nor needed any more.
+    """
     config = as_config(config)
     found = model if isinstance(model, FloatModel) else adapt(model, weights=weights, img_size=img_size)
     qmodel: QuantViT = QuantViT(found.vit, config, found.preprocessing).to(device)
@@ -82,6 +87,10 @@ def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, 
     Raises:
         DataError: no images, or images that the model cannot take.
         NumericsError: NaN or Inf in an image or an activation.
+        LifecycleError: another thread computes with the model.
+        OutOfMemoryError: naming the point, and the batch size that was too large.
+
+    Whatever is raised, the model is as it was before; a calibrated one stays calibrated.
     """
     source = open_images(images, model.preprocessing, limit=limit)
     total = None if source.count is None else math.ceil(source.count / batch_size)

@@ -13,6 +13,7 @@ from torch import Tensor
 from vitquant.data import ImagesLike, open_images
 from vitquant.errors import DataError, NumericsError
 from vitquant.layers import only
+from vitquant.layers.undisturbed import undisturbed
 from vitquant.models.quant_vit import QuantViT
 from vitquant.profiling.meters import SqnrMeter
 from vitquant.progress import track
@@ -54,6 +55,7 @@ class Evaluation:
     integer: IntegerEvaluation | None = None
 
 
+@undisturbed
 def evaluate(
     model: QuantViT,
     images: ImagesLike,
@@ -67,7 +69,10 @@ def evaluate(
     Raises:
         LifecycleError: the model is not calibrated.
         DataError: a label is not one of the model's classes.
-        NumericsError: the quantized model gave NaN or Inf.
+        NumericsError: one of the models gave NaN or Inf.
+        OutOfMemoryError: naming the point, and the batch size that was too large.
+
+    Whatever is raised, the model is as it was before.
     """
     model.require_calibrated()
     source = open_images(images, model.preprocessing, limit=limit)
@@ -83,10 +88,8 @@ def evaluate(
                 exact_norm, exact = outputs(model, x)
             with only(points, model):
                 rounded_norm, rounded = outputs(model, x)
-            if not bool(rounded.isfinite().all()):
-                raise NumericsError(
-                    "the model's output is not finite", where=f"batch {number}", fix="check the images and the weights"
-                )
+            for output, what in ((exact, "the float model's output"), (rounded, "the model's output")):
+                require_finite_output(output, what, where=f"batch {number}")
             logits.add(exact, rounded)
             norm.add(exact_norm, rounded_norm)
             count += len(batch)
@@ -140,6 +143,16 @@ def outputs(model: QuantViT, images: Tensor) -> tuple[Tensor, Tensor]:
     """The final norm, and the logits (or the pooled features, where there is no head)."""
     tokens = model.forward_features(images)
     return tokens, model.classify(tokens)
+
+
+def require_finite_output(y: Tensor, what: str, where: str) -> None:
+    """Refuse an output that is not finite.
+
+    Raises:
+        NumericsError: it is not.
+    """
+    if not bool(y.isfinite().all()):
+        raise NumericsError(f"{what} is not finite", where=where, fix="check the images and the weights")
 
 
 def check_labels(labels: Tensor, classes: int) -> Tensor:
