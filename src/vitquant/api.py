@@ -81,6 +81,7 @@ def prepare(
     return qmodel
 
 
+@plain_torch()
 def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> QuantViT:
     """The second step of :func:`quantize`: one pass over the images, after which the model is in mode ``QUANTIZED``.
 

@@ -84,9 +84,9 @@ def begin(layer: Layer, forward: Callable[..., Tensor], view: View, x: Tensor, *
             modes: dict[nn.Module, Mode] = {point: point.mode for point in points}  # type: ignore[misc]
             calibrating = Mode.CALIBRATE in modes.values()
             stack.enter_context(using(points, alone=calibrating))
+        layer.check_input(x)
         if not x.is_meta:  # of shapes alone, nothing is computed
             stack.enter_context(plain_torch())
-            layer.check_input(x)
             if not calibrating:  # observers say at which point and in which batch
                 require_finite(x, layer.label)
         stack.enter_context(seeing(replace(view, modes={**view.modes, **modes}, inside=True)))
@@ -158,7 +158,7 @@ def require_tokens(x: Tensor, width: int, where: str) -> None:
         )
 
 
-def require_finite(x: Tensor, where: str) -> None:
+def require_finite(x: Tensor, where: str, problem: str = "NaN or Inf in the input", fix: str | None = None) -> None:
     """Refuse NaN and Inf, which integers cannot represent: a cast makes some number of them.
 
     Raises:
@@ -171,10 +171,11 @@ def require_finite(x: Tensor, where: str) -> None:
     bad = ~x.isfinite().reshape(x.shape[0] if x.ndim else 1, -1)
     first = int(bad.any(1).nonzero()[0])
     raise NumericsError(
-        "NaN or Inf in the input",
+        problem,
         where=f"{where}, image {first}",
-        got=f"{int(bad[first].sum())} such values",
+        got=f"{int(bad[first].sum())} values that are NaN or Inf",
         expected="finite numbers",
+        fix=fix,
     )
 
 

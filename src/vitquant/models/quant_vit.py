@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitquant.config import ModelConfig, QuantConfig, ResolvedConfig, point_names
 from vitquant.data.preprocessing import Preprocessing
-from vitquant.errors import DataError, LifecycleError, NumericsError
+from vitquant.errors import DataError, LifecycleError
 from vitquant.layers import Mode, Point, QuantLinear, QuantNorm, QuantResidual, points_of, set_mode
 from vitquant.layers.layer import Layer, entrance, owned, require_finite
 from vitquant.layers.patch import QuantPatchEmbed
@@ -168,7 +168,7 @@ class QuantViT(Layer):
         """
         y = self.classify(self.forward_features(images))
         if not y.is_meta:
-            require_output(y)
+            require_finite(y, "output", "the model's output is not finite", "check the images and the weights")
         return y
 
     # Points and their life.
@@ -240,20 +240,6 @@ class QuantViT(Layer):
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.token_table.device
-
-
-def require_output(y: Tensor) -> None:
-    """Refuse an output that is not finite.
-
-    Raises:
-        NumericsError: naming the first image.
-    """
-    try:
-        require_finite(y, "output")
-    except NumericsError as error:
-        raise NumericsError(
-            "the model's output is not finite", where=error.where, got=error.got, fix="check the images and the weights"
-        ) from error
 
 
 def own_spec(given: ViTSpec) -> ViTSpec:
