@@ -13,6 +13,7 @@ from torch import nn
 from vitquant.config import ModelConfig, load_config_from_yaml
 from vitquant.data import CalibrationCheck, ImagesLike, open_images
 from vitquant.integer.float_share import require_integers
+from vitquant.layers.plain_torch import plain_torch
 from vitquant.models.adapt import FloatModel, adapt
 from vitquant.models.calibrate import calibrate_batches
 from vitquant.models.quant_vit import QuantViT
@@ -67,6 +68,7 @@ def quantize(
     return calibrate(qmodel, calibration, limit=limit, batch_size=batch_size)
 
 
+@plain_torch()
 def prepare(
     model: nn.Module | FloatModel | str,
     config: ConfigLike,
@@ -78,6 +80,8 @@ def prepare(
     strict: bool = False,
 ) -> QuantViT:
     """The first step of :func:`quantize`: the model with its points, not calibrated yet, in mode ``FP32``.
+
+    It owns its tensors: the float model is neither changed nor needed any more.
 
     Raises:
         DeployabilityError: ``strict``, and a point stays float.
@@ -93,6 +97,7 @@ def prepare(
     return qmodel
 
 
+@plain_torch()
 def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> QuantViT:
     """The second step of :func:`quantize`: one pass over the images, after which the model is in mode ``QUANTIZED``.
 
@@ -102,6 +107,10 @@ def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, 
     Raises:
         DataError: no images, or images that the model cannot take.
         NumericsError: NaN or Inf in an image or an activation.
+        LifecycleError: another thread computes with the model.
+        OutOfMemoryError: naming the point, and the batch size that was too large.
+
+    Whatever is raised, the model is as it was before; a calibrated one stays calibrated.
     """
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
     total = source.batch_count(batch_size)

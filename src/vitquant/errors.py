@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class VitquantError(Exception):
     """Root of all errors that vitquant raises on purpose.
@@ -24,10 +29,14 @@ class VitquantError(Exception):
         self.problem, self.where, self.got, self.expected, self.fix = problem, where, got, expected, fix
         super().__init__(self._text())
 
-    def located(self, where: str) -> VitquantError:
-        """The same error, saying where it came from."""
-        kind = type(self)
-        return kind(self.problem, where=where, got=self.got, expected=self.expected, fix=self.fix)
+    def located(self, where: str) -> Self:
+        """A copy of the error with another ``where``; class, further fields, cause and notes are the same."""
+        error = _rebuilt(type(self), {**self.__dict__, "where": where})
+        error.__cause__, error.__suppress_context__ = self.__cause__, self.__suppress_context__
+        return error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), dict(self.__dict__))
 
     def _text(self) -> str:
         text = f"{self.where}: {self.problem}." if self.where else f"{self.problem}."
@@ -37,6 +46,17 @@ class VitquantError(Exception):
             joined = ", ".join(facts)
             text += f" {joined[0].upper()}{joined[1:]}."
         return f"{text} Fix: {self.fix}." if self.fix else text
+
+
+E = TypeVar("E", bound=VitquantError)
+
+
+def _rebuilt(kind: type[E], fields: dict[str, Any]) -> E:
+    """An error from its fields, whatever its constructor takes."""
+    error = kind.__new__(kind)
+    error.__dict__.update(fields)
+    error.args = (error._text(),)
+    return error
 
 
 class ConfigError(VitquantError):
@@ -93,5 +113,11 @@ class MissingDependencyError(VitquantError):
 
 class OutputError(VitquantError, OSError):
     """Results cannot be written: no permission, no space, no folder, a failing disk."""
+
+    exit_code = 4
+
+
+class OutOfMemoryError(VitquantError):
+    """Memory ran out: where, how much was asked for, and in a batch of how many."""
 
     exit_code = 4

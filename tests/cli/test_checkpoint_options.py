@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from test_failures import documented
 from torch import Tensor
 
-from vitquant.models.artifact import read_preprocessing
+from vitquant.models.manifest import read_manifest
 
 MODEL = "deit_tiny_patch16_224"
 FIELDS = ("--mean", "0.5", "--std", "0.25", "0.3", "0.35", "--crop-pct", "1", "--interpolation", "bilinear")
@@ -26,7 +26,7 @@ def test_fields_of_the_preprocessing_are_used_and_stored(
     outcome = quantize(*FIELDS, config="linears_int8.yaml")
     assert outcome.code == 0, outcome.err
     assert f"preprocessing  {SHOWN} (overridden: mean, std, crop_pct, interpolation)" in outcome.err.splitlines()
-    assert str(read_preprocessing("out")) == SHOWN
+    assert str(read_manifest(Path("out")).preprocessing) == SHOWN
     stored = json.loads((folder / "out" / "summary.json").read_text())["preprocessing"]
     assert stored == json.loads((folder / "out" / "manifest.json").read_text())["preprocessing"]
     assert stored["std"] == [0.25, 0.3, 0.35]

@@ -240,8 +240,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "odd spec": (lambda f: edit(f, spec={"depth": 1, "wings": 2}), "damaged: .*wings"),
     "wrong depth": (lambda f: edit_spec(f, depth=3), r"blocks\.2\.\S+: .*Got no tensor, expected float32 \[16\]"),
     "fewer blocks": (lambda f: edit_spec(f, depth=1), r"blocks\.1\.\S+: .*Got .*, expected no tensor\. Fix: save"),
-    "no width": (lambda f: edit_spec(f, mlp_hidden=-1), "damaged: .*negative dimension"),
-    "no patches": (lambda f: edit_spec(f, patch_size=[0, 0]), "damaged: .*zero"),
+    "no width": (
+        lambda f: edit_spec(f, mlp_hidden=-1),
+        r"spec\.mlp_hidden: .*Got -1, expected a whole number from 1 to",
+    ),
+    "no patches": (
+        lambda f: edit_spec(f, patch_size=[0, 0]),
+        r"spec\.patch_size: damaged: .*Got \[0, 0\], expected two whole",
+    ),
     "impossible heads": (lambda f: edit_spec(f, num_heads=5), "damaged: num_heads: the heads do not divide"),
     "other width": (
         lambda f: edit_spec(f, mlp_hidden=48),

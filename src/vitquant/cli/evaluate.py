@@ -92,9 +92,11 @@ def as_quantized(model: FloatModel, folder: str, given: dict[str, Any] | None) -
         ArtifactError: the folder holds no saved model, or one of another input size.
         ConfigError: the options ask for another preprocessing than that.
     """
-    from vitquant.models.artifact import read_preprocessing
+    from pathlib import Path
 
-    stored = read_preprocessing(folder)
+    from vitquant.models.manifest import read_manifest
+
+    stored = read_manifest(Path(folder)).preprocessing
     wanted = stored.replaced(**given) if given else stored
     if wanted != stored:
         raise ConfigError(

@@ -27,6 +27,7 @@ from vitquant.models.artifact import run_id
 from vitquant.models.quant_vit import QuantViT
 from vitquant.profiling import SqnrMeter
 from vitquant.runs import KEY
+from vitquant.strict_files import MAX_MANIFEST_BYTES, parse_json, read_file
 
 REPORT = "verify.json"
 MIN_QDQ_DB = 15.0
@@ -265,11 +266,14 @@ def read_report(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        entries = None
+        text = read_file(path, MAX_MANIFEST_BYTES, "the report", ConfigError)
+        entries, reason = parse_json(text, str(path), "the file", ConfigError), "it is no mapping"
+    except ConfigError as error:
+        entries, reason = None, error.problem
     if not isinstance(entries, dict):
         raise ConfigError(
-            "not a report of earlier exports", where=str(path), fix="move it away, or export into another folder"
+            f"not a report of earlier exports: {reason}",
+            where=str(path),
+            fix="move it away, or export into another folder",
         )
     return entries

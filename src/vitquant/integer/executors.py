@@ -72,6 +72,6 @@ def native(program: IntegerProgram, threads: int) -> Executor:
     scale = torch.from_numpy(runtime.scale)
 
     def execute(images: Tensor) -> Logits:
-        return Logits(torch.from_numpy(runtime(images.cpu().contiguous().numpy())), scale)
+        return Logits(torch.from_numpy(runtime(images.cpu().contiguous().numpy())), scale.clone())
 
     return Executor(f"vitquant-runtime {module.__version__}, {runtime.isa}, {threads} threads", execute)

@@ -35,6 +35,7 @@ from vitquant.integer.validate import require_int32, validate
 from vitquant.integer.values import Array, Value, narrowest
 from vitquant.layers import Point, QAct, QuantLinear, QuantNorm, QuantResidual
 from vitquant.layers.regrid import centred_limit
+from vitquant.layers.undisturbed import undisturbed
 from vitquant.models.artifact import run_id
 from vitquant.models.quant_attn import QuantAttention
 from vitquant.models.quant_block import QuantBlock, QuantMlp
@@ -58,6 +59,7 @@ LOGIT_BITS = 16
 """Logits get a scale so much finer than that of their accumulators, as far as their range allows."""
 
 
+@undisturbed
 def compile(model: QuantViT, *, name: str = "vit") -> IntegerProgram:  # noqa: A001
     """Lower a calibrated model to integers.
 
@@ -353,8 +355,8 @@ def addend(stream: Value, name: str, tokens: int) -> Value:
 def integer_form(layer: QuantLinear, grid: QuantParams) -> tuple[Array, Array, Array, Array]:
     """The layer for codes of ``grid``: weight ``[out, in]``, bias int64, scale float64 and limit int64 ``[out]``."""
     form = layer.integer_form(grid)
-    weight = form.weight.cpu().numpy()
-    bias, scale, limit = (t.cpu().numpy() for t in (form.bias, form.scale, form.limit))
+    # The layer keeps the form, so the program gets copies.
+    weight, bias, scale, limit = (t.cpu().numpy().copy() for t in (form.weight, form.bias, form.scale, form.limit))
     return weight, bias, scale, limit
 
 

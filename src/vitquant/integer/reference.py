@@ -17,6 +17,8 @@ from vitquant.errors import ProgramError
 from vitquant.integer import ops
 from vitquant.integer.program import IntegerProgram
 from vitquant.integer.values import Array, Value
+from vitquant.layers.memory import memory_named
+from vitquant.layers.plain_torch import plain_torch
 from vitquant.numerics.layernorm import IntegerLayerNorm
 from vitquant.numerics.matmul import int_matmul
 from vitquant.numerics.mean import rounded_mean
@@ -46,13 +48,15 @@ class Logits:
 
 
 class Reference:
-    """Executes a program. Constants are put on the device once; a call keeps nothing but what it is asked for.
+    """Executes a program. Constants are copied to the device once; a call keeps nothing but what it is asked for, so
+    several threads may call one executor.
 
     Args:
         program: checked already, as all are that were compiled or loaded.
         device: where to compute.
     """
 
+    @plain_torch()
     def __init__(self, program: IntegerProgram, device: torch.device | str = "cpu") -> None:
         self.program, self.device = program, torch.device(device)
         self.values = program.values()
@@ -68,9 +72,11 @@ class Reference:
 
         Raises:
             ProgramError: the images are of another type or shape.
+            OutOfMemoryError: naming the value that memory did not suffice for.
         """
-        return Logits(self.run(images)[self.program.output], self.output_scale)
+        return Logits(self.run(images)[self.program.output], self.output_scale.clone())
 
+    @plain_torch()
     def run(self, images: Tensor, keep: Collection[str] = ()) -> dict[str, Tensor]:
         """The output's codes less their zero point, and the codes ``[B, ...]`` of the values named in ``keep``."""
         shape = self.program.image.shape
@@ -85,7 +91,8 @@ class Reference:
         wanted = {*keep, self.program.output}
         held = {self.program.image.name: images.to(self.device)}
         for op, constants in self.steps:
-            held[op.out.name] = EXECUTE[type(op)](op, constants, Inputs(held, self.values))
+            with memory_named(op.out.name, images):
+                held[op.out.name] = EXECUTE[type(op)](op, constants, Inputs(held, self.values))
             for name in op.inputs():
                 if self.last_use[name] == op.out.name and name not in wanted:
                     held.pop(name, None)  # an operation may read one value twice
@@ -95,7 +102,7 @@ class Reference:
         return found
 
     def _tensor(self, array: Any) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return torch.from_numpy(np.array(array, order="C")).to(self.device)
 
     def _constants(self, op: ops.Operation) -> dict[str, Tensor]:
         """The operation's tensors, in the form in which they are used."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -26,19 +25,11 @@ from vitquant.integer.program import IntegerProgram
 from vitquant.integer.validate import check_name, refuse, validate
 from vitquant.integer.values import Array, Value
 from vitquant.runs import PROGRAM, require_one_run
+from vitquant.strict_files import MAX_MANIFEST_BYTES, parse_json, read_file
 
 FORMAT, FORMAT_VERSION = "vitquant-program", 1
 MANIFEST, TENSORS = PROGRAM, "program.safetensors"
 FILES = (TENSORS, MANIFEST)
-
-MAX_MANIFEST_BYTES = 2**22
-"""Some hundred bytes an operation: thousands of blocks."""
-
-MAX_DEPTH = 8
-"""Of brackets in brackets in the manifest: it needs six."""
-
-MAX_DIGITS = 20
-"""Of a whole number in the manifest."""
 
 NO_DIGEST = "0" * 64
 """Stands in the manifest, where its digest will be, while this is computed."""
@@ -158,45 +149,7 @@ def digest(manifest: bytes, given: str) -> str:
 
 def read_json(data: bytes, where: str) -> Any:
     """JSON that anybody reads alike: no key twice, no number without end, nothing deeply nested."""
-
-    def whole_number(digits: str) -> int:
-        return int(digits) if len(digits) <= MAX_DIGITS else refuse(where, "a number has too many digits")
-
-    def fraction(digits: str) -> float:
-        number = float(digits)
-        return number if math.isfinite(number) else refuse(where, "a number is too large")
-
-    def no_number(name: str) -> float:
-        refuse(where, f"{name} is no number")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        return found if len(found) == len(pairs) else refuse(where, "a key stands twice in one object")
-
-    hooks: dict[str, Any] = {"parse_int": whole_number, "parse_float": fraction, "parse_constant": no_number}
-    try:
-        found = json.loads(data.decode(), object_pairs_hook=once, **hooks)
-        check_json(found, MAX_DEPTH, where)
-    except (ValueError, RecursionError) as error:
-        refuse(where, f"the manifest is not JSON: {str(error)[:200]}")
-    return found
-
-
-def check_json(found: Any, depth: int, where: str) -> None:
-    """Refuse brackets nested too deeply, and strings that are no text.
-
-    Raises:
-        UnicodeEncodeError: half of a surrogate pair.
-    """
-    if isinstance(found, str):
-        found.encode()
-    if isinstance(found, dict | list):
-        if not depth:
-            refuse(where, "the manifest is nested too deeply", expected=f"at most {MAX_DEPTH} levels")
-        for part in found:
-            check_json(part, depth - 1, where)
-        for part in found.values() if isinstance(found, dict) else ():
-            check_json(part, depth - 1, where)
+    return parse_json(data, where, "the manifest", ProgramError)
 
 
 def value_to_json(value: Value) -> dict[str, Any]:
@@ -283,12 +236,4 @@ READERS = {"str": text, "int": whole, "bool": flag}
 
 def read_bytes(path: Path, limit: int) -> bytes:
     """A whole file, if it is a file and not larger than ``limit``."""
-    try:
-        if path.exists() and not path.is_file():
-            refuse(str(path), "not a file")
-        size = path.stat().st_size
-        if size > limit:
-            refuse(str(path), "the file is too large", got=f"{size} bytes", expected=f"at most {limit}")
-        return path.read_bytes()
-    except OSError as error:
-        raise ProgramError(f"cannot read the program: {error.strerror}", where=str(path)) from error
+    return read_file(path, limit, "the program", ProgramError)

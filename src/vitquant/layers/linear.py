@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from vitquant.config import QuantConfig
 from vitquant.errors import LifecycleError
 from vitquant.layers.act import QAct
+from vitquant.layers.layer import Layer, entrance, owned, require_kind, require_width
 from vitquant.layers.point import Mode, Point
 from vitquant.layers.regrid import code_dtype, codes_of, land
 from vitquant.numerics.affine import QuantParams, quantize
@@ -44,7 +45,17 @@ class IntegerForm:
     limit: Tensor
 
 
-class QuantLinear(nn.Module):
+@dataclass(frozen=True)
+class LinearState:
+    """The rounded tensors of a linear layer."""
+
+    weight_codes: Tensor
+    weight_hat: Tensor
+    bias_hat: Tensor
+    input_scale: Tensor | None
+
+
+class QuantLinear(Layer):
     """``y = x W^T + b`` with integer weights.
 
     The weights are rounded at construction, and once more by :meth:`fold` when the calibrated grid of the input is
@@ -52,7 +63,8 @@ class QuantLinear(nn.Module):
     before they are rounded, and the bias is rounded to the scale of the accumulators.
 
     Args:
-        input_module: ``nn.Linear``, or a ``nn.Conv2d`` whose stride is its kernel (applied to flattened patches).
+        input_module: ``nn.Linear``, or a ``nn.Conv2d`` whose stride is its kernel (applied to flattened patches). Its
+            tensors are copied.
         out_config: settings of the point ``<layer_name>.output``.
         weight_config: settings of the point ``<layer_name>.weight``.
         layer_name: full name in the model.
@@ -75,9 +87,9 @@ class QuantLinear(nn.Module):
         self.float_bias: Tensor | None
         self.gain: Tensor | None
         bias = input_module.bias
-        self.register_buffer("float_weight", input_module.weight.detach().flatten(1))
-        self.register_buffer("float_bias", None if bias is None else bias.detach())
-        self.register_buffer("gain", None if gain is None else gain.detach())
+        self.register_buffer("float_weight", owned(input_module.weight).flatten(1))
+        self.register_buffer("float_bias", None if bias is None else owned(bias))
+        self.register_buffer("gain", None if gain is None else owned(gain))
         self.weight = WeightPoint(f"{layer_name}.weight", weight_config, head_dim=head_dim, narrow=True)
         self.weight.shape = tuple(self.float_weight.shape)
         self.output = QAct(out_config, None, f"{layer_name}.output", head_dim=head_dim)
@@ -88,9 +100,14 @@ class QuantLinear(nn.Module):
         self.register_buffer("input_scale", None, persistent=False)
         self._form: tuple[QuantParams, IntegerForm] | None = None
         for name in ("weight_codes", "weight_hat", "bias_hat"):
-            self.register_buffer(name, torch.empty(0), persistent=False)
+            self.register_buffer(name, self.float_weight.new_empty(0), persistent=False)
         self.fold(None)
 
+    def check_input(self, x: Tensor) -> None:
+        require_kind(x, self.reference, self.label)
+        require_width(x, self.float_weight.shape[1], self.label)
+
+    @entrance
     def forward(
         self, x: Tensor, input_grid: QuantParams | None = None, targets: Sequence[QuantParams | None] = ()
     ) -> Tensor:
@@ -130,9 +147,10 @@ class QuantLinear(nn.Module):
 
     def integer_form(self, input_grid: QuantParams) -> IntegerForm:
         """What a device holds of this layer, given the grid of its input; kept until weights or grid change."""
-        if self._form is None or self._form[0] is not input_grid:
-            self._form = input_grid, self._integer_form(input_grid)
-        return self._form[1]
+        kept = self._form  # read once: another thread may replace it
+        if kept is None or kept[0] is not input_grid:
+            kept = self._form = input_grid, self._integer_form(input_grid)
+        return kept[1]
 
     def _integer_form(self, input_grid: QuantParams) -> IntegerForm:
         centred = self.weight_codes.long() - self.weight.require_params().zero_point.long()
@@ -154,9 +172,19 @@ class QuantLinear(nn.Module):
             scale = scale * input_grid.scale.double()
         return scale, centred.double() @ input_grid.zero_point.double().expand(centred.shape[1])
 
+    @property
+    def state(self) -> LinearState:
+        """What calibration changes, to go back to; the points of the layer have theirs."""
+        return LinearState(self.weight_codes, self.weight_hat, self.bias_hat, self.input_scale)
+
+    @state.setter
+    def state(self, state: LinearState) -> None:
+        self.weight_codes, self.weight_hat, self.bias_hat = state.weight_codes, state.weight_hat, state.bias_hat
+        self.input_scale, self._form = state.input_scale, None
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._form = None
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)
 
     def require_float(self, x: Tensor) -> None:
         """Refuse to compute with float weights that are not there, unless the input is not there either.
@@ -219,6 +247,15 @@ class QuantLinear(nn.Module):
         if self.input_scale is None:
             return weight, self.weight_hat
         return weight * self.input_scale, self.weight_hat * self.input_scale
+
+    @property
+    def label(self) -> str:
+        return self.layer_name
+
+    @property
+    def reference(self) -> Tensor:
+        """A tensor of the type and on the device that the layer computes with."""
+        return self.bias_hat if self.weight.active else self.float_weight
 
     @property
     def layer_name(self) -> str:

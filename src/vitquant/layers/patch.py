@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from vitquant.config import QuantConfig
 from vitquant.errors import DataError
+from vitquant.layers.layer import Layer, entrance, require_kind
 from vitquant.layers.linear import QuantLinear
 from vitquant.layers.point import Mode
 from vitquant.numerics.affine import QuantParams
 from vitquant.numerics.tokens import patchify
 
 
-class QuantPatchEmbed(nn.Module):
+class QuantPatchEmbed(Layer):
     """Normalised images ``[B, C, H, W]`` to patch tokens ``[B, P, D]``.
 
     A pixel is an integer already: ``x = (pixel / 255 - mean) / std`` is an affine grid with a scale per colour and
@@ -41,33 +42,42 @@ class QuantPatchEmbed(nn.Module):
         height, width = (int(k) for k in proj.kernel_size)
         self.patch_size = height, width
         self.linear = QuantLinear(proj, out_config, weight_config, layer_name)
-        self.mean, self.std = mean, std
+        self.mean, self.std = tuple(mean), tuple(std)
         self.pixel_scale: Tensor
         self.pixel_zero: Tensor
-        self.register_buffer("pixel_scale", torch.empty(0), persistent=False)
-        self.register_buffer("pixel_zero", torch.empty(0), persistent=False)
+        for name in ("pixel_scale", "pixel_zero"):
+            self.register_buffer(name, torch.empty(0, dtype=torch.float32, device="cpu"), persistent=False)
         self._grid: QuantParams | None = None
         self.reset_pixels()
         self.linear.fold(self.pixel_grid())
 
     def reset_pixels(self) -> None:
         """Make the grid of the pixels from mean and standard deviation, in place of what a saved model left open."""
-        self.pixel_scale = torch.tensor([1 / (255 * s) for s in self.std], device="cpu")
-        self.pixel_zero = torch.tensor([255 * m for m in self.mean], device="cpu")
+        scale, zero = ([1 / (255 * s) for s in self.std], [255 * m for m in self.mean])
+        self.pixel_scale, self.pixel_zero = (torch.tensor(v, dtype=torch.float32, device="cpu") for v in (scale, zero))
         self._grid = None
 
     def pixel_grid(self) -> QuantParams:
         """The grid of flattened patches ``[C * patch_h * patch_w]``; the same one until the pixels' grid moves."""
-        if self._grid is None:
+        kept = self._grid  # read once: another thread may replace it
+        if kept is None:
             area = self.patch_size[0] * self.patch_size[1]
             scale, zero_point = (t.repeat_interleave(area) for t in (self.pixel_scale, self.pixel_zero))
-            self._grid = QuantParams(scale, zero_point, 0, 255)
-        return self._grid
+            kept = self._grid = QuantParams(scale, zero_point, 0, 255)
+        return kept
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._grid = None
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)
 
+    @property
+    def label(self) -> str:
+        return self.linear.label
+
+    def check_input(self, x: Tensor) -> None:
+        require_kind(x, self.linear.reference, self.label)
+
+    @entrance
     def forward(self, images: Tensor, target: QuantParams | None = None) -> Tensor:
         """Embed the patches. ``target`` is the grid that they are rounded to next."""
         weight = self.linear.weight

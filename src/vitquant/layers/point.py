@@ -4,31 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
 from vitquant.config import QuantConfig
 from vitquant.errors import LifecycleError, NumericsError
+from vitquant.layers.layer import Layer
 from vitquant.layers.layout import layout_of
+from vitquant.layers.usage import LOCK, using
+from vitquant.layers.view import VIEW, Hook, Mode, seeing
 from vitquant.numerics.affine import QuantParams, fake_quantize, params_from_scale, scale_from_range
 from vitquant.observers import Observer, make_observer
 
+__all__ = ["Mode", "Point", "PointState", "Tap", "only", "points_of", "set_mode", "tapped"]
 
-class Mode(Enum):
-    """What the points of a model do with the tensors that pass them."""
-
-    FP32 = "fp32"
-    CALIBRATE = "calibrate"
-    QUANTIZED = "quantized"
+Tap: TypeAlias = Hook
 
 
-Tap = Callable[["Point", Tensor, Tensor], None]
-"""Looks at a point's tensor as it came and as it went on, once per forward."""
+@dataclass(frozen=True)
+class PointState:
+    """What calibration changes about a point."""
+
+    mode: Mode
+    params: QuantParams | None
+    observer: Observer | None
+    no_range: int
+    shape: tuple[int, ...] | None
 
 
-class Point(nn.Module):
+class Point(Layer):
     """State and life of one point; the layers that own a point say in their ``forward`` when it acts.
 
     Calibration feeds an observer, :meth:`finish` turns its statistics into :attr:`params`, and in mode ``QUANTIZED``
@@ -45,6 +51,8 @@ class Point(nn.Module):
         ConfigError: ``head_wise`` without ``head_dim``.
     """
 
+    is_point = True
+
     observes = True
     """Whether the point's grid comes from statistics."""
 
@@ -54,12 +62,40 @@ class Point(nn.Module):
         super().__init__()
         self.name, self.config, self.narrow = name, config, narrow
         self.layout = layout_of(name, config, head_dim)
-        self.mode = Mode.FP32
+        self._mode = Mode.FP32
         self.params: QuantParams | None = None
         self.observer: Observer | None = None
         self.no_range = 0
         self.shape: tuple[int, ...] | None = None
         self.tap: Tap | None = None
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    @property
+    def mode(self) -> Mode:
+        """The mode that the point is in for this thread: the one that was set, unless :func:`only` says another."""
+        return VIEW.get().modes.get(self, self._mode)
+
+    @mode.setter
+    def mode(self, mode: Mode) -> None:
+        self._mode = mode
+
+    @property
+    def state(self) -> PointState:
+        """What calibration changes, to go back to."""
+        return PointState(self._mode, self.params, self.observer, self.no_range, self.shape)
+
+    @state.setter
+    def state(self, state: PointState) -> None:
+        self._mode, self.params, self.observer = state.mode, state.params, state.observer
+        self.no_range, self.shape = state.no_range, state.shape
+
+    @property
+    def hook(self) -> Tap | None:
+        """Who looks at the point's tensor in this thread."""
+        return VIEW.get().hooks.get(self, self.tap)
 
     @property
     def active(self) -> bool:
@@ -91,7 +127,7 @@ class Point(nn.Module):
         return self.params
 
     def set_mode(self, mode: Mode) -> None:
-        """Enter a mode; entering ``CALIBRATE`` starts with fresh statistics."""
+        """Enter a mode, for all threads; entering ``CALIBRATE`` starts with fresh statistics."""
         if mode is Mode.CALIBRATE and self.active and self.observes:
             self.observer = self.new_observer()
         self.mode = mode
@@ -141,8 +177,9 @@ class Point(nn.Module):
 
     def emit(self, before: Tensor, after: Tensor) -> Tensor:
         """Show both tensors to the tap, if there is one, and pass the second on."""
-        if self.tap is not None:
-            self.tap(self, before, after)
+        hook = self.hook
+        if hook is not None:
+            hook(self, before, after)
         return after
 
     def tight_scale(self) -> tuple[Tensor, Tensor]:
@@ -181,7 +218,7 @@ class Point(nn.Module):
         return self.layout.broadcast(per_channel, 1 + len(self.shape or ()))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         if self.params is not None:
             p = self.params
             self.params = QuantParams(fn(p.scale), fn(p.zero_point), p.qmin, p.qmax)
@@ -200,33 +237,30 @@ def points_of(module: nn.Module) -> list[Point]:
 
 
 def set_mode(module: nn.Module, mode: Mode) -> None:
-    """Put all points of a module into one mode."""
-    for point in points_of(module):
-        point.set_mode(mode)
+    """Put all points of a module into one mode, together: a forward in another thread sees all or none of it.
+
+    Raises:
+        LifecycleError: another thread calibrates the module.
+    """
+    points = points_of(module)
+    with LOCK, using(points):
+        for point in points:
+            point.set_mode(mode)
 
 
 @contextmanager
 def only(points: list[Point], module: nn.Module) -> Iterator[None]:
-    """Within the block just these points of the module round; afterwards all modes are as they were."""
-    modes = [(point, point.mode) for point in points_of(module)]
-    try:
-        for point, _ in modes:
-            point.mode = Mode.FP32
-        for point in points:
-            point.mode = Mode.QUANTIZED
+    """Within the block, and for this thread, just these points of the module round."""
+    modes: dict[nn.Module, Mode] = dict.fromkeys(points_of(module), Mode.FP32)
+    modes |= dict.fromkeys(points, Mode.QUANTIZED)
+    view = VIEW.get()
+    with seeing(replace(view, modes={**view.modes, **modes})):
         yield
-    finally:
-        for point, mode in modes:
-            point.mode = mode
 
 
 @contextmanager
 def tapped(points: list[Point], tap: Tap) -> Iterator[None]:
-    """Within the block, show the tensors of these points to ``tap``."""
-    try:
-        for point in points:
-            point.tap = tap
+    """Within the block, show the tensors of these points that this thread computes to ``tap``."""
+    view = VIEW.get()
+    with seeing(replace(view, hooks={**view.hooks, **dict.fromkeys(points, tap)})):
         yield
-    finally:
-        for point in points:
-            point.tap = None

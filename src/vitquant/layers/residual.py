@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vitquant.layers.layer import entrance
 from vitquant.layers.point import Point
 from vitquant.layers.regrid import addend_grid, regrid
 from vitquant.numerics.affine import QuantParams, dequantize
@@ -16,6 +17,7 @@ class QuantResidual(Point):
     codes is clamped. Rounding the exact sum once would be a little better, and not what a device does.
     """
 
+    @entrance
     def forward(
         self, x: Tensor, y: Tensor, x_grid: QuantParams | None = None, y_grid: QuantParams | None = None
     ) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vitquant.config import QuantConfig
+from vitquant.layers.layer import entrance
 from vitquant.layers.point import Point
 from vitquant.layers.regrid import centred_codes, centred_limit, code_dtype, codes_of, land
 from vitquant.numerics.affine import QuantParams, fake_quantize
@@ -33,6 +34,7 @@ class IntSoftmax(Point):
         # Only the uniform form rounds to a calibrated grid; the others carry their own.
         self.observes = quant_config is None or quant_config.softmax == "uniform"
 
+    @entrance
     def forward(self, scores: Tensor, input_grid: QuantParams | None = None) -> Tensor:
         """Probabilities. ``input_grid`` is the grid that the scores lie on, ``None`` while they are float."""
         if not self.rounding:
@@ -44,7 +46,7 @@ class IntSoftmax(Point):
             if input_grid is None
             else self.from_codes(codes_of(scores, input_grid), input_grid)
         )
-        return p if self.tap is None else self.emit(scores.softmax(dim=-1), p)
+        return p if self.hook is None else self.emit(scores.softmax(dim=-1), p)
 
     def from_codes(self, scores: Tensor, grid: QuantParams) -> Tensor:
         """Probabilities of codes, as a device computes them."""
@@ -55,8 +57,8 @@ class IntSoftmax(Point):
         table = row_codes(table, bits if config.softmax == "row" else EXPONENTIAL_BITS).int().to(scores.device)
         e = look_up(table, scores)
         if config.softmax == "row":
-            shares_of_row: Tensor = e / e.sum(-1, keepdim=True)
-            return shares_of_row
+            codes = e.to(grid.scale.dtype)  # a quotient of integers would be of torch's default type
+            return codes / codes.sum(-1, keepdim=True)
         if config.softmax == "log2":
             return torch.ldexp(log2_weights(e, self.last).to(grid.scale.dtype), torch.tensor(-LOG2_MAX))
         params, share = self.require_params(), shares(e)

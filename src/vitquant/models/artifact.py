@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,18 +20,31 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from vitquant.config import ModelConfig
-from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import ArtifactError, ConfigError, ModelError
 from vitquant.files import write_folder
 from vitquant.layers import Mode, QuantLinear, QuantNorm
-from vitquant.models.outline import outline
+from vitquant.layers.plain_torch import plain_torch
+from vitquant.models.manifest import (
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    MAX_HEADER_BYTES,
+    MAX_TENSOR_BYTES,
+    read_manifest,
+    require_room,
+)
+from vitquant.models.outline import linears_of, outline
 from vitquant.models.quant_vit import QuantViT
-from vitquant.models.vit import VisionTransformer, ViTSpec
-from vitquant.runs import KEY, MANIFEST, require_one_run
+from vitquant.models.vit import VisionTransformer
+from vitquant.numerics.affine import QuantParams
+from vitquant.runs import KEY, require_one_run
+from vitquant.strict_files import parse_json, read_file
 from vitquant.version import __version__
 
-FORMAT, FORMAT_VERSION = "vitquant-model", 1
 TENSORS = "model.safetensors"
+SMALLEST_SCALE = float(torch.finfo(torch.float32).tiny)
+"""Calibration makes no smaller ones: their reciprocals would be infinite."""
+
 NONSENSE = (
     *(KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError),
     *(SafetensorError, ConfigError, ModelError),
@@ -110,32 +122,31 @@ def load(folder: str | Path, *, vit: VisionTransformer | None = None) -> QuantVi
     folder = Path(folder)
     manifest = read_manifest(folder)
     require_one_run(folder)
-    try:
-        blob = (folder / TENSORS).read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"cannot read the tensors: {error.strerror}", where=str(folder / TENSORS)) from error
+    where = str(folder / TENSORS)
+    limit = MAX_TENSOR_BYTES if manifest.size is None else manifest.size
+    blob = read_file(folder / TENSORS, limit, "the tensors", ArtifactError)
     digest = hashlib.sha256(blob).hexdigest()
-    if digest != manifest["tensors"]["sha256"]:
+    if digest != manifest.sha256:
         raise ArtifactError(
             "the tensor file is not the one the manifest was written with",
-            where=str(folder / TENSORS),
+            where=where,
             got=f"sha256 {digest[:12]}...",
-            expected=f"{str(manifest['tensors']['sha256'])[:12]}...",
+            expected=f"{ascii(manifest.sha256[:12])[1:-1]}...",
             fix="save the model again",
         )
     try:
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["spec"].items()}
-        spec = ViTSpec(**fields)
-        preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
-        config = ModelConfig.from_text(manifest["config"], name=f"{folder / MANIFEST} (config)")
-        model = outline(spec, config, preprocessing)
-        tensors = load_tensors(blob)
+        require_room(manifest, len(blob), count_tensors(blob, where), str(folder / MANIFEST))
+        with plain_torch():
+            model = outline(manifest.spec, manifest.config, manifest.preprocessing)
+            tensors = load_tensors(blob)
     except NONSENSE as error:
-        raise ArtifactError(f"the saved model is damaged: {error}", where=str(folder)) from error
-    require_same_kinds(tensors, dict(state(model)), where=str(folder / TENSORS))
-    if vit is not None:
-        model = beside_float(model, vit, where=str(folder))
-    restore(model, tensors)
+        raise ArtifactError(f"the saved model is damaged: {error}".removesuffix("."), where=str(folder)) from error
+    require_same_kinds(tensors, dict(state(model)), where=where)
+    require_sound(model, tensors, where=where)
+    with plain_torch():
+        if vit is not None:
+            model = beside_float(model, vit, where=str(folder))
+        restore(model, tensors)
     model.set_mode(Mode.QUANTIZED)
     return model
 
@@ -159,51 +170,6 @@ def beside_float(outlined: QuantViT, vit: VisionTransformer, where: str) -> Quan
     for name, point in model.point_modules().items():
         point.params, point.shape = outlines[name].params, outlines[name].shape
     return model
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a saved model.
-
-    Raises:
-        ArtifactError: missing, not JSON, of another format, or of a newer version.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtifactError(f"cannot read the manifest: {error.strerror}", where=str(path)) from error
-    except ValueError as error:
-        raise ArtifactError(f"the manifest is not JSON: {error}", where=str(path)) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ArtifactError("not a vitquant model", where=str(path), expected=f'"format": "{FORMAT}"')
-    version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        raise ArtifactError(
-            "the model was saved in another version of the format",
-            where=str(path),
-            got=version,
-            expected=f"version {FORMAT_VERSION}",
-            fix="install the vitquant that wrote it, or save it again with this one",
-        )
-    kinds = {"spec": dict, "preprocessing": dict, "config": str, "tensors": dict}
-    wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
-    wrong += [] if wrong or "sha256" in manifest["tensors"] else ["tensors.sha256"]
-    if wrong:
-        raise ArtifactError("the manifest is incomplete", where=str(path), expected=f"the keys {', '.join(wrong)}")
-    return manifest
-
-
-def read_preprocessing(folder: str | Path) -> Preprocessing:
-    """What the saved model in a folder expects of its images.
-
-    Raises:
-        ArtifactError: no saved model, or a damaged one.
-    """
-    manifest = read_manifest(Path(folder))
-    try:
-        return Preprocessing.from_dict(manifest["preprocessing"])
-    except NONSENSE as error:
-        raise ArtifactError(f"the saved model is damaged: {error}", where=str(folder)) from error
 
 
 def state(model: QuantViT) -> Iterator[tuple[str, Tensor]]:
@@ -261,8 +227,79 @@ def kind(tensor: Tensor | None) -> str:
     return "no tensor" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
+def count_tensors(blob: bytes, where: str) -> int:
+    """How many tensors a safetensors file says it holds.
+
+    Raises:
+        ArtifactError: its header is too long, or is no JSON that names each tensor once.
+    """
+    length = int.from_bytes(blob[:8], "little")
+    if not 8 + length <= len(blob) or length > MAX_HEADER_BYTES:
+        raise ArtifactError(
+            "the saved model is damaged: the header of the tensor file is too long",
+            where=where,
+            got=f"{length} bytes",
+            expected=f"at most {min(MAX_HEADER_BYTES, max(0, len(blob) - 8))}",
+        )
+    header = parse_json(blob[8 : 8 + length], where, "the saved model is damaged: the header", ArtifactError)
+    if not isinstance(header, dict):
+        raise ArtifactError("the saved model is damaged: the header names no tensors", where=where)
+    return len(header.keys() - {"__metadata__"})
+
+
+def require_sound(model: QuantViT, tensors: dict[str, Tensor], where: str) -> None:
+    """Refuse numbers that no calibrated model has; they would give wrong figures and no error.
+
+    Args:
+        model: outlined from the manifest.
+        tensors: of its types and shapes.
+        where: the file, for messages.
+
+    Raises:
+        ArtifactError: NaN or Inf, a scale that is not positive, a zero point that is no code, or a weight beyond its
+            bits; names the tensor.
+    """
+    params = {f"{name}.": p.params for name, p in model.point_modules().items() if p.params is not None}
+    codes = {f"{linear.layer_name}.codes": linear.weight for linear in linears_of(model) if linear.weight.active}
+    for name, tensor in tensors.items():
+        prefix, key = name[: name.rfind(".") + 1], name.rpartition(".")[2]
+        expected = "finite numbers"
+        fits = not tensor.is_floating_point() or bool(tensor.isfinite().all())
+        if fits and key in ("scale", "input_scale"):
+            expected = f"positive scales, at least {SMALLEST_SCALE:.3g}"
+            fits = bool((tensor >= SMALLEST_SCALE).all())
+        elif fits and key == "zero_point":
+            fits, expected = codes_fit(tensor, params[prefix])
+        elif name in codes:
+            fits, expected = codes_fit(tensor, codes[name].require_params())
+        if not fits:
+            raise ArtifactError(
+                "the tensor holds what no calibrated model has",
+                where=f"{where} {name}",
+                got=worst_of(tensor),
+                expected=expected,
+                fix="save the model again",
+            )
+
+
+def codes_fit(tensor: Tensor, params: QuantParams) -> tuple[bool, str]:
+    """Whether these are codes of a point, and what they should be."""
+    inside = (tensor >= params.qmin) & (tensor <= params.qmax)
+    whole = tensor == tensor.round() if tensor.is_floating_point() else inside
+    return bool((inside & whole).all()), f"whole numbers from {params.qmin} to {params.qmax}"
+
+
+def worst_of(tensor: Tensor) -> str:
+    """What to show of a tensor that was refused: its range, or how much of it is not finite."""
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        return f"{int(tensor.isnan().sum())} NaN and {int(tensor.isinf().sum())} Inf"
+    low, high = (v.item() for v in torch.aminmax(tensor))
+    return f"{low:.6g} to {high:.6g}"
+
+
 def restore(model: QuantViT, tensors: dict[str, Tensor]) -> None:
-    """Fill an outlined model with the tensors of an artifact, the inverse of :func:`state`."""
+    """Fill an outlined model with copies of the tensors of an artifact, the inverse of :func:`state`."""
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     model.token_table = tensors["token_table"]
     for name, point in model.point_modules().items():
         if point.params is not None:

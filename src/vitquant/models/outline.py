@@ -39,7 +39,7 @@ def outline(spec: ViTSpec, config: ModelConfig, preprocessing: Preprocessing) ->
         ModelError: scales per head, and a tensor that does not fall into heads.
     """
     with torch.device("meta"):
-        model = QuantViT(VisionTransformer(spec), config, preprocessing)
+        model = QuantViT(VisionTransformer(spec).float(), config, preprocessing)
         tensors = tensors_at_points(model, preprocessing.shape)
         grids: dict[str, QuantParams | None] = {"pixels": model.patch_embed.pixel_grid()}
         for name, point in model.point_modules().items():
@@ -65,7 +65,7 @@ def tensors_at_points(model: QuantViT, image: tuple[int, ...]) -> dict[str, Tens
         found[point.name] = after
 
     with tapped(points_of(model), note):
-        model(torch.empty(1, *image))
+        model(torch.empty(1, *image, dtype=torch.float32))
     return found | {linear.weight.name: linear.float_weight for linear in linears_of(model)}
 
 
@@ -73,7 +73,7 @@ def outline_point(point: Point, tensor: Tensor) -> None:
     """Give a point the shape of its tensor, and the grid that it will have if it needs one."""
     point.shape = point.shape or tuple(tensor.shape[1:])  # weights know theirs
     if point.active and point.observes:
-        per_channel = torch.empty(point.layout.split(tensor).shape[1])
+        per_channel = torch.empty(point.layout.split(tensor).shape[1], dtype=torch.float32)
         point.params = point.grid_of(per_channel, per_channel)
 
 
@@ -83,4 +83,5 @@ def outline_linear(linear: QuantLinear, grid: QuantParams | None) -> None:
     params = linear.weight.require_params()
     codes = torch.empty(rows, columns, dtype=code_dtype(params.qmin, params.qmax))
     folded = grid is not None and not grid.is_scalar
-    linear.realize(codes, torch.empty(rows), torch.empty(columns) if folded else None)
+    bias, input_scale = (torch.empty(n, dtype=torch.float32) for n in (rows, columns))
+    linear.realize(codes, bias, input_scale if folded else None)

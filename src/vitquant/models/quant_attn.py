@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from vitquant.config import ModelConfig, ResolvedConfig
 from vitquant.errors import ModelError
 from vitquant.layers import IntSoftmax, QAct, QuantLinear
+from vitquant.layers.layer import Layer, entrance, require_kind, require_tokens
+from vitquant.layers.memory import memory_named
 from vitquant.layers.regrid import centred_codes, centred_limit, channels, land
 from vitquant.numerics.affine import QuantParams
 from vitquant.numerics.limits import INT32_MAX, LOG2_ROW_LIMIT
@@ -49,11 +51,12 @@ class HasAttention(Protocol):
     def attn(self) -> FloatAttention: ...
 
 
-class QuantAttention(nn.Module):
+class QuantAttention(Layer):
     """Multi-head self-attention on ``[B, N, D]`` whose tensors become integers point by point.
 
     Args:
-        block: any block with ``.attn.qkv``, ``.attn.proj``, ``.attn.num_heads`` and ``.attn.scale``.
+        block: any block with ``.attn.qkv``, ``.attn.proj``, ``.attn.num_heads`` and ``.attn.scale``. Its tensors are
+            copied.
         configs: what :func:`vitquant.load_config_from_yaml` returns, in either form (a layer that is missing falls
             back to the global sections), or a resolved table.
         prefix: put before the names of the points, such as ``"blocks.3."``.
@@ -75,7 +78,7 @@ class QuantAttention(nn.Module):
         super().__init__()
         attn = block.attn
         require_plain(attn)
-        self.num_heads, self.scale = attn.num_heads, float(attn.scale)
+        self.num_heads, self.scale, self.prefix = attn.num_heads, float(attn.scale), prefix
         head_dim = attn.proj.in_features // attn.num_heads
         if not isinstance(configs, ResolvedConfig):
             configs = ModelConfig.from_dict(configs).resolve([prefix + name for name in POINTS])
@@ -103,6 +106,15 @@ class QuantAttention(nn.Module):
         self.attn_v_out = act("attn_v_out")
         self.attn_proj = linear(attn.proj, "attn_proj", gain)
 
+    @property
+    def label(self) -> str:
+        return f"{self.prefix}attn"
+
+    def check_input(self, x: Tensor) -> None:
+        require_kind(x, self.attn_qkv.reference, self.label)
+        require_tokens(x, self.attn_qkv.float_weight.shape[1], self.label)
+
+    @entrance
     def forward(self, x: Tensor, input_grid: QuantParams | None = None, target: QuantParams | None = None) -> Tensor:
         """Attend. ``input_grid`` is the grid of ``x`` and ``target`` the one that the result is rounded to next, where
         they have one; between two known grids every step is computed in integers.
@@ -112,11 +124,14 @@ class QuantAttention(nn.Module):
         width = qkv[0].shape[-1]
         grids = [channels(self.attn_qkv.output.grid, slice(i * width, (i + 1) * width)) for i in range(3)]
         q, k = (point(t, grid) for point, t, grid in zip(self.qk, qkv[:2], grids[:2], strict=True))
-        scores = self.attn_kv_out(self.scores(q, k))
+        with memory_named(self.attn_kv_out.name, x):
+            scores = self.scores(q, k)
+        scores = self.attn_kv_out(scores)
         weights = self.intSoft(scores, self.attn_kv_out.grid)
         v = self.attn_v_input(qkv[2], grids[2])
-        mixed = self.attn_v_out(self.mix(weights, v))
-        return self.attn_proj(mixed, self.attn_v_out.grid, (target,))  # type: ignore[no-any-return]
+        with memory_named(self.attn_v_out.name, x):
+            mixed = self.mix(weights, v)
+        return self.attn_proj(self.attn_v_out(mixed), self.attn_v_out.grid, (target,))  # type: ignore[no-any-return]
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """``Q K^T`` times the attention's scale, ``[B, H, N, N]``."""

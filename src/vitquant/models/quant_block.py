@@ -6,18 +6,20 @@ from torch import Tensor, nn
 
 from vitquant.config import ResolvedConfig
 from vitquant.layers import QAct, QuantLinear, QuantNorm, QuantResidual
+from vitquant.layers.layer import Layer, entrance, require_kind, require_tokens
 from vitquant.models.quant_attn import QuantAttention
 from vitquant.models.vit import Block, LayerScale
 from vitquant.numerics.affine import QuantParams
 
 
-class QuantMlp(nn.Module):
+class QuantMlp(Layer):
     """``mlp_fc1``, GELU, ``mlp_fc2`` on ``[B, N, D]``; ``gain`` is the LayerScale that follows."""
 
     def __init__(
         self, block: Block, configs: ResolvedConfig, *, prefix: str, head_dim: int, gain: Tensor | None
     ) -> None:
         super().__init__()
+        self.prefix = prefix
 
         def linear(module: nn.Linear, name: str, gain: Tensor | None = None) -> QuantLinear:
             return QuantLinear(
@@ -34,6 +36,15 @@ class QuantMlp(nn.Module):
         self.mlp_gelu = QAct(quant_config=configs[name], act_module=block.mlp.act, layer_name=name, head_dim=head_dim)
         self.mlp_fc2 = linear(block.mlp.fc2, "mlp_fc2", gain)
 
+    @property
+    def label(self) -> str:
+        return f"{self.prefix}mlp"
+
+    def check_input(self, x: Tensor) -> None:
+        require_kind(x, self.mlp_fc1.reference, self.label)
+        require_tokens(x, self.mlp_fc1.float_weight.shape[1], self.label)
+
+    @entrance
     def forward(self, x: Tensor, input_grid: QuantParams | None = None, target: QuantParams | None = None) -> Tensor:
         """Apply the MLP. ``input_grid`` is the grid of ``x``, ``target`` the one that the result is rounded to next."""
         x = self.mlp_gelu(self.mlp_fc1(x, input_grid))
@@ -47,11 +58,12 @@ class QuantMlp(nn.Module):
         self.mlp_fc2.output.finish()
 
 
-class QuantBlock(nn.Module):
+class QuantBlock(Layer):
     """Pre-norm transformer block on the residual stream ``[B, N, D]``."""
 
     def __init__(self, block: Block, configs: ResolvedConfig, *, prefix: str) -> None:
         super().__init__()
+        self.prefix = prefix
         head_dim = block.attn.proj.in_features // block.attn.num_heads
         gain1, gain2 = (ls.gamma if isinstance(ls, LayerScale) else None for ls in (block.ls1, block.ls2))
 
@@ -68,6 +80,14 @@ class QuantBlock(nn.Module):
         self.mlp = QuantMlp(block, configs, prefix=prefix, head_dim=head_dim, gain=gain2)
         self.residual2 = residual("residual2")
 
+    @property
+    def label(self) -> str:
+        return self.prefix.rstrip(".") or "block"
+
+    def check_input(self, x: Tensor) -> None:
+        self.attn.check_input(x)
+
+    @entrance
     def forward(self, x: Tensor, input_grid: QuantParams | None = None) -> Tensor:
         """``input_grid`` is the grid of the stream at the block's entry, ``None`` while it is float."""
         y = self.attn(self.norm1(x, input_grid), self.norm1.grid, self.residual1.addend_grid)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from vitquant.config import ModelConfig, QuantConfig, ResolvedConfig, point_names
 from vitquant.data.preprocessing import Preprocessing
-from vitquant.errors import LifecycleError
+from vitquant.errors import DataError, LifecycleError
 from vitquant.layers import Mode, Point, QuantLinear, QuantNorm, QuantResidual, points_of, set_mode
+from vitquant.layers.layer import Layer, entrance, owned, require_finite
 from vitquant.layers.patch import QuantPatchEmbed
 from vitquant.layers.regrid import codes_of
+from vitquant.layers.usage import using
 from vitquant.models.quant_block import QuantBlock
-from vitquant.models.vit import VisionTransformer, pad_prefix
+from vitquant.models.vit import VisionTransformer, ViTSpec, pad_prefix
 from vitquant.numerics.affine import QuantParams, dequantize
 from vitquant.numerics.mean import rounded_mean
 
@@ -36,11 +38,11 @@ class PointInfo:
     shape: tuple[int, ...] | None
 
 
-class QuantViT(nn.Module):
+class QuantViT(Layer):
     """A :class:`VisionTransformer` whose tensors become integers at named points.
 
     Args:
-        vit: the float model. It is read, not changed.
+        vit: the float model. Its tensors are copied: neither model notices what becomes of the other.
         config: settings of all points.
         preprocessing: how pixels become the model's input; its mean and standard deviation are folded into the patch
             embedding.
@@ -48,8 +50,8 @@ class QuantViT(nn.Module):
 
     def __init__(self, vit: VisionTransformer, config: ModelConfig, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.spec, self.preprocessing = vit.spec, preprocessing
         spec = vit.spec
+        self.spec, self.preprocessing = own_spec(spec), own_preprocessing(preprocessing)
         names = point_names(spec.depth, head=bool(spec.num_classes), distilled=vit.head_dist is not None)
         self.config: ResolvedConfig = config.resolve(names)
 
@@ -65,7 +67,7 @@ class QuantViT(nn.Module):
             "patch_embed",
         )
         self.token_table: Tensor
-        self.register_buffer("token_table", vit.token_table().detach())
+        self.register_buffer("token_table", owned(vit.token_table()))
         self.pos_embed = QuantResidual("pos_embed", self.config["pos_embed"], head_dim=spec.head_dim)
         self.blocks = nn.ModuleList(
             QuantBlock(block, self.config, prefix=f"blocks.{i}.")  # type: ignore[arg-type]
@@ -121,6 +123,30 @@ class QuantViT(nn.Module):
         second = self.head if self.head_dist is None else self.head_dist
         return (self.head(x[:, 0], grid) + second(x[:, 1], grid)) / 2  # type: ignore[no-any-return]
 
+    @property
+    def label(self) -> str:
+        return "images"
+
+    def check_input(self, x: Tensor) -> None:
+        """Refuse images that are not as :meth:`Preprocessing.normalize` makes them.
+
+        Raises:
+            DataError: another shape, type or device, or no image.
+        """
+        shape, table = self.preprocessing.shape, self.token_table
+        if tuple(x.shape[1:]) == shape and x.dtype == table.dtype and x.device == table.device and len(x):
+            return
+        kinds = (x.dtype, x.device), (table.dtype, table.device)
+        got, expected = (f"{str(dtype).removeprefix('torch.')} on {device}" for dtype, device in kinds)
+        raise DataError(
+            "images that the model does not take",
+            where="images",
+            got=f"{got}, {list(x.shape)}",
+            expected=f"{expected}, [N, {', '.join(map(str, shape))}], at least one image",
+            fix="make them from uint8 pixels of this size with model.preprocessing.normalize",
+        )
+
+    @entrance
     def forward_features(self, images: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` to the final norm."""
         x = self.embed(images)
@@ -128,8 +154,22 @@ class QuantViT(nn.Module):
             x = self.run_block(index, x)
         return self.normalize_tokens(x)
 
+    @entrance
     def forward(self, images: Tensor) -> Tensor:
-        return self.classify(self.forward_features(images))
+        """Normalised images ``[B, C, H, W]`` to logits ``[B, num_classes]``, or pooled features without a head.
+
+        No gradients are recorded, and autocast does not apply.
+
+        Raises:
+            DataError: images of another shape or type, or normalised in another way.
+            NumericsError: NaN or Inf in the images, or in what came out.
+            LifecycleError: an active point was never observed, or another thread calibrates the model.
+            OutOfMemoryError: naming the point at which memory ran out.
+        """
+        y = self.classify(self.forward_features(images))
+        if not y.is_meta:
+            require_finite(y, "output", "the model's output is not finite", "check the images and the weights")
+        return y
 
     # Points and their life.
 
@@ -163,7 +203,9 @@ class QuantViT(nn.Module):
         Raises:
             LifecycleError: naming the first such point, and how many there are.
         """
-        blank = [p.name for p in self.point_modules().values() if p.active and p.observes and p.params is None]
+        with using(self.points_inside()):  # not while another thread calibrates
+            modules = self.point_modules().values()
+        blank = [p.name for p in modules if p.active and p.observes and p.params is None]
         if blank:
             more = f" (and {len(blank) - 1} more points)" if len(blank) > 1 else ""
             raise LifecycleError(
@@ -198,6 +240,22 @@ class QuantViT(nn.Module):
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.token_table.device
+
+
+def own_spec(given: ViTSpec) -> ViTSpec:
+    """The same values, none of which the caller can change, should they be lists."""
+    return replace(given, img_size=pair(given.img_size), patch_size=pair(given.patch_size))
+
+
+def own_preprocessing(given: Preprocessing) -> Preprocessing:
+    """The same for images."""
+    return replace(given, img_size=pair(given.img_size), mean=tuple(given.mean), std=tuple(given.std))
+
+
+def pair(size: Sequence[int]) -> tuple[int, int]:
+    """Height and width."""
+    height, width = size
+    return height, width
 
 
 def no_range_message(channels: Mapping[str, int]) -> str:

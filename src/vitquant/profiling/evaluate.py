@@ -14,6 +14,7 @@ from torch import Tensor
 from vitquant.data import ImagesLike, ImageSource, open_images
 from vitquant.errors import DataError, NumericsError
 from vitquant.layers import only
+from vitquant.layers.undisturbed import undisturbed
 from vitquant.models.quant_vit import QuantViT
 from vitquant.profiling.meters import SqnrMeter
 from vitquant.progress import track
@@ -62,6 +63,7 @@ class Evaluation:
     integer: IntegerEvaluation | None = None
 
 
+@undisturbed
 def evaluate(
     model: QuantViT,
     images: ImagesLike,
@@ -87,7 +89,10 @@ def evaluate(
     Raises:
         LifecycleError: the model is not calibrated.
         DataError: there are no images, or the labels or the class folders are not the model's classes.
-        NumericsError: the quantized model gave NaN or Inf.
+        NumericsError: one of the models gave NaN or Inf.
+        OutOfMemoryError: naming the point, and the batch size that was too large.
+
+    Whatever is raised, the model is as it was before.
     """
     model.require_calibrated()
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=ignore_labels)
@@ -104,10 +109,8 @@ def evaluate(
                 exact_norm, exact = outputs(model, x)
             with only(points, model):
                 rounded_norm, rounded = outputs(model, x)
-            if not bool(rounded.isfinite().all()):
-                raise NumericsError(
-                    "the model's output is not finite", where=f"batch {number}", fix="check the images and the weights"
-                )
+            for output, what in ((exact, "the float model's output"), (rounded, "the model's output")):
+                require_finite_output(output, what, where=f"batch {number}")
             logits.add(exact, rounded)
             norm.add(exact_norm, rounded_norm)
             count += len(batch)
@@ -164,6 +167,16 @@ def outputs(model: QuantViT, images: Tensor) -> tuple[Tensor, Tensor]:
     """The final norm, and the logits (or the pooled features, where there is no head)."""
     tokens = model.forward_features(images)
     return tokens, model.classify(tokens)
+
+
+def require_finite_output(y: Tensor, what: str, where: str) -> None:
+    """Refuse an output that is not finite.
+
+    Raises:
+        NumericsError: it is not.
+    """
+    if not bool(y.isfinite().all()):
+        raise NumericsError(f"{what} is not finite", where=where, fix="check the images and the weights")
 
 
 def check_classes(source: ImageSource, model: QuantViT) -> None:

@@ -8,7 +8,6 @@ block is kept, so a point's run starts at its own block; the blocks before it ar
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -21,6 +20,8 @@ from vitquant.layers import Point, QuantLinear, only, points_of, tapped
 from vitquant.layers.layout import PER_HEAD
 from vitquant.layers.linear import WeightPoint
 from vitquant.layers.point import Tap
+from vitquant.layers.undisturbed import undisturbed
+from vitquant.layers.view import timed
 from vitquant.models.quant_vit import QuantViT
 from vitquant.profiling.meters import MetricsMeter, PointMetrics, SqnrMeter
 from vitquant.profiling.outliers import Outlier, RangeMeter, outlier_of
@@ -181,6 +182,7 @@ class Profiler:
                 yield found
 
 
+@undisturbed
 def profile(model: QuantViT, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> ModelProfile:
     """Measure the isolated and the cumulative error of every point of a calibrated model.
 
@@ -194,7 +196,8 @@ def profile(model: QuantViT, images: ImagesLike, *, limit: int | None = None, ba
         batch_size: images in one forward.
 
     Raises:
-        LifecycleError: an active point was never observed.
+        LifecycleError: an active point was never observed, or another thread calibrates the model.
+        OutOfMemoryError: naming the point, and the batch size that was too large.
     """
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
     total = source.batch_count(batch_size)
@@ -218,17 +221,10 @@ def measured(stage: Stage, point: Point, x: Tensor, meter: MetricsMeter) -> Tens
     """Run a stage and feed the meter with the point's own tensor and the time of its layer."""
     owner = owner_of(stage, point)
     seen: list[tuple[Tensor, Tensor]] = []
-    clock = [0.0]
-    before = owner.register_forward_pre_hook(lambda *_: clock.__setitem__(0, time.perf_counter()))
-    after = owner.register_forward_hook(lambda *_: clock.__setitem__(0, time.perf_counter() - clock[0]))
-    try:
-        with tapped([point], lambda _, a, b: seen.append((a, b))):
-            y = stage.run(x)
-    finally:
-        before.remove()
-        after.remove()
+    with timed(owner) as clock, tapped([point], lambda _, a, b: seen.append((a, b))):
+        y = stage.run(x)
     tensors = owner.folded_weights() if isinstance(owner, QuantLinear) else seen[0]
-    meter.add(*tensors, seconds=clock[0], images=len(x))
+    meter.add(*tensors, seconds=clock.seconds, images=len(x))
     return y
 
 

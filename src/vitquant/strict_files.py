@@ -1,0 +1,110 @@
+"""Reading files from anywhere: regular files of limited size, and JSON that everybody reads alike."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vitquant.errors import VitquantError
+
+MAX_MANIFEST_BYTES = 2**22
+"""Of a JSON file: some hundred bytes a layer, thousands of blocks."""
+
+MAX_DEPTH = 8
+"""Of brackets in brackets: what we write needs six."""
+
+MAX_DIGITS = 20
+"""Of a whole number."""
+
+
+def read_file(path: Path, limit: int, what: str, kind: type[VitquantError]) -> bytes:
+    """A whole file, called ``what`` in messages, if it is a regular file (or a link to one) of at most ``limit`` bytes.
+
+    Raises:
+        VitquantError: of class ``kind``: missing, unreadable, a folder, pipe or device (none of which is waited for),
+            or too large.
+    """
+    try:
+        require_regular(os.stat(path), path, limit, kind)
+        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            status = os.fstat(file.fileno())
+            require_regular(status, path, limit, kind)  # it may have been replaced
+            data = file.read(status.st_size + 1)
+    except OSError as error:
+        raise kind(f"cannot read {what}: {error.strerror or error}", where=str(path)) from error
+    except ValueError as error:  # such as a zero byte in the path
+        raise kind(f"cannot read {what}: {error}", where=ascii(str(path))) from error
+    if len(data) > status.st_size:
+        raise kind("the file grows while it is read", where=str(path))
+    return data
+
+
+def require_regular(status: os.stat_result, path: Path, limit: int, kind: type[VitquantError]) -> None:
+    """Refuse what is no regular file, and what is too large.
+
+    Raises:
+        VitquantError: of class ``kind``.
+    """
+    if not stat.S_ISREG(status.st_mode):
+        raise kind("not a file", where=str(path), expected="a regular file")
+    if status.st_size > limit:
+        got, expected = f"{status.st_size} bytes", f"at most {limit}"
+        raise kind("the file is too large", where=str(path), got=got, expected=expected)
+
+
+def parse_json(data: bytes, where: str, what: str, kind: type[VitquantError]) -> Any:
+    """JSON without a key given twice, a number that is none or too long, or deep nesting.
+
+    Raises:
+        VitquantError: of class ``kind``.
+    """
+
+    def refuse(problem: str) -> NoReturn:
+        raise kind(problem, where=where)
+
+    def whole_number(digits: str) -> int:
+        return int(digits) if len(digits) <= MAX_DIGITS else refuse("a number has too many digits")
+
+    def fraction(digits: str) -> float:
+        number = float(digits)
+        return number if math.isfinite(number) else refuse("a number is too large")
+
+    def no_number(name: str) -> float:
+        refuse(f"{name} is no number")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        return found if len(found) == len(pairs) else refuse("a key stands twice in one object")
+
+    hooks: dict[str, Any] = {"parse_int": whole_number, "parse_float": fraction, "parse_constant": no_number}
+    try:
+        found = json.loads(data.decode(), object_pairs_hook=once, **hooks)
+        if not check_json(found, MAX_DEPTH):
+            raise kind(f"{what} is nested too deeply", where=where, expected=f"at most {MAX_DEPTH} levels")
+    except (ValueError, RecursionError) as error:
+        raise kind(f"{what} is not JSON: {str(error)[:200]}", where=where) from error
+    return found
+
+
+def check_json(found: Any, depth: int) -> bool:
+    """Whether brackets are nested at most ``depth`` deep.
+
+    Raises:
+        UnicodeEncodeError: a string holds half of a surrogate pair.
+    """
+    if isinstance(found, str):
+        found.encode()
+    if isinstance(found, dict | list):
+        if not depth:
+            return False
+        for part in found:
+            if not check_json(part, depth - 1):
+                return False
+        for part in found.values() if isinstance(found, dict) else ():
+            if not check_json(part, depth - 1):
+                return False
+    return True
