@@ -13,7 +13,7 @@ public:
         : out_(out), heads_(std::size_t(heads)), rows_(std::size_t(rows)), tokens_(std::size_t(tokens)) {}
 
     std::size_t tasks(std::size_t images, std::size_t threads) const override {
-        return std::min(images * heads_ * rows_, threads == 1 ? 1 : threads * 8);
+        return std::min(images * heads_ * rows_, std::max(threads * 8, images * heads_ * rows_ / 16));
     }
 
     void run(const Frame& frame, std::size_t task) const final {

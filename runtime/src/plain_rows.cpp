@@ -14,7 +14,7 @@ public:
     explicit RowStep(const Value& out) : out_(out), rows_(std::size_t(out.shape[0])), width_(std::size_t(out.shape[1])) {}
 
     std::size_t tasks(std::size_t images, std::size_t threads) const override {
-        return std::min(images * rows_, threads == 1 ? 1 : threads * 4);
+        return std::min(images * rows_, std::max(threads * 4, images * rows_ / 16));
     }
 
     void run(const Frame& frame, std::size_t task) const final {
@@ -75,9 +75,6 @@ public:
           bias_(op.constant("bias").to<std::int32_t>()), zero_(op.out.spread_zero()),
           rescale_(op.constant("multiplier"), op.constant("shift"), op.out.shape[1]) {}
 
-    std::size_t tasks(std::size_t images, std::size_t threads) const override {
-        return std::min(images * rows_, std::max(threads * 4, images * rows_ / 16));
-    }
     std::size_t scratch_bytes() const override { return (inputs_ * 2 + width_ + 16) * 4; }
 
 private:

@@ -1,4 +1,4 @@
-"""Who reads which value, and how often: unread ones of every kind, the image more than once, any value as the output."""
+"""Who reads which value, and how often: unread ones of every kind, the image more than once, any as the output."""
 
 from __future__ import annotations
 
