@@ -23,7 +23,7 @@ constexpr std::int64_t kVersion = 1;
 constexpr const char* kManifest = "program.json";
 constexpr const char* kTensors = "program.safetensors";
 constexpr std::uintmax_t kMaxManifest = 1u << 22;
-constexpr JsonLimits kLimits = {8, 20};
+constexpr JsonLimits kLimits = {8, 20, kMaxManifest};
 constexpr std::size_t kDigest = 64;
 constexpr std::size_t kPiece = std::size_t{1} << 24;  // of a file: what is read or digested in milliseconds
 

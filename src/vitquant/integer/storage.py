@@ -32,6 +32,9 @@ MANIFEST, TENSORS = "program.json", "program.safetensors"
 MAX_MANIFEST_BYTES = 2**22
 """Some hundred bytes an operation: thousands of blocks."""
 
+MAX_HEADER_BYTES = 2**23
+"""Of the tensor file: some hundred bytes a tensor."""
+
 MAX_DEPTH = 8
 """Of brackets in brackets in the manifest: it needs six."""
 
@@ -101,6 +104,7 @@ def decode_program(manifest: bytes, tensors: bytes, where: str = MANIFEST) -> In
     expected = {"file": TENSORS, "sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)}
     if told != expected:
         refuse(where, "the tensor file is not the one that the program was written with", got=f"{len(tensors)} bytes")
+    check_header(tensors, where)
     try:
         arrays = load_tensors(tensors)
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
@@ -123,6 +127,18 @@ def decode_body(body: Mapping[str, Any], arrays: dict[str, Array], where: str) -
         refuse(where, "the tensor file holds what no operation uses", got=ascii(sorted(left)[:5]))
     validate(program)
     return program
+
+
+def check_header(tensors: bytes, where: str) -> None:
+    """Refuse a header of the tensor file that some readers would take and others not: as strict as the manifest."""
+    size = int.from_bytes(tensors[:8], "little")
+    if size > min(MAX_HEADER_BYTES, len(tensors) - 8) or tensors[8:9] != b"{":
+        refuse(where, "the tensor file is damaged: no header, or one longer than the file or than allowed")
+    for name, told in read_json(tensors[8 : 8 + size], where, "the tensor file's header").items():
+        if not isinstance(told, dict):
+            refuse(where, "the tensor file is damaged: a tensor without description", got=ascii(name))
+        if name != "__metadata__":
+            require_keys(told, {"dtype", "shape", "data_offsets"}, where)
 
 
 def read_manifest(data: bytes, where: str) -> dict[str, Any]:
@@ -152,7 +168,7 @@ def digest(manifest: bytes, given: str) -> str:
     return hashlib.sha256(manifest.replace(given.encode(), NO_DIGEST.encode(), 1)).hexdigest()
 
 
-def read_json(data: bytes, where: str) -> Any:
+def read_json(data: bytes, where: str, part: str = "the manifest") -> Any:
     """JSON that anybody reads alike: no key twice, no number without end, nothing deeply nested."""
 
     def whole_number(digits: str) -> int:
@@ -172,13 +188,13 @@ def read_json(data: bytes, where: str) -> Any:
     hooks: dict[str, Any] = {"parse_int": whole_number, "parse_float": fraction, "parse_constant": no_number}
     try:
         found = json.loads(data.decode(), object_pairs_hook=once, **hooks)
-        check_json(found, MAX_DEPTH, where)
+        check_json(found, MAX_DEPTH, where, part)
     except (ValueError, RecursionError) as error:
-        refuse(where, f"the manifest is not JSON: {str(error)[:200]}")
+        refuse(where, f"{part} is not JSON: {str(error)[:200]}")
     return found
 
 
-def check_json(found: Any, depth: int, where: str) -> None:
+def check_json(found: Any, depth: int, where: str, part: str) -> None:
     """Refuse brackets nested too deeply, and strings that are no text.
 
     Raises:
@@ -188,11 +204,11 @@ def check_json(found: Any, depth: int, where: str) -> None:
         found.encode()
     if isinstance(found, dict | list):
         if not depth:
-            refuse(where, "the manifest is nested too deeply", expected=f"at most {MAX_DEPTH} levels")
-        for part in found:
-            check_json(part, depth - 1, where)
-        for part in found.values() if isinstance(found, dict) else ():
-            check_json(part, depth - 1, where)
+            refuse(where, f"{part} is nested too deeply", expected=f"at most {MAX_DEPTH} levels")
+        for inner in found:
+            check_json(inner, depth - 1, where, part)
+        for inner in found.values() if isinstance(found, dict) else ():
+            check_json(inner, depth - 1, where, part)
 
 
 def value_to_json(value: Value) -> dict[str, Any]:
