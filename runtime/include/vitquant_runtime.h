@@ -35,7 +35,8 @@ const char* vitquant_metadata(const vitquant_program* program);
 const char* vitquant_isa(const vitquant_program* program);
 size_t vitquant_threads(const vitquant_program* program);
 
-/* `count` images to `logits` [count, vitquant_outputs]. 0 if all went well; else the memory did not suffice. */
+/* `count` images to `logits` [count, vitquant_outputs]. 0 if all went well; else there was not enough
+ * memory, or the system would not start so many threads. */
 int vitquant_run(const vitquant_program* program, const uint8_t* images, size_t count, int32_t* logits);
 
 #ifdef __cplusplus

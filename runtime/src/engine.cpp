@@ -39,13 +39,23 @@ Bytes allocate(std::size_t bytes) {
 // The name of the plain operations among those of the tables of kernels.
 constexpr const char* kPlain = "plain";
 
+constexpr const char* kSets[] = {"avx512vbmi", "avx512vnni", "avxvnni", "avx2", "neondot", "portable"};
+
 const kernels::Kernels* find_kernels(const std::string& isa) {
     if (isa == kPlain) return nullptr;
     const kernels::Kernels* found = kernels::select(isa.empty() ? nullptr : isa.c_str());
-    if (!found)
-        refuse("VITQUANT_ISA", "this machine or this build does not have the instruction set", isa,
-               "one that it has (avx512vbmi, avx512vnni, avxvnni, avx2, portable, plain), or nothing for the quickest");
-    return found;
+    if (found) return found;
+    std::string known;
+    for (const char* name : kSets)
+        if (kernels::select(name)) known += std::string(name) + ", ";
+    refuse("VITQUANT_ISA", "this machine or this build does not have the instruction set", isa,
+           "one of " + known + kPlain + ", or nothing for the quickest");
+}
+
+std::size_t checked_threads(std::size_t threads) {
+    if (threads > kMaxThreads)
+        refuse("threads", "too many", std::to_string(threads), "at most " + std::to_string(kMaxThreads));
+    return threads ? threads : available_processors();
 }
 
 }  // namespace
@@ -111,14 +121,12 @@ private:
     std::size_t images_, threads_;
 };
 
-Engine::Engine(const Program& program, std::size_t threads, const std::string& isa)
+Engine::Engine(const Program& program, std::size_t threads, const std::string& isa, Interrupt* interrupt)
     : image_shape_(program.image.shape), image_bytes_(std::size_t(program.image.elements())), output_type_(),
-      metadata_(program.metadata) {
-    if (threads > kMaxThreads)
-        refuse("threads", "too many", std::to_string(threads), "at most " + std::to_string(kMaxThreads));
+      metadata_(program.metadata), pool_(checked_threads(threads)) {
     const kernels::Kernels* kernels = find_kernels(isa);
     isa_ = kernels ? kernels->name : kPlain;
-    plan_ = make_plan(program, kernels);
+    plan_ = make_plan(program, kernels, interrupt);
     const auto output = std::find_if(program.operations.begin(), program.operations.end(),
                                      [&](const Operation& op) { return op.out.name == program.output; });
     output_zero_ = output->out.spread_zero();
@@ -129,30 +137,25 @@ Engine::Engine(const Program& program, std::size_t threads, const std::string& i
         scale_.resize(output_zero_.size());
         for (std::size_t i = scale_.size(); i-- > 0;) scale_[i] = scale_[i / run];
     }
-    pool_ = ThreadPool::make(threads ? threads : available_processors());
     images_at_once_ = std::max<std::size_t>(1, kArenaBytes / std::max<std::size_t>(plan_.arena_bytes, 1));
 }
 
 Engine::~Engine() = default;
 
 std::unique_ptr<Engine::Workspace> Engine::take_workspace() const {
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        if (!spare_.empty()) {
-            std::unique_ptr<Workspace> workspace = std::move(spare_.back());
-            spare_.pop_back();
-            return workspace;
-        }
-    }
-    return std::make_unique<Workspace>();
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock.owns_lock() || spare_.empty()) return std::make_unique<Workspace>();
+    std::unique_ptr<Workspace> workspace = std::move(spare_.back());
+    spare_.pop_back();
+    return workspace;
 }
 
 void Engine::give_back(std::unique_ptr<Workspace> workspace) const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    spare_.push_back(std::move(workspace));
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (lock.owns_lock()) spare_.push_back(std::move(workspace));
 }
 
-void Engine::run(const std::uint8_t* images, std::size_t count, std::int32_t* logits) const {
+void Engine::run(const std::uint8_t* images, std::size_t count, std::int32_t* logits, Interrupt* interrupt) const {
     if (!count) return;
     std::unique_ptr<Workspace> workspace = take_workspace();
     workspace->reserve(plan_, std::min(count, images_at_once_), threads());
@@ -163,7 +166,7 @@ void Engine::run(const std::uint8_t* images, std::size_t count, std::int32_t* lo
         const Rows portion = share(count, i, portions);
         workspace->lay_out(plan_, images + portion.first * image_bytes_, portion.count());
         Run run(plan_, *workspace, portion.count(), threads());
-        pool_->run(run);
+        pool_.run(run, interrupt);
         std::int32_t* out = logits + portion.first * outputs;
         with_codes(output_type_, workspace->value(plan_.output), [&](const auto* codes) {
             for (std::size_t n = 0; n < portion.count() * outputs; ++n) out[n] = codes[n] - output_zero_[n % outputs];
@@ -172,7 +175,7 @@ void Engine::run(const std::uint8_t* images, std::size_t count, std::int32_t* lo
     give_back(std::move(workspace));
 }
 
-std::vector<Engine::Timing> Engine::profile(const std::uint8_t* images, std::size_t count) const {
+std::vector<Engine::Timing> Engine::profile(const std::uint8_t* images, std::size_t count, Interrupt* interrupt) const {
     std::vector<Timing> found;
     for (const auto& step : plan_.steps) found.push_back({step->label, 0});
     std::unique_ptr<Workspace> workspace = take_workspace();
@@ -184,8 +187,10 @@ std::vector<Engine::Timing> Engine::profile(const std::uint8_t* images, std::siz
         const Frame frame = workspace->frame(portion.count(), 1, 0);
         for (std::size_t i = 0; i < plan_.steps.size(); ++i) {
             const auto start = std::chrono::steady_clock::now();
-            for (std::size_t task = 0, tasks = plan_.steps[i]->tasks(frame.images, 1); task < tasks; ++task)
+            for (std::size_t task = 0, tasks = plan_.steps[i]->tasks(frame.images, 1); task < tasks; ++task) {
                 plan_.steps[i]->run(frame, task);
+                go_on(interrupt);
+            }
             found[i].seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         }
     }
@@ -193,11 +198,11 @@ std::vector<Engine::Timing> Engine::profile(const std::uint8_t* images, std::siz
     return found;
 }
 
-std::unique_ptr<Engine> load_engine(const std::string& path, std::size_t threads) {
+std::unique_ptr<Engine> load_engine(const std::string& path, std::size_t threads, Interrupt* interrupt) {
     const char* isa = std::getenv("VITQUANT_ISA");
-    const ProgramFiles files = read_program_files(path);
-    const Program program = decode_program(files.manifest, files.tensors, files.where);
-    return std::make_unique<Engine>(program, threads, isa ? isa : "");
+    const ProgramFiles files = read_program_files(path, interrupt);
+    const Program program = decode_program(files.manifest, files.tensors, files.where, Digests::checked, interrupt);
+    return std::make_unique<Engine>(program, threads, isa ? isa : "", interrupt);
 }
 
 }  // namespace vitquant

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "interrupt.hpp"
 #include "manifest.hpp"
 #include "plan.hpp"
 #include "thread_pool.hpp"
@@ -17,12 +18,13 @@ namespace vitquant {
 class Engine {
 public:
     // `threads` of 0 takes all processors that this process may use; an empty `isa` the quickest that the machine has.
-    // Keeps nothing of the program's files. Throws Error.
-    Engine(const Program& program, std::size_t threads, const std::string& isa);
+    // Keeps nothing of the program's files. Throws Error, and Interrupted.
+    Engine(const Program& program, std::size_t threads, const std::string& isa, Interrupt* interrupt = nullptr);
     ~Engine();
 
-    // uint8 images [count, ...image_shape] to logits int32 [count, outputs]. From any number of threads at once.
-    void run(const std::uint8_t* images, std::size_t count, std::int32_t* logits) const;
+    // uint8 images [count, ...image_shape] to logits int32 [count, outputs]. From any number of threads at once. Throws
+    // Interrupted, with some of the logits written, std::bad_alloc, and std::system_error if threads cannot be started.
+    void run(const std::uint8_t* images, std::size_t count, std::int32_t* logits, Interrupt* interrupt = nullptr) const;
 
     struct Timing {
         std::string label;  // of the operations that are executed together, such as `linear+add`
@@ -30,14 +32,14 @@ public:
     };
 
     // Time of each step, executed in order on the calling thread alone.
-    std::vector<Timing> profile(const std::uint8_t* images, std::size_t count) const;
+    std::vector<Timing> profile(const std::uint8_t* images, std::size_t count, Interrupt* interrupt = nullptr) const;
 
     const std::vector<std::int64_t>& image_shape() const { return image_shape_; }
     std::size_t outputs() const { return output_zero_.size(); }
     const std::vector<float>& scale() const { return scale_; }  // 1, or one for each output
     const std::string& metadata() const { return metadata_; }   // JSON
     const std::string& isa() const { return isa_; }
-    std::size_t threads() const { return pool_->threads(); }
+    std::size_t threads() const { return pool_.threads(); }
 
 private:
     class Workspace;
@@ -54,14 +56,14 @@ private:
     std::string metadata_, isa_;
     Plan plan_;
     std::size_t images_at_once_ = 1;
-    ThreadPool::Owned pool_;
+    mutable ThreadPool pool_;
 
-    mutable std::mutex mutex_;
+    mutable std::mutex mutex_;  // only ever tried: whoever held it at a fork never lets go of it in the child
     mutable std::vector<std::unique_ptr<Workspace>> spare_;  // of runs that have ended
 };
 
 // Reads, checks and prepares a program; `path` is a folder or its program.json. VITQUANT_ISA in the environment names
-// the instruction set. Throws Error.
-std::unique_ptr<Engine> load_engine(const std::string& path, std::size_t threads);
+// the instruction set. Throws Error, and Interrupted.
+std::unique_ptr<Engine> load_engine(const std::string& path, std::size_t threads, Interrupt* interrupt = nullptr);
 
 }  // namespace vitquant

@@ -47,6 +47,7 @@ private:
 
     Json value(int depth) {
         blank();
+        if (++values_ > limits_.values) refuse(where_, "too many values in one file");
         const std::size_t start = at_;
         Json found;
         const int c = peek();
@@ -234,7 +235,7 @@ private:
     std::string_view text_;
     JsonLimits limits_;
     const std::string& where_;
-    std::size_t at_ = 0;
+    std::size_t at_ = 0, values_ = 0;
 };
 
 const Json& member(const Json& json, std::string_view key, Json::Type type, const char* kind, const std::string& where) {

@@ -37,6 +37,7 @@ struct Json {
 struct JsonLimits {
     int depth;           // of brackets in brackets
     std::size_t digits;  // of a whole number, its sign included
+    std::size_t values;  // of all kinds, as each takes memory
 };
 
 // Refuses what is not JSON in valid UTF-8, half surrogates, a key twice in one object, numbers without end.

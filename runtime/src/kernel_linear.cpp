@@ -11,6 +11,7 @@ constexpr std::size_t kRowGrain = 12;             // a multiple of the rows that
 constexpr std::size_t kWeightBytes = 512 * 1024;  // of a task, so that they stay in the nearer cache from row to row
 constexpr std::size_t kTaskProducts = 4 << 20;    // some 20 microseconds: what a thread may have to wait for another
 constexpr std::size_t kTasksPerThread = 12;       // more are no more even
+constexpr std::size_t kMostProducts = 1 << 28;    // of a task in any case: between tasks a run can be interrupted
 
 class LinearStep final : public RowKernelStep {
 public:
@@ -89,9 +90,10 @@ private:
         const std::size_t rows = images * rows_;
         const std::size_t row_grains = parts_of(rows, kRowGrain), column_grains = parts_of(outputs_, kColumnGrain);
         Parts parts{1, std::min(column_grains, parts_of(inputs_ * outputs_, kWeightBytes))};
-        if (threads == 1) return parts;
+        const std::size_t least = std::min(row_grains, parts_of(rows * inputs_ * outputs_ / parts.columns, kMostProducts));
+        if (threads == 1) return {std::max(parts.rows, least), parts.columns};
         const std::size_t wanted = std::min(threads * kTasksPerThread, parts_of(rows * inputs_ * outputs_, kTaskProducts));
-        parts.rows = std::clamp<std::size_t>(wanted / parts.columns, 1, parts_of(row_grains, 2));
+        parts.rows = std::max(std::clamp<std::size_t>(wanted / parts.columns, 1, parts_of(row_grains, 2)), least);
         parts.columns = std::clamp<std::size_t>(parts_of(wanted, parts.rows), parts.columns, column_grains);
         return parts;
     }

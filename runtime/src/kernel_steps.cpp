@@ -198,6 +198,7 @@ public:
 
 private:
     static constexpr std::size_t kRowGrain = 32;
+    static constexpr std::size_t kMostProducts = 1 << 28;  // of a task: between tasks a run can be interrupted
 
     struct Operand {
         std::size_t bytes = 0, rows = 0;  // of a row; of an image
@@ -209,13 +210,14 @@ private:
         }
     };
 
-    // Heads are packed anew for every part of their rows: as few parts as keep all threads busy.
+    // Heads are packed anew for every part of their rows: as few parts as keep all threads busy, and tasks short.
     std::size_t row_parts(std::size_t images, std::size_t threads) const {
         if (only_row_ != kAllRows) return 1;
         const std::size_t most = (tokens_ + kRowGrain - 1) / kRowGrain;
         const std::size_t heads = images * heads_;
-        if (heads % threads == 0 || heads >= 4 * threads) return 1;
-        return std::min(most, (3 * threads + heads - 1) / heads);
+        const std::size_t least = std::min(most, 1 + tokens_ * tokens_ * (q_channels_ + v_channels_) / heads_ / kMostProducts);
+        if (heads % threads == 0 || heads >= 4 * threads) return least;
+        return std::max(least, std::min(most, (3 * threads + heads - 1) / heads));
     }
 
     const kernels::Kernels& kernels_;

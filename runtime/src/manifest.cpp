@@ -1,5 +1,6 @@
 #include "manifest.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -22,10 +23,12 @@ constexpr std::int64_t kVersion = 1;
 constexpr const char* kManifest = "program.json";
 constexpr const char* kTensors = "program.safetensors";
 constexpr std::uintmax_t kMaxManifest = 1u << 22;
-constexpr JsonLimits kLimits = {8, 20};
+constexpr JsonLimits kLimits = {8, 20, kMaxManifest};
 constexpr std::size_t kDigest = 64;
+constexpr std::size_t kPiece = std::size_t{1} << 24;  // of a file: what is read or digested in milliseconds
 
-std::string read_file(const fs::path& path, std::uintmax_t limit) {
+// Looks before it opens: to open a pipe would wait for somebody to write.
+std::string read_file(const fs::path& path, std::uintmax_t limit, Interrupt* interrupt) {
     const std::string where = path.string();
     std::error_code failed;
     const fs::file_status status = fs::status(path, failed);
@@ -37,10 +40,26 @@ std::string read_file(const fs::path& path, std::uintmax_t limit) {
     const auto size = static_cast<std::uintmax_t>(file.tellg());
     if (size > limit)
         refuse(where, "the file is too large", std::to_string(size) + " bytes", "at most " + std::to_string(limit));
-    std::string data(std::size_t(size), '\0');
+    std::string data;
+    data.reserve(std::size_t(size));
     file.seekg(0);
-    if (size && !file.read(data.data(), std::streamsize(size))) refuse(where, "cannot read all of the program");
+    for (std::size_t at = 0; at < size; at = data.size()) {
+        go_on(interrupt);
+        data.resize(std::min(std::size_t(size), at + kPiece));
+        if (!file.read(&data[at], std::streamsize(data.size() - at)))
+            refuse(where, "cannot read all of the program");
+    }
     return data;
+}
+
+std::string digest_of(std::string_view data, Interrupt* interrupt) {
+    Sha256 hash;
+    for (std::size_t at = 0; at < data.size(); at += kPiece) {
+        go_on(interrupt);
+        const std::string_view piece = data.substr(at, kPiece);
+        hash.update(piece.data(), piece.size());
+    }
+    return hash.hex();
 }
 
 // The digest is that of the manifest's bytes in which zeros stand for the first occurrence of the digest itself.
@@ -137,22 +156,24 @@ Operation read_operation(const Json& told, Tensors& left) {
 
 }  // namespace
 
-ProgramFiles read_program_files(const std::string& given) {
+ProgramFiles read_program_files(const std::string& given, Interrupt* interrupt) {
+    if (given.empty() || given.find('\0') != std::string::npos)
+        refuse("path", "not the path of a program", given, "a folder, or the path of its " + std::string(kManifest));
     fs::path path = fs::u8path(given);
     std::error_code ignored;
     if (fs::is_directory(path, ignored)) path /= kManifest;
     ProgramFiles files;
     files.where = path.string();
-    files.manifest = read_file(path, kMaxManifest);
+    files.manifest = read_file(path, kMaxManifest, interrupt);
     const Json told = read_manifest(files.manifest, files.where, Digests::checked);
     const std::int64_t bytes = told.object("program", files.where).object("tensors", files.where).whole("bytes", files.where);
     if (bytes < 0) refuse(files.where, "a tensor file of a negative size");
-    files.tensors = read_file(path.parent_path() / kTensors, std::uintmax_t(bytes));
+    files.tensors = read_file(path.parent_path() / kTensors, std::uintmax_t(bytes), interrupt);
     return files;
 }
 
 Program decode_program(std::string_view manifest, std::string_view tensors, const std::string& where,
-                       Digests digests) {
+                       Digests digests, Interrupt* interrupt) {
     const Json told = read_manifest(manifest, where, digests);
     const Json& body = told.object("program", where);
     body.require_keys({"image", "operations", "output", "metadata", "tensors"}, where);
@@ -161,11 +182,8 @@ Program decode_program(std::string_view manifest, std::string_view tensors, cons
     bool same = file.string("file", where) == kTensors;
     const std::int64_t bytes = file.whole("bytes", where);
     const std::string& digest = file.string("sha256", where);
-    if (digests == Digests::checked) {
-        Sha256 hash;
-        hash.update(tensors.data(), tensors.size());
-        same = same && bytes == std::int64_t(tensors.size()) && digest == hash.hex();
-    }
+    if (digests == Digests::checked)
+        same = same && bytes == std::int64_t(tensors.size()) && digest == digest_of(tensors, interrupt);
     if (!same)
         refuse(where, "the tensor file is not the one that the program was written with",
                std::to_string(tensors.size()) + " bytes");
@@ -173,12 +191,14 @@ Program decode_program(std::string_view manifest, std::string_view tensors, cons
 
     Program program;
     program.image = read_value(body.object("image", where), left);
-    for (const Json& operation : body.array("operations", where).items)
+    for (const Json& operation : body.array("operations", where).items) {
+        go_on(interrupt);
         program.operations.push_back(read_operation(operation, left));
+    }
     program.output = body.string("output", where);
     program.metadata = std::string(body.object("metadata", where).source);
     if (!left.empty()) refuse(where, "the tensor file holds what no operation uses", left.begin()->first);
-    validate(program);
+    validate(program, interrupt);
     return program;
 }
 

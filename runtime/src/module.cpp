@@ -6,8 +6,12 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <new>
+#include <system_error>
+
 #include "engine.hpp"
 #include "error.hpp"
+#include "interrupt.hpp"
 
 namespace nb = nanobind;
 using vitquant::Engine;
@@ -23,20 +27,51 @@ void check_images(const Engine& engine, const Images& images) {
             throw vitquant::Error("images of another shape than the program's");
 }
 
-std::vector<std::pair<std::string, double>> profile(const Engine& engine, Images images) {
+// Python's handlers of signals, such as the one that makes KeyboardInterrupt of Ctrl-C. Any exception of theirs ends the
+// computation. They run in the main thread only.
+class Signals final : public vitquant::Interrupt {
+    bool ask() override {
+        const nb::gil_scoped_acquire acquired;
+        return PyErr_CheckSignals() != 0;
+    }
+};
+
+// What `work` gives, computed without the GIL.
+template <typename Work>
+auto interruptible(bool in_main_thread, Work work) {
+    try {
+        Signals signals;
+        const nb::gil_scoped_release released;
+        return work(in_main_thread ? &signals : nullptr);
+    } catch (const vitquant::Interrupted&) {
+        throw nb::python_error();
+    }
+}
+
+std::unique_ptr<Engine> load(const nb::bytes& path, std::size_t threads, bool in_main_thread) {
+    const std::string given(path.c_str(), path.size());
+    return interruptible(in_main_thread, [&](vitquant::Interrupt* interrupt) {
+        return vitquant::load_engine(given, threads, interrupt);
+    });
+}
+
+std::vector<std::pair<std::string, double>> profile(const Engine& engine, Images images, bool in_main_thread) {
     check_images(engine, images);
+    const auto timings = interruptible(in_main_thread, [&](vitquant::Interrupt* interrupt) {
+        return engine.profile(images.data(), images.shape(0), interrupt);
+    });
     std::vector<std::pair<std::string, double>> found;
-    for (const Engine::Timing& timing : engine.profile(images.data(), images.shape(0)))
-        found.emplace_back(timing.label, timing.seconds);
+    for (const Engine::Timing& timing : timings) found.emplace_back(timing.label, timing.seconds);
     return found;
 }
 
-void run(const Engine& engine, Images images, Logits logits) {
+void run(const Engine& engine, Images images, Logits logits, bool in_main_thread) {
     check_images(engine, images);
     if (logits.shape(0) != images.shape(0) || logits.shape(1) != engine.outputs())
         throw vitquant::Error("logits of another shape than the program's");
-    nb::gil_scoped_release release;
-    engine.run(images.data(), images.shape(0), logits.data());
+    interruptible(in_main_thread, [&](vitquant::Interrupt* interrupt) {
+        engine.run(images.data(), images.shape(0), logits.data(), interrupt);
+    });
 }
 
 }  // namespace
@@ -48,6 +83,11 @@ NB_MODULE(_native, module) {
                 std::rethrow_exception(caught);
             } catch (const vitquant::Error& error) {
                 PyErr_SetString(PyExc_ValueError, error.what());
+            } catch (const std::bad_alloc&) {
+                PyErr_SetString(PyExc_MemoryError, "vitquant_runtime: not enough memory");
+            } catch (const std::system_error& error) {
+                const nb::object args = nb::make_tuple(error.code().value(), vitquant::printable(error.what()));
+                PyErr_SetObject(PyExc_OSError, args.ptr());
             }
         },
         nullptr);
@@ -58,8 +98,7 @@ NB_MODULE(_native, module) {
         .def_prop_ro("metadata", &Engine::metadata)
         .def_prop_ro("isa", &Engine::isa)
         .def_prop_ro("threads", &Engine::threads)
-        .def("profile", &profile, nb::arg("images").noconvert())
-        .def("run", &run, nb::arg("images").noconvert(), nb::arg("logits").noconvert());
-    module.def("load", &vitquant::load_engine, nb::arg("path"), nb::arg("threads"),
-               nb::call_guard<nb::gil_scoped_release>());
+        .def("profile", &profile, nb::arg("images").noconvert(), nb::arg("in_main_thread"))
+        .def("run", &run, nb::arg("images").noconvert(), nb::arg("logits").noconvert(), nb::arg("in_main_thread"));
+    module.def("load", &load, nb::arg("path"), nb::arg("threads"), nb::arg("in_main_thread"));
 }

@@ -1,34 +1,67 @@
 #include "nodes.hpp"
 
 #include <algorithm>
+#include <unordered_set>
 #include <utility>
 
 namespace vitquant {
 namespace {
 
+// The operations that the output depends on, in their order. A program may hold others, which need not be computed.
+std::vector<const Operation*> needed_operations(const Program& program) {
+    std::unordered_set<std::string> wanted{program.output};
+    std::vector<const Operation*> found;
+    for (auto op = program.operations.rbegin(); op != program.operations.rend(); ++op) {
+        if (!wanted.count(op->out.name)) continue;
+        wanted.insert(op->reads.begin(), op->reads.end());
+        found.push_back(&*op);
+    }
+    std::reverse(found.begin(), found.end());
+    return found;
+}
+
 class Grouper {
 public:
-    explicit Grouper(const Program& program) : program_(program) {
-        for (const Operation& op : program.operations) {
-            maker_[op.out.name] = &op;
-            for (const std::string& name : op.reads) readers_[name].push_back(&op);
+    Grouper(const Program& program, const std::vector<const Operation*>& operations)
+        : program_(program), operations_(operations) {
+        for (const Operation* op : operations) {
+            maker_[op->out.name] = op;
+            for (const std::string& name : op->reads) readers_[name].push_back(op);
         }
     }
 
-    std::vector<Node> nodes() {
+    std::vector<Node> nodes() const {
         std::vector<Node> out;
-        for (const Operation& op : program_.operations)
-            if (!joins_a_later_one(op)) out.push_back(node(op));
+        for (const Operation* op : operations_)
+            if (!joins_a_later_one(*op)) out.push_back(node(*op));
         return out;
     }
 
 private:
+    // Null for the image, which no operation makes.
+    const Operation* maker_of(const std::string& name) const {
+        const auto found = maker_.find(name);
+        return found == maker_.end() ? nullptr : found->second;
+    }
+
+    const Value& value(const std::string& name) const {
+        const Operation* made = maker_of(name);
+        return made ? made->out : program_.image;
+    }
+
+    // One for each operand: an operation that reads a value twice is here twice. None for the output, perhaps.
+    const std::vector<const Operation*>& readers_of(const std::string& name) const {
+        static const std::vector<const Operation*> nobody;
+        const auto found = readers_.find(name);
+        return found == readers_.end() ? nobody : found->second;
+    }
+
     // The operation that makes a value which nothing else reads; null if it is of another kind.
     const Operation* private_maker(const std::string& name, Kind kind) const {
-        const auto made = maker_.find(name);
-        if (made == maker_.end() || made->second->kind != kind) return nullptr;
-        if (name == program_.output || readers_.at(name).size() != 1) return nullptr;
-        return made->second;
+        const Operation* made = maker_of(name);
+        if (!made || made->kind != kind) return nullptr;
+        if (name == program_.output || readers_of(name).size() != 1) return nullptr;
+        return made;
     }
 
     const Operation* private_softmax(const std::string& name) const {
@@ -59,19 +92,17 @@ private:
         const Operation* softmax = mix.kind == Kind::mix ? private_softmax(mix.reads[0]) : nullptr;
         const Operation* scores = softmax ? private_maker(softmax->reads[0], Kind::scores) : nullptr;
         // The kernels know one width of a head; V may have another.
-        if (!scores || maker_.at(scores->reads[0])->out.shape[1] != mix.out.shape[1]) return {};
+        if (!scores || value(scores->reads[0]).shape[1] != mix.out.shape[1]) return {};
         return {scores, softmax};
     }
 
     bool joins_a_later_one(const Operation& op) const {
-        const auto readers = readers_.find(op.out.name);
-        if (readers == readers_.end()) return false;
-        for (const Operation* reader : readers->second) {
+        for (const Operation* reader : readers_of(op.out.name)) {
             if (fused_linear(*reader).linear == &op) return true;
             const Attention whole = attention(*reader);
             if (whole.softmax == &op) return true;
             if (private_softmax(reader->out.name) == reader)
-                for (const Operation* mix : readers_.at(reader->out.name))
+                for (const Operation* mix : readers_of(reader->out.name))
                     if (attention(*mix).scores == &op) return true;
         }
         return false;
@@ -93,9 +124,9 @@ private:
         return node;
     }
 
-    static NodeKind plain_kind(const Operation& op) {
+    NodeKind plain_kind(const Operation& op) const {
         switch (op.kind) {
-            case Kind::patches: return op.out.type() == DType::uint8 ? NodeKind::patches : NodeKind::plain;
+            case Kind::patches: return cuts_bytes(op) ? NodeKind::patches : NodeKind::plain;
             case Kind::linear: return NodeKind::linear;
             case Kind::layernorm: return NodeKind::layernorm;
             case Kind::add: return NodeKind::add;
@@ -105,7 +136,13 @@ private:
         }
     }
 
+    // Patches may also be cut from scores, and from what softmax makes of them, whose codes have any type.
+    bool cuts_bytes(const Operation& patches) const {
+        return value(patches.reads[0]).type() == DType::uint8 && patches.out.type() == DType::uint8;
+    }
+
     const Program& program_;
+    const std::vector<const Operation*>& operations_;
     std::unordered_map<std::string, const Operation*> maker_;
     std::unordered_map<std::string, std::vector<const Operation*>> readers_;
 };
@@ -134,17 +171,18 @@ bool can_make_one_row(const Node& node) {
 
 Grouping group(const Program& program, bool fuse) {
     Grouping found;
+    const std::vector<const Operation*> operations = needed_operations(program);
     if (!fuse) {
-        for (const Operation& op : program.operations)
-            found.nodes.push_back({NodeKind::plain, &op, nullptr, nullptr, op.reads, op.out.name});
+        for (const Operation* op : operations)
+            found.nodes.push_back({NodeKind::plain, op, nullptr, nullptr, op->reads, op->out.name});
         return found;
     }
-    std::vector<Node> all = Grouper(program).nodes();
+    std::vector<Node> all = Grouper(program, operations).nodes();
     std::unordered_map<std::string, std::int64_t> needed;  // by all readers of a value
     needed[program.output] = kAllRows;
     for (auto node = all.rbegin(); node != all.rend(); ++node) {
         const auto wanted = needed.find(node->writes);
-        if (wanted == needed.end()) continue;  // nobody wants it
+        if (wanted == needed.end()) continue;
         const std::int64_t row = can_make_one_row(*node) ? wanted->second : kAllRows;
         if (row != kAllRows) found.only_row[node->writes] = row;
         for (std::size_t i = 0; i < node->reads.size(); ++i) {

@@ -34,7 +34,7 @@ struct Grouping {
     }
 };
 
-// Every operation by itself and complete, or as `fuse` allows.
+// Every operation that the output depends on, by itself and complete, or as `fuse` allows. Others are left out.
 Grouping group(const Program& program, bool fuse);
 
 }  // namespace vitquant

@@ -5,38 +5,39 @@
 namespace vitquant {
 namespace {
 
-// A step whose tasks are rows of heads: `images * heads * tokens` of them.
+// A step whose tasks are rows of heads: `images * heads * rows` of them, each over so many tokens. These are the rows
+// too in attention; but softmax takes what is not square, as the image may be.
 class HeadStep : public Step {
 public:
-    HeadStep(const Value& out, std::int64_t heads, std::int64_t tokens)
-        : out_(out), heads_(std::size_t(heads)), tokens_(std::size_t(tokens)) {}
+    HeadStep(const Value& out, std::int64_t heads, std::int64_t rows, std::int64_t tokens)
+        : out_(out), heads_(std::size_t(heads)), rows_(std::size_t(rows)), tokens_(std::size_t(tokens)) {}
 
     std::size_t tasks(std::size_t images, std::size_t threads) const override {
-        return std::min(images * heads_ * tokens_, threads == 1 ? 1 : threads * 8);
+        return std::min(images * heads_ * rows_, std::max(threads * 8, images * heads_ * rows_ / 16));
     }
 
     void run(const Frame& frame, std::size_t task) const final {
-        const Rows rows = share(frame.images * heads_ * tokens_, task, tasks(frame.images, frame.threads));
+        const Rows rows = share(frame.images * heads_ * rows_, task, tasks(frame.images, frame.threads));
         for (std::size_t r = rows.first; r < rows.last; ++r)
-            row(frame, r / tokens_ / heads_, r / tokens_ % heads_, r % tokens_);
+            row(frame, r / rows_ / heads_, r / rows_ % heads_, r % rows_);
     }
 
 protected:
     virtual void row(const Frame& frame, std::size_t image, std::size_t head, std::size_t token) const = 0;
 
-    // Where a row of [images, heads, tokens, tokens] starts.
-    std::size_t square(std::size_t image, std::size_t head, std::size_t token) const {
-        return ((image * heads_ + head) * tokens_ + token) * tokens_;
+    // Where a row of [images, heads, rows, tokens] starts.
+    std::size_t start_of(std::size_t image, std::size_t head, std::size_t row) const {
+        return ((image * heads_ + head) * rows_ + row) * tokens_;
     }
 
     Codes out_;
-    std::size_t heads_, tokens_;
+    std::size_t heads_, rows_, tokens_;
 };
 
 class Scores final : public HeadStep {
 public:
     Scores(const Operation& op, const Value& q, const Value& k)
-        : HeadStep(op.out, op.out.shape[0], q.shape[0]), q_(q), k_(k), channels_(std::size_t(q.shape[1])),
+        : HeadStep(op.out, op.out.shape[0], q.shape[0], q.shape[0]), q_(q), k_(k), channels_(std::size_t(q.shape[1])),
           width_(channels_ / heads_), zero_q_(q.spread_zero()), zero_k_(k.spread_zero()), zero_(op.out.spread_zero()),
           rescale_(op.constant("multiplier"), op.constant("shift"), op.out.shape[0]) {}
 
@@ -55,7 +56,7 @@ private:
             for (std::size_t c = 0; c < width_; ++c) sum += q[c] * (k[c] - zero_k_[head * width_ + c]);
             codes[t] = static_cast<std::int32_t>(std::clamp(rescale_(sum, head) + zero_[head], out_.low, out_.high));
         }
-        out_.store(codes, tokens_, frame.values[writes], square(image, head, token));
+        out_.store(codes, tokens_, frame.values[writes], start_of(image, head, token));
     }
 
     Codes q_, k_;
@@ -68,7 +69,7 @@ private:
 class SoftmaxStep : public HeadStep {
 public:
     SoftmaxStep(const Operation& op, const Value& x)
-        : HeadStep(op.out, x.shape[0], x.shape[2]), x_(x), rows_(std::size_t(x.shape[1])),
+        : HeadStep(op.out, x.shape[0], x.shape[1], x.shape[2]), x_(x),
           levels_(std::size_t(x.high - x.low + 1)), table_(op.constant("table").to<std::int32_t>()),
           sharers_(std::size_t(x.shape[0] / op.constant("table").shape[0])) {}
 
@@ -81,7 +82,7 @@ private:
     void row(const Frame& frame, std::size_t image, std::size_t head, std::size_t token) const override {
         auto* codes = reinterpret_cast<std::int64_t*>(frame.scratch);
         auto* x = reinterpret_cast<std::int32_t*>(codes + tokens_);
-        const std::size_t at = square(image, head, token);
+        const std::size_t at = start_of(image, head, token);
         x_.load(frame.values[reads[0]], at, tokens_, x);
         const std::int32_t largest = *std::max_element(x, x + tokens_);
         const std::int32_t* table = table_.data() + head / sharers_ * levels_;
@@ -92,7 +93,7 @@ private:
     }
 
     Codes x_;
-    std::size_t rows_, levels_;
+    std::size_t levels_;
     std::vector<std::int32_t> table_;
     std::size_t sharers_;  // heads that share a table
 };
@@ -149,7 +150,7 @@ private:
 class Mix final : public HeadStep {
 public:
     Mix(const Operation& op, const Value& p, const Value& v)
-        : HeadStep(op.out, p.shape[0], v.shape[0]), p_(p), v_(v), channels_(std::size_t(v.shape[1])),
+        : HeadStep(op.out, p.shape[0], v.shape[0], v.shape[0]), p_(p), v_(v), channels_(std::size_t(v.shape[1])),
           width_(channels_ / heads_), normalize_(op.number("normalize")),
           reciprocal_bits_(static_cast<int>(op.number("reciprocal_bits"))),
           fraction_bits_(static_cast<int>(op.number("fraction_bits"))), zero_p_(p.spread_zero()),
@@ -165,7 +166,7 @@ private:
         auto* codes = reinterpret_cast<std::int64_t*>(frame.scratch);
         auto* sum = reinterpret_cast<std::int32_t*>(codes + width_);
         auto *v = sum + width_, *p = v + width_;
-        p_.load(frame.values[reads[0]], square(image, head, token), tokens_, p);
+        p_.load(frame.values[reads[0]], start_of(image, head, token), tokens_, p);
         std::int64_t total = 0;
         for (std::size_t t = 0; t < tokens_; ++t) total += p[t] -= zero_p_[head];
         std::fill(sum, sum + width_, 0);

@@ -14,7 +14,7 @@ public:
     explicit RowStep(const Value& out) : out_(out), rows_(std::size_t(out.shape[0])), width_(std::size_t(out.shape[1])) {}
 
     std::size_t tasks(std::size_t images, std::size_t threads) const override {
-        return std::min(images * rows_, threads == 1 ? 1 : threads * 4);
+        return std::min(images * rows_, std::max(threads * 4, images * rows_ / 16));
     }
 
     void run(const Frame& frame, std::size_t task) const final {
@@ -35,27 +35,27 @@ protected:
 class Patches final : public RowStep {
 public:
     Patches(const Operation& op, const Value& x)
-        : RowStep(op.out), channels_(std::size_t(x.shape[0])), height_(std::size_t(x.shape[1])),
+        : RowStep(op.out), x_(x), channels_(std::size_t(x.shape[0])), height_(std::size_t(x.shape[1])),
           width_in_(std::size_t(x.shape[2])), patch_height_(std::size_t(op.number("height"))),
           patch_width_(std::size_t(op.number("width"))) {}
 
+    std::size_t scratch_bytes() const override { return patch_width_ * sizeof(std::int32_t); }
+
 private:
     void row(const Frame& frame, std::size_t image, std::size_t index) const override {
+        auto* line = reinterpret_cast<std::int32_t*>(frame.scratch);
         const std::size_t across = width_in_ / patch_width_;
         const std::size_t top = index / across * patch_height_, left = index % across * patch_width_;
-        const std::uint8_t* pixels = input(frame) + image * channels_ * height_ * width_in_;
-        // The value may be wider than bytes where a program gives it a range of its own.
         std::size_t to = (image * rows_ + index) * width_;
-        with_codes(out_.type, output(frame), [&](auto* out) {
-            using Code = std::remove_reference_t<decltype(*out)>;
-            for (std::size_t c = 0; c < channels_; ++c)
-                for (std::size_t y = 0; y < patch_height_; ++y) {
-                    const std::uint8_t* line = pixels + (c * height_ + top + y) * width_in_ + left;
-                    for (std::size_t x = 0; x < patch_width_; ++x) out[to++] = static_cast<Code>(line[x]);
-                }
-        });
+        for (std::size_t c = 0; c < channels_; ++c)
+            for (std::size_t y = 0; y < patch_height_; ++y, to += patch_width_) {
+                const std::size_t from = ((image * channels_ + c) * height_ + top + y) * width_in_ + left;
+                x_.load(input(frame), from, patch_width_, line);
+                out_.store(line, patch_width_, output(frame), to);
+            }
     }
 
+    Codes x_;
     std::size_t channels_, height_, width_in_, patch_height_, patch_width_;
 };
 
@@ -75,9 +75,6 @@ public:
           bias_(op.constant("bias").to<std::int32_t>()), zero_(op.out.spread_zero()),
           rescale_(op.constant("multiplier"), op.constant("shift"), op.out.shape[1]) {}
 
-    std::size_t tasks(std::size_t images, std::size_t threads) const override {
-        return std::min(images * rows_, std::max(threads * 4, images * rows_ / 16));
-    }
     std::size_t scratch_bytes() const override { return (inputs_ * 2 + width_ + 16) * 4; }
 
 private:

@@ -34,9 +34,10 @@ public:
         for (const Operation& op : program.operations) add(op.out);
     }
 
-    Plan plan() {
+    Plan plan(Interrupt* interrupt) {
         Plan plan;
         for (const Node& node : grouping_.nodes) {
+            go_on(interrupt);
             std::unique_ptr<Step> step = make(node);
             for (const std::string& name : node.reads) step->reads.push_back(numbers_.at(name));
             step->writes = numbers_.at(node.writes);
@@ -162,6 +163,8 @@ void Unit::run(const Frame& frame, std::size_t task) const {
     for (const Step* step : steps_) step->run_rows(frame, rows);
 }
 
-Plan make_plan(const Program& program, const kernels::Kernels* kernels) { return Planner(program, kernels).plan(); }
+Plan make_plan(const Program& program, const kernels::Kernels* kernels, Interrupt* interrupt) {
+    return Planner(program, kernels).plan(interrupt);
+}
 
 }  // namespace vitquant

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "interrupt.hpp"
 #include "kernels/kernels.hpp"
 #include "program.hpp"
 #include "step.hpp"
@@ -41,6 +42,7 @@ struct Plan {
 };
 
 // Every operation by itself where `kernels` is null; else fused and by the kernels where they fit.
-Plan make_plan(const Program& program, const kernels::Kernels* kernels);
+// Throws Interrupted.
+Plan make_plan(const Program& program, const kernels::Kernels* kernels, Interrupt* interrupt);
 
 }  // namespace vitquant

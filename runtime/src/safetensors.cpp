@@ -9,7 +9,8 @@
 namespace vitquant {
 namespace {
 
-constexpr std::size_t kMaxHeader = std::size_t{1} << 24;
+constexpr std::size_t kMaxHeader = std::size_t{1} << 23;
+constexpr JsonLimits kLimits = {4, 19, kMaxHeader / 4};  // a tensor takes 50 bytes or more, and has 8 values or so
 constexpr std::int64_t kMaxElements = std::int64_t{1} << 32;
 constexpr std::size_t kMaxDims = 8;
 
@@ -26,6 +27,9 @@ struct Placed {
     std::int64_t begin, end;
 };
 
+// Sizes and offsets are written without a sign, which `-0` has.
+bool is_size(const Json& told) { return told.type == Json::Type::integer && told.source.front() != '-'; }
+
 Tensor describe_tensor(const Json& told, const std::string& where, Placed& place) {
     told.require_keys({"dtype", "shape", "data_offsets"}, where);
     Tensor tensor;
@@ -34,19 +38,18 @@ Tensor describe_tensor(const Json& told, const std::string& where, Placed& place
     const Json& shape = told.array("shape", where);
     if (shape.items.size() > kMaxDims) refuse(where, "a tensor of too many dimensions");
     for (const Json& n : shape.items) {
-        if (n.type != Json::Type::integer || n.integer < 0 || n.integer > kMaxElements)
+        if (!is_size(n) || n.integer > kMaxElements)
             refuse(where, "a tensor with no proper shape");
         tensor.shape.push_back(n.integer);
         tensor.count *= n.integer;
         if (tensor.count > kMaxElements) refuse(where, "a tensor that is too large");
     }
     const Json& offsets = told.array("data_offsets", where);
-    if (offsets.items.size() != 2 || offsets.items[0].type != Json::Type::integer ||
-        offsets.items[1].type != Json::Type::integer)
+    if (offsets.items.size() != 2 || !is_size(offsets.items[0]) || !is_size(offsets.items[1]))
         refuse(where, "a tensor without offsets");
     place = {offsets.items[0].integer, offsets.items[1].integer};
     const std::int64_t bytes = tensor.count * std::int64_t(size_of(tensor.type));
-    if (place.begin < 0 || place.end < place.begin || place.end - place.begin != bytes)
+    if (place.end < place.begin || place.end - place.begin != bytes)
         refuse(where, "a tensor's offsets do not fit its shape");
     return tensor;
 }
@@ -67,7 +70,7 @@ std::map<std::string, Tensor> read_safetensors(std::string_view file, const std:
     std::string_view header = file.substr(8, std::size_t(length));
     if (header.empty() || header[0] != '{') refuse(where, "not a tensor file");
     const std::string_view bytes = file.substr(8 + std::size_t(length));
-    const Json told = parse_json(header, {4, 19}, where);
+    const Json told = parse_json(header, kLimits, where);
 
     std::map<std::string, Tensor> tensors;
     std::vector<Placed> places;

@@ -377,13 +377,14 @@ void check_value(const Value& value) {
         refuse(name, "codes less their zero point would leave 32 bits", span(value.low, value.high));
 }
 
-void validate(const Program& program) {
+void validate(const Program& program, Interrupt* interrupt) {
     const Value& image = program.image;
     if (image.shape.size() != 3 || image.low != 0 || image.high != 255)
         refuse(image.name, "the image must be uint8 [channels, height, width]", describe_shape(image.shape));
     Known known;
     known.values[image.name] = &image;
     for (const Operation& op : program.operations) {
+        go_on(interrupt);
         if (known.values.count(op.out.name)) refuse(op.out.name, "two values have the same name");
         for (const std::string& name : op.reads)
             if (!known.values.count(name)) refuse(op.out.name, "it reads a value that does not exist yet", name);

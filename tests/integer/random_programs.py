@@ -1,4 +1,8 @@
-"""Random integer programs, built from the operations alone: grids, shapes and constants that no model would have."""
+"""Random integer programs, built from the operations alone: ranges, shapes and constants that no model would have.
+
+Two kinds: those of :func:`random_program` follow one path from the image to the classes; those of
+:func:`tangled_program` read any value, any number of times, and leave some unread.
+"""
 
 from __future__ import annotations
 
@@ -79,6 +83,21 @@ class Maker:
         shift = np.clip(np.round(exact) + self.random.integers(-4, 3, length), 0, 52)
         return multiplier.astype(np.int32), shift.astype(np.uint8)
 
+    def patches(self, x: Value, height: int, width: int) -> Value:
+        channels, h, w = x.shape
+        shape = (h // height * (w // width), channels * height * width)
+        ranges = ((x.low, x.high), (x.low - self.size(0, 300), x.high + self.size(0, 300)))
+        return self.emit(ops.Patches(self.value(shape, *self.pick(*ranges)), x.name, height, width))
+
+    def take(self, x: Value) -> Value:
+        out = self.value((1, x.shape[1]), x.low, x.high)
+        return self.emit(ops.Take(out, x.name, self.size(0, x.shape[0] - 1)))
+
+    def pool(self, x: Value) -> Value:
+        x = self.narrow(x, min(ADDEND_LIMIT, INT32_MAX // x.shape[0]))
+        out = self.value((1, x.shape[1]), x.low, x.high)
+        return self.emit(ops.Pool(out, x.name, self.size(0, x.shape[0] - 1)))
+
     def linear(self, x: Value, width: int, out: Value | None = None) -> Value:
         largest = max(abs(x.low), abs(x.high))
         room = INT32_MAX // (largest * x.shape[1])
@@ -137,8 +156,10 @@ class Maker:
         return self.emit(ops.Lookup(out, x.name, tables.astype(out.dtype), table_of.astype(np.int32)))
 
     def add(self, a: Value) -> Value:
-        names = [op.out for op in self.operations if op.out.shape == a.shape]
-        b, out = self.pick(*names), self.value(a.shape)
+        return self.sum(a, self.pick(*(op.out for op in self.operations if op.out.shape == a.shape)))
+
+    def sum(self, a: Value, b: Value) -> Value:
+        out = self.value(a.shape)
         rescales = (self.rescale(a.shape[1], x.centred_limit, out) for x in (a, b))
         return self.emit(ops.Add(out, a.name, b.name, *(array for pair in rescales for array in pair)))
 
@@ -149,9 +170,13 @@ class Maker:
         limit = min(2**15, int(np.sqrt(INT32_MAX // shape[1])))
         q, k, v = (self.narrow(self.linear(x, shape[1]), limit) for _ in range(3))
         k = q if self.chance(0.1) else k
+        return self.mix(self.softmax(self.scores(q, k, heads)), v)
+
+    def scores(self, q: Value, k: Value, heads: int) -> Value:
+        tokens, channels = q.shape
         out = self.value((heads, tokens, tokens), *self.pick((0, 255), (-128, 127), (-3, 60), (0, 1000)))
-        largest = shape[1] // heads * q.centred_limit * k.centred_limit >> self.size(0, 8)
-        return self.mix(self.softmax(self.emit(ops.Scores(out, q.name, k.name, *self.rescale(heads, largest, out)))), v)
+        largest = channels // heads * q.centred_limit * k.centred_limit >> self.size(0, 8)
+        return self.emit(ops.Scores(out, q.name, k.name, *self.rescale(heads, largest, out)))
 
     def softmax(self, x: Value) -> Value:
         heads = x.shape[0]
@@ -173,7 +198,7 @@ class Maker:
         return self.emit(ops.SoftmaxUniform(out, x.name, table, *self.rescale(heads, 2**30, out)))
 
     def mix(self, p: Value, v: Value) -> Value:
-        made_by = type(self.operations[-1])
+        made_by = next((type(op) for op in self.operations if op.out is p), None)
         row = 46341 if made_by is ops.SoftmaxLog2 else v.shape[0] * p.centred_limit
         v = self.narrow(v, min(INT32_MAX // row, 2**17))
         out = self.value(v.shape)
@@ -196,12 +221,7 @@ def random_program(seed: int, steps: Sequence[Callable[[Maker, Value], Value]]) 
     x = make.embed(x) if make.chance() else x
     for step in steps:
         x = step(make, x)
-    if make.chance():
-        x = make.emit(ops.Take(make.value((1, x.shape[1]), x.low, x.high), x.name, make.size(0, x.shape[0] - 1)))
-    else:
-        x = make.narrow(x, min(ADDEND_LIMIT, INT32_MAX // x.shape[0]))
-        first = make.size(0, x.shape[0] - 1)
-        x = make.emit(ops.Pool(make.value((1, x.shape[1]), x.low, x.high), x.name, first))
+    x = make.take(x) if make.chance() else make.pool(x)
     x = make.linear(make.narrow(x, 2**16), make.size(1, 5))
     return IntegerProgram(image, tuple(make.operations), x.name, {"model": "random"})
 
@@ -213,3 +233,98 @@ def programs() -> st.SearchStrategy[IntegerProgram]:
         st.integers(0, 2**32 - 1),
         st.lists(st.sampled_from(STEPS), min_size=1, max_size=4),
     )
+
+
+def divisor(make: Maker, number: int) -> int:
+    return make.pick(*(d for d in range(1, number + 1) if number % d == 0))
+
+
+@dataclass
+class Tangle:
+    """Operations of every kind on any values that are there already: read once, several times or never, by several
+    operations or twice by one, the image as well.
+    """
+
+    make: Maker
+    image: Value
+
+    def values(self, fits: Callable[[Value], bool]) -> list[Value]:
+        return [v for v in (self.image, *(op.out for op in self.make.operations)) if fits(v)]
+
+    def tokens(self) -> Value | None:
+        """Late ones rather than early ones, so that there are long ways as well as side ways."""
+        found = self.values(lambda v: len(v.shape) == 2)
+        return self.make.pick(*found, *found[-2:], *found[-1:]) if found else None
+
+    def maps(self) -> Value | None:
+        """Scores, what softmax makes of them, or the image."""
+        found = self.values(lambda v: len(v.shape) == 3)
+        return self.make.pick(*found, *found[-1:])
+
+    def grow(self, kind: str) -> None:
+        """One operation of a kind, and what it takes to bring its operands into their ranges; nothing, if the program
+        has no operands for it yet.
+        """
+        make, tokens, maps = self.make, self.tokens(), self.maps()
+        if kind == "patches" and maps is not None:
+            make.patches(maps, divisor(make, maps.shape[1]), divisor(make, maps.shape[2]))
+        elif kind == "softmax" and maps is not None and maps.high - maps.low < 2**12:
+            make.softmax(maps)
+        elif tokens is None:
+            return
+        elif kind == "linear":
+            make.linear(make.narrow(tokens, 2**16), make.size(1, 9))
+        elif kind in ("embed", "layernorm", "lookup", "requantize", "take", "pool"):
+            getattr(make, kind)(tokens)
+        elif kind == "add":
+            make.sum(tokens, make.pick(*self.values(lambda v: v.shape == tokens.shape)))
+        elif kind == "scores":
+            limit = min(2**15, int(np.sqrt(INT32_MAX // tokens.shape[1])))
+            other = make.pick(*self.values(lambda v: v.shape == tokens.shape))
+            q = make.narrow(tokens, limit)
+            make.scores(q, q if other is tokens else make.narrow(other, limit), divisor(make, tokens.shape[1]))
+        elif kind == "mix":
+            n, c = tokens.shape
+            fits = self.values(lambda v: len(v.shape) == 3 and v.shape[1:] == (n, n) and c % v.shape[0] == 0)
+            fits = [v for v in fits if v.centred_limit <= min(OPERAND_LIMIT - 1, INT32_MAX // n)]
+            if fits:
+                make.mix(make.pick(*fits, *fits[-2:]), tokens)
+
+
+GROWTH = ("patches", "linear", "embed", "layernorm", "requantize", "scores", "softmax", "mix", "add", "lookup")
+ENDS = ("take", "pool")
+
+
+def tangled_program(seed: int, size: int) -> IntegerProgram:
+    """A program of about ``size`` operations, whose output is any value of one row: the first that could be it, one in
+    the middle that others read, or the last.
+    """
+    make = Maker(np.random.default_rng(seed))
+    rows, columns, height, width, colours = (make.size(1, 3) for _ in range(5))
+    if make.chance(0.3):
+        rows, columns, height, width = rows, rows, height, height
+    tangle = Tangle(make, Value("image", (colours, rows * height, columns * width), 0, 255, *PLAIN))
+    whole = make.chance(0.3)  # one patch: every value of tokens has one row
+    make.patches(tangle.image, *(tangle.image.shape[1:] if whole else (height, width)))
+    attend = make.chance()  # scores, softmax and mix follow each other
+    while len(make.operations) < size:
+        before = len(make.operations)
+        tangle.grow(make.pick(*GROWTH, *ENDS))
+        if attend and make.operations[-1].kind == "scores":
+            tangle.grow("softmax")
+            tangle.grow("mix")
+        if len(make.operations) == before:
+            tangle.grow("requantize")
+
+    def candidates() -> list[Value]:
+        return [op.out for op in make.operations if len(op.out.shape) == 2 and op.out.shape[0] == 1]
+
+    if not candidates():
+        tangle.grow(make.pick(*ENDS))
+    output = make.pick(candidates()[0], *candidates(), *candidates()[-1:] * 3)
+    return IntegerProgram(tangle.image, tuple(make.operations), output.name, {"model": "tangled"})
+
+
+def tangled_programs() -> st.SearchStrategy[IntegerProgram]:
+    """Such programs, for hypothesis."""
+    return st.builds(tangled_program, st.integers(0, 2**32 - 1), st.integers(1, 24))

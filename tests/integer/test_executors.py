@@ -68,3 +68,27 @@ def test_bench_times_all_that_is_installed(tmp_path: Path) -> None:
     )
     assert all(t.milliseconds > 0 and t.images_per_second == 1000 * t.batch / t.milliseconds for t in found)
     assert found[0].ratio == 1
+
+
+@pytest.mark.parametrize("isa", ["foo", "AVX2", "avx2\n", "x" * 10**5], ids=lambda isa: ascii(isa[:9]))
+def test_an_instruction_set_that_is_none(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vitquant_runtime")
+    monkeypatch.setenv("VITQUANT_ISA", isa)
+    with pytest.raises(ConfigError, match=r"VITQUANT_ISA: .* does not have the instruction set\. Got .*plain") as error:
+        open_executor(vitquant.compile(quantized(depth=1)), "native")
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("threads", [0, -1, 257, 10**9, True, 2.5])
+def test_a_number_of_threads_that_is_none(threads: Any) -> None:
+    pytest.importorskip("vitquant_runtime")
+    with pytest.raises(ConfigError, match=r"threads: not a number of threads\. Got .* expected 1 to 256"):
+        open_executor(vitquant.compile(quantized(depth=1)), "native", threads=threads)
+
+
+def test_as_many_threads_as_the_native_executor_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch has more."""
+    pytest.importorskip("vitquant_runtime")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 384)
+    assert open_executor(vitquant.compile(quantized(depth=1)), "native").name.endswith(", 256 threads")

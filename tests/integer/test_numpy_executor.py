@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from integer_models import pixels, quantized
 from numpy_executor import NumpyExecutor
-from random_programs import programs
+from random_programs import programs, tangled_programs
 from test_agreement import CONFIGS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -84,6 +84,13 @@ def test_random_programs() -> None:
 
     executors_agree()
     assert min(varied[kind] for kind in ops.KINDS) >= 3, varied
+
+
+@RANDOM
+@given(tangled_programs())
+def test_programs_whose_values_are_read_in_any_way(program: IntegerProgram) -> None:
+    validate(program)
+    assert differences(program, images_for(program)) == []
 
 
 def test_the_comparison_has_teeth() -> None:

@@ -93,6 +93,26 @@ def test_two_programs_do_not_mix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("put", "message"),
+    [
+        (b'"__metadata__":{},"__metadata__":{},', "a key stands twice in one object"),
+        (b'"__metadata__":null,', "a tensor without description. Got '__metadata__'"),
+        (b'"x":{"dtype":"U8","shape":[0],"data_offsets":[0,0],"more":1},', "unknown or missing keys. Got \\['more'\\]"),
+        (b'"__metadata__":{"a":[[[[[[[1]]]]]]]},', "the tensor file's header is nested too deeply"),
+        (b'"__metadata__":{"a":"' + b"x" * 2**23 + b'"},', "no header, or one longer than the file or than allowed"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_headers_that_some_readers_would_take(put: bytes, message: str, originals: list[Files]) -> None:
+    """Of the tensor file, all but these bytes as it was written."""
+    program, tensors = mutations.parts(originals[0])
+    size = int.from_bytes(tensors[:8], "little") + len(put)
+    tensors = size.to_bytes(8, "little") + b"{" + put + tensors[9:]
+    with pytest.raises(ProgramError, match=message):
+        decode_program(*mutations.signed(program, tensors))
+
+
+@pytest.mark.parametrize(
     ("find", "put", "message"),
     [
         (b'"format_version": 1', b'"format_version": 2', r"another version of the format\. Got 2, expected version 1"),

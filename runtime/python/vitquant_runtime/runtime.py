@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
+import threading
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,14 @@ from numpy.typing import NDArray
 
 from vitquant_runtime import _native
 
+MAX_THREADS = 256
+
 
 class Runtime:
     """An integer program, ready to run; any number of threads may call it at once.
+
+    In the main thread signals are handled during a call too: Ctrl-C, or whatever exception a handler raises, ends it
+    within a fraction of a second, and the object stays as it was. A process forked from this one may go on with it.
 
     Attributes:
         image_shape: ``(channels, height, width)`` of an image.
@@ -37,15 +44,17 @@ class Runtime:
 
         Raises:
             ValueError: the images are of another type or shape.
+            MemoryError: there is not enough memory for these images.
+            OSError: the system does not start the threads.
         """
         pixels = self._checked(images)
         logits = np.empty((len(pixels), self._outputs), dtype=np.int32)
-        self._engine.run(pixels, logits)
+        self._engine.run(pixels, logits, in_main_thread())
         return logits
 
     def profile(self, images: NDArray[np.uint8]) -> list[tuple[str, float]]:
         """What is executed, in order, such as ``linear+add``, and the seconds that it took, on one thread."""
-        return self._engine.profile(self._checked(images))
+        return self._engine.profile(self._checked(images), in_main_thread())
 
     def _checked(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         images = np.asarray(images)
@@ -58,8 +67,12 @@ class Runtime:
         return np.ascontiguousarray(images)
 
     def __repr__(self) -> str:
-        name = self.metadata.get("model", "integer program")
-        return f"<vitquant_runtime.Runtime {name}, {self.isa}, threads={self.threads}>"
+        return f"<vitquant_runtime.Runtime {self._name()}, {self.isa}, threads={self.threads}>"
+
+    def _name(self) -> str:
+        """The model's, as far as it fits in a line."""
+        name = self.metadata.get("model")
+        return clipped(name) if isinstance(name, str) else "integer program"
 
 
 def load(path: str | os.PathLike[str], threads: int | None = None) -> Runtime:
@@ -72,7 +85,32 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Runtime:
     Raises:
         ValueError: a file is missing, damaged, of another format or of a newer version; the program in it is not well
             formed; or ``VITQUANT_ISA`` names what this machine does not have.
+        MemoryError: there is not enough memory for the program.
     """
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= 256):
-        raise ValueError(f"threads: not a number of threads. Got {threads!r}, expected 1 to 256, or None for all.")
-    return Runtime(_native.load(os.fsdecode(path), threads or 0))
+    count = 0 if threads is None else number_of_threads(threads)
+    return Runtime(_native.load(os.fsencode(path), count, in_main_thread()))
+
+
+def number_of_threads(threads: object) -> int:
+    """A whole number of any type, within bounds."""
+    try:
+        number = None if isinstance(threads, bool | np.bool_) else operator.index(threads)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or not 1 <= number <= MAX_THREADS:
+        got = clipped(repr(threads)) if number is None or abs(number) < 10**40 else "a huge number"
+        raise ValueError(
+            f"threads: not a number of threads. Got {got}, expected 1 to {MAX_THREADS}, or None for all processors."
+        )
+    return number
+
+
+def in_main_thread() -> bool:
+    """Whether this is the thread in which Python handles signals."""
+    return threading.get_ident() == threading.main_thread().ident
+
+
+def clipped(text: str, length: int = 80) -> str:
+    """One line of ASCII."""
+    shown = ascii(text)[1:-1] if not (text.isascii() and text.isprintable()) else text
+    return shown if len(shown) <= length else shown[:length] + "..."

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[3]
 sys.path += [str(REPOSITORY / part) for part in ("src", "tests/integer", "runtime/tests")]
 
 import numpy as np  # noqa: E402
-from random_programs import STEPS, random_program  # noqa: E402
+from random_programs import STEPS, random_program, tangled_program  # noqa: E402
 
 from block_programs import Sizes, block_program  # noqa: E402
 from saved_programs import expected, images_for  # noqa: E402
@@ -32,6 +32,7 @@ def programs() -> dict[str, IntegerProgram]:
         random = np.random.default_rng(seed)
         steps = [STEPS[i] for i in random.integers(0, len(STEPS), random.integers(1, 5))]
         found[f"random{seed}"] = random_program(seed, steps)
+        found[f"tangled{seed}"] = tangled_program(seed, 1 + seed)
     return found
 
 

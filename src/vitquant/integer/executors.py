@@ -21,6 +21,9 @@ Kind: TypeAlias = Literal["auto", "reference", "native"]
 
 NATIVE = "vitquant_runtime"
 
+MAX_THREADS = 256
+"""Of the native executor."""
+
 
 @dataclass(frozen=True)
 class Executor:
@@ -46,7 +49,8 @@ def open_executor(
 
     Raises:
         MissingDependencyError: ``native``, and ``vitquant-runtime`` is not installed.
-        ConfigError: ``native`` on another device than the CPU.
+        ConfigError: ``native`` on another device than the CPU, with a number of threads that is none, or with
+            ``VITQUANT_ISA`` naming an instruction set that this machine does not have.
     """
     on_cpu = torch.device(device).type == "cpu"
     if kind == "auto":
@@ -55,7 +59,7 @@ def open_executor(
         return Executor("reference executor", Reference(program, device))
     if not on_cpu:
         raise ConfigError("the native executor runs on the CPU", where="executor", got=str(device), expected="cpu")
-    return native(program, threads or torch.get_num_threads())
+    return native(program, min(torch.get_num_threads(), MAX_THREADS) if threads is None else threads)
 
 
 def native(program: IntegerProgram, threads: int) -> Executor:
@@ -68,7 +72,10 @@ def native(program: IntegerProgram, threads: int) -> Executor:
         ) from error
     with tempfile.TemporaryDirectory(prefix="vitquant-") as folder:
         save_program(program, folder)
-        runtime = module.load(folder + "/program.json", threads=threads)
+        try:
+            runtime = module.load(folder + "/program.json", threads=threads)
+        except ValueError as error:  # not about the files, which were written just now
+            raise ConfigError(f"the native executor: {str(error).removesuffix('.')}") from error
     scale = torch.from_numpy(runtime.scale)
 
     def execute(images: Tensor) -> Logits:

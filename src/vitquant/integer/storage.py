@@ -31,6 +31,9 @@ FORMAT, FORMAT_VERSION = "vitquant-program", 1
 MANIFEST, TENSORS = PROGRAM, "program.safetensors"
 FILES = (TENSORS, MANIFEST)
 
+MAX_HEADER_BYTES = 2**23
+"""Of the tensor file: some hundred bytes a tensor."""
+
 NO_DIGEST = "0" * 64
 """Stands in the manifest, where its digest will be, while this is computed."""
 
@@ -96,6 +99,7 @@ def decode_program(manifest: bytes, tensors: bytes, where: str = MANIFEST) -> In
     expected = {"file": TENSORS, "sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)}
     if told != expected:
         refuse(where, "the tensor file is not the one that the program was written with", got=f"{len(tensors)} bytes")
+    check_header(tensors, where)
     try:
         arrays = load_tensors(tensors)
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
@@ -118,6 +122,18 @@ def decode_body(body: Mapping[str, Any], arrays: dict[str, Array], where: str) -
         refuse(where, "the tensor file holds what no operation uses", got=ascii(sorted(left)[:5]))
     validate(program)
     return program
+
+
+def check_header(tensors: bytes, where: str) -> None:
+    """Refuse a header of the tensor file that some readers would take and others not: as strict as the manifest."""
+    size = int.from_bytes(tensors[:8], "little")
+    if size > min(MAX_HEADER_BYTES, len(tensors) - 8) or tensors[8:9] != b"{":
+        refuse(where, "the tensor file is damaged: no header, or one longer than the file or than allowed")
+    for name, told in read_json(tensors[8 : 8 + size], where, "the tensor file's header").items():
+        if not isinstance(told, dict):
+            refuse(where, "the tensor file is damaged: a tensor without description", got=ascii(name))
+        if name != "__metadata__":
+            require_keys(told, {"dtype", "shape", "data_offsets"}, where)
 
 
 def read_manifest(data: bytes, where: str) -> dict[str, Any]:
@@ -147,9 +163,9 @@ def digest(manifest: bytes, given: str) -> str:
     return hashlib.sha256(manifest.replace(given.encode(), NO_DIGEST.encode(), 1)).hexdigest()
 
 
-def read_json(data: bytes, where: str) -> Any:
+def read_json(data: bytes, where: str, part: str = "the manifest") -> Any:
     """JSON that anybody reads alike: no key twice, no number without end, nothing deeply nested."""
-    return parse_json(data, where, "the manifest", ProgramError)
+    return parse_json(data, where, part, ProgramError)
 
 
 def value_to_json(value: Value) -> dict[str, Any]:
