@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+from vitquant.arguments import require_count, require_kind, require_path
 from vitquant.config import ModelConfig, load_config_from_yaml
 from vitquant.data import ImagesLike, open_images
+from vitquant.device import require_device
+from vitquant.errors import ConfigError
 from vitquant.models.adapt import FloatModel, adapt
 from vitquant.models.calibrate import calibrate_batches
 from vitquant.models.quant_vit import QuantViT
@@ -45,7 +47,7 @@ def quantize(
         img_size: input size that goes with a name, in pixels.
         limit: calibrate on at most so many images.
         batch_size: images in one forward. Statistics are streamed, so memory grows with this and with nothing else.
-        device: where to compute.
+        device: where to compute: any device of PyTorch that is there.
 
     Raises:
         VitquantError: see ``docs/failures.md`` for what can go wrong and how it reads.
@@ -57,6 +59,7 @@ def quantize(
     >>> qmodel(float_model.preprocessing.normalize(test_images[:2, None])).shape
     torch.Size([2, 10])
     """
+    require_count(batch_size, "batch_size")
     qmodel = prepare(model, config, weights=weights, img_size=img_size, device=device)
     return calibrate(qmodel, calibration, limit=limit, batch_size=batch_size)
 
@@ -70,9 +73,10 @@ def prepare(
     device: str | torch.device = "cpu",
 ) -> QuantViT:
     """The first step of :func:`quantize`: the model with its points, not calibrated yet, in mode ``FP32``."""
+    place = require_device(device)
     config = as_config(config)
     found = model if isinstance(model, FloatModel) else adapt(model, weights=weights, img_size=img_size)
-    qmodel: QuantViT = QuantViT(found.vit, config, found.preprocessing).to(device)
+    qmodel: QuantViT = QuantViT(found.vit, config, found.preprocessing).to(place)
     return qmodel
 
 
@@ -83,15 +87,24 @@ def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, 
         DataError: no images, or images that the model cannot take.
         NumericsError: NaN or Inf in an image or an activation.
     """
+    require_kind(model, QuantViT, "model")
+    require_count(batch_size, "batch_size")
     source = open_images(images, model.preprocessing, limit=limit)
     total = None if source.count is None else math.ceil(source.count / batch_size)
     return calibrate_batches(model, track(source.batches(batch_size), "calibrating", total))
 
 
 def as_config(config: ConfigLike) -> ModelConfig:
-    """A configuration from a file, a shipped file's name, or a mapping."""
+    """A configuration from a file, a shipped file's name, or a mapping.
+
+    Raises:
+        ConfigError: it is none of these, or something in it is wrong.
+    """
     if isinstance(config, ModelConfig):
         return config
-    if isinstance(config, str | Path | PathLike):
-        return ModelConfig.from_yaml(Path(config))
-    return ModelConfig.from_dict(config)
+    if isinstance(config, Mapping):
+        return ModelConfig.from_dict(config)
+    if isinstance(config, str | PathLike):
+        return ModelConfig.from_yaml(require_path(config, "config"))
+    expected = "a YAML file, a shipped one's name, a mapping or a ModelConfig"
+    raise ConfigError("not a configuration", where="config", got=type(config).__name__, expected=expected)

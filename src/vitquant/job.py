@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 import time
@@ -15,9 +14,11 @@ from typing import Any
 import torch
 
 from vitquant.api import ConfigLike, as_config, calibrate, prepare
+from vitquant.arguments import require_count, require_kind, require_path, require_whole
 from vitquant.data import ImagesLike, open_images
+from vitquant.device import require_device
 from vitquant.errors import DataError, DeployabilityError, NumericsError
-from vitquant.files import write_atomically
+from vitquant.files import json_text, write_atomically, writing
 from vitquant.integer import storage
 from vitquant.integer.compare import Comparison, compare_models
 from vitquant.integer.lowering import compile  # noqa: A004
@@ -72,7 +73,7 @@ def run(
     profile_images: int = 16,
     batch_size: int = 8,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
 ) -> JobResult:
     """Quantize, evaluate, profile, and write everything into ``out``.
 
@@ -89,19 +90,24 @@ def run(
         batch_size: images in one forward.
         seed: seed of torch's generators, recorded in ``summary.json``. The steps are deterministic and draw from none;
             it matters only to images that do, such as those of a ``DataLoader`` that shuffles.
-        device: ``"cpu"`` or ``"cuda"``.
+        device: where to compute: any device of PyTorch that is there.
 
     Raises:
         VitquantError: whatever goes wrong; ``out`` is as it was before.
     """
     start = time.perf_counter()
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise DataError("the results need a folder", where=str(out), got="a file", fix="choose another folder")
-    torch.manual_seed(seed)
+    require_kind(model, FloatModel, "model")
+    require_count(batch_size, "batch_size")
+    require_count(profile_images, "profile_images")
+    place = require_device(device)
+    out = require_path(out, "out")
+    with writing(out):
+        if out.exists() and not out.is_dir():
+            raise DataError("the results need a folder", where=str(out), got="a file", fix="choose another folder")
+    torch.manual_seed(require_whole(seed, "seed", -(2**63), 2**63 - 1))
 
     seconds: dict[str, float] = {}
-    quantized = prepare(model, as_config(config), device=device)
+    quantized = prepare(model, as_config(config), device=place)
     # What can be known to be wrong with these images is found before the long work.
     eval_source = open_images(evaluation, model.preprocessing)
     if not eval_source.repeatable:
@@ -134,7 +140,7 @@ def run(
         storage.remove_program(out)  # what lies there is that of another model
     write_atomically(out / "config.resolved.yaml", quantized.config.to_yaml())
     write_atomically(out / "points.csv", points_csv(profiled))
-    write_atomically(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_atomically(out / "summary.json", json_text(summary) + "\n")
     return JobResult(quantized, evaluated, profiled, program, refusal, comparison, summary, out, float_bytes(model))
 
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitquant.arguments import require_count, require_kind, require_path
 from vitquant.data import ImagesLike, Preprocessing, open_images
 from vitquant.errors import AgreementError, ConfigError, VitquantError
 from vitquant.export.onnx_integer import OPSET, export_integer
 from vitquant.export.onnx_qdq import export_qdq, notes
 from vitquant.export.runtime import SESSIONS, runtime_name
-from vitquant.files import write_together
+from vitquant.files import json_text, make_folder, replaceable, write_together, writing
 from vitquant.integer.classify import preprocessing_of
 from vitquant.integer.program import IntegerProgram
 from vitquant.integer.reference import Reference
@@ -105,6 +106,8 @@ def export_onnx_integer(
             graph; nothing is written.
     """
     path = destination(path)
+    require_kind(program, IntegerProgram, "program")
+    require_count(count, "count")
     exported = Exported("integer", export_integer(program).SerializeToString(), OPSET)
     pixels, source = pixels_for(preprocessing_of(program), images, count)
     batches = torch.split(pixels, BATCH)
@@ -141,6 +144,8 @@ def export_onnx_qdq(
             run the graph; nothing is written.
     """
     path = destination(path)
+    require_kind(model, QuantViT, "model")
+    require_count(count, "count")
     graph = export_qdq(model, target=target, opset=opset, packed=packed)
     told = tuple(f"{point}: {note}" for point, note in notes(graph).items())
     exported = Exported("qdq", graph.SerializeToString(), graph.opset_import[0].version, target, told)
@@ -157,12 +162,14 @@ def destination(path: str | Path) -> Path:
     Raises:
         ConfigError: it is another name, or that of a folder.
     """
-    path = Path(path)
-    if path.suffix != ".onnx" or path.is_dir():
-        got = "a folder" if path.is_dir() else "another name"
-        expected = "a file whose name ends in .onnx"
-        raise ConfigError("a graph is not written there", where=str(path), got=got, expected=expected)
-    read_report(path.with_name(REPORT))
+    path = require_path(path, "path")
+    with writing(path):
+        if path.suffix != ".onnx" or path.is_dir():
+            got = "a folder" if path.is_dir() else "another name"
+            expected = "a file whose name ends in .onnx"
+            raise ConfigError("a graph is not written there", where=str(path), got=got, expected=expected)
+        replaceable(path)
+        read_report(path.with_name(REPORT))
     return path
 
 
@@ -235,10 +242,10 @@ def compared(exported: Exported, wanted: Tensor, found: Tensor, source: str) -> 
 
 def finish(verification: Verification, blob: bytes, path: Path) -> Verification:
     """Write the graph and its entry in ``verify.json``; complain if they disagree."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     report = path.with_name(REPORT)
     entries = {**read_report(report), path.name: asdict(verification)}
-    write_together({path: blob, report: json.dumps(entries, indent=2, allow_nan=False) + "\n"})
+    write_together({path: blob, report: json_text(entries) + "\n"})
     if not verification.ok:
         raise AgreementError(
             f"the exported graph disagrees with the {verification.compared_with}; it is marked as failed in {report}",
@@ -259,8 +266,8 @@ def read_report(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (ValueError, RecursionError):
         entries = None
     if not isinstance(entries, dict):
         raise ConfigError(

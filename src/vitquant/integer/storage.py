@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from vitquant.arguments import require_kind, require_path
 from vitquant.errors import DeployabilityError, ProgramError
-from vitquant.files import write_together
+from vitquant.files import make_folder, write_together
 from vitquant.integer.ops import KINDS, Operation
 from vitquant.integer.program import IntegerProgram
 from vitquant.integer.validate import check_name, refuse, validate
@@ -46,9 +47,9 @@ def save_program(program: IntegerProgram, folder: str | Path) -> None:
     """Write a program into ``folder``, whose other files stay as they are; a program that was there stays until both
     new files are complete.
     """
-    manifest, tensors = encode_program(program)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = require_path(folder, "folder")
+    manifest, tensors = encode_program(require_kind(program, IntegerProgram, "program"))
+    make_folder(folder)
     write_together({folder / TENSORS: tensors, folder / MANIFEST: manifest})
 
 
@@ -65,7 +66,7 @@ def load_program(path: str | Path) -> IntegerProgram:
         ProgramError: a file is missing, damaged, of another format or of a newer version, or the program in it is not
             well formed.
     """
-    path = Path(path)
+    path = require_path(path, "program")
     path = path / MANIFEST if path.is_dir() else path
     manifest = read_bytes(path, MAX_MANIFEST_BYTES)
     size = whole(expect(read_manifest(manifest, str(path)), "tensors", dict, str(path)), "bytes", str(path))

@@ -20,10 +20,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from vitquant.arguments import require_kind, require_path
 from vitquant.config import ModelConfig
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import ArtifactError, ConfigError, ModelError
-from vitquant.files import write_together
+from vitquant.files import make_folder, write_together
 from vitquant.layers import Mode, QuantLinear, QuantNorm
 from vitquant.models.outline import outline
 from vitquant.models.quant_vit import QuantViT
@@ -48,7 +49,8 @@ def save(model: QuantViT, folder: str | Path) -> None:
     Raises:
         LifecycleError: the model is not calibrated.
     """
-    model.require_calibrated()
+    folder = require_path(folder, "folder")
+    require_kind(model, QuantViT, "model").require_calibrated()
     tensors = save_tensors({name: for_disk(tensor) for name, tensor in state(model)})
     manifest = {
         "format": FORMAT,
@@ -59,8 +61,7 @@ def save(model: QuantViT, folder: str | Path) -> None:
         "config": model.config.to_yaml(),
         "tensors": {"file": TENSORS, "sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)},
     }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_together({folder / TENSORS: tensors, folder / MANIFEST: json.dumps(manifest, indent=2)})
 
 
@@ -75,7 +76,7 @@ def load(folder: str | Path, *, vit: VisionTransformer | None = None) -> QuantVi
         ArtifactError: a file is missing, damaged, of another format, or of a newer version; or a tensor is not what
             the architecture and the configuration ask for.
     """
-    folder = Path(folder)
+    folder = require_path(folder, "folder")
     manifest = read_manifest(folder)
     try:
         blob = (folder / TENSORS).read_bytes()

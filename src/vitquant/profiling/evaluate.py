@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from vitquant.arguments import require_count, require_kind
 from vitquant.data import ImagesLike, open_images
 from vitquant.errors import DataError, NumericsError
 from vitquant.layers import only
@@ -69,6 +70,8 @@ def evaluate(
         DataError: a label is not one of the model's classes.
         NumericsError: the quantized model gave NaN or Inf.
     """
+    require_kind(model, QuantViT, "model")
+    require_count(batch_size, "batch_size")
     model.require_calibrated()
     source = open_images(images, model.preprocessing, limit=limit)
     total = None if source.count is None else math.ceil(source.count / batch_size)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vitquant.arguments import require_count, require_kind
 from vitquant.config import QuantConfig
 from vitquant.data import ImagesLike, open_images
 from vitquant.layers import Point, QuantLinear, only, points_of, tapped
@@ -174,6 +175,8 @@ def profile(model: QuantViT, images: ImagesLike, *, limit: int | None = None, ba
     Raises:
         LifecycleError: an active point was never observed.
     """
+    require_kind(model, QuantViT, "model")
+    require_count(batch_size, "batch_size")
     source = open_images(images, model.preprocessing, limit=limit)
     total = None if source.count is None else math.ceil(source.count / batch_size)
     profiler = Profiler(model)
