@@ -4,7 +4,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -71,6 +71,30 @@ def test_what_is_imported_is_a_declared_dependency() -> None:
     )
     imported = set().union(*(runtime_imports(path) for path in SOURCES)) - sys.stdlib_module_names - {"vitquant"}
     assert imported - extras == required
+
+
+def packages_of(extra: str) -> set[str]:
+    """What an extra brings beyond the dependencies, by the names of the modules."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(rf"^{extra} = \[(.*)\]$", text, flags=re.MULTILINE)
+    assert listed is not None
+    return set(re.findall(r'"([\w-]+)', listed[1]))
+
+
+def foreign_imports(paths: Iterable[Path]) -> set[str]:
+    """Modules that belong neither to Python nor to vitquant's own dependencies, nor stand beside the files."""
+    own = {"vitquant", "vitquant_runtime", "benchmarks", *(path.stem for path in ROOT.glob("tests/**/*.py"))}
+    required = {"numpy", "PIL", "pydantic", "yaml", "rich", "safetensors", "torch"}
+    return set().union(*(runtime_imports(path) for path in paths)) - sys.stdlib_module_names - own - required
+
+
+def test_the_extras_bring_what_benchmarks_and_tests_import() -> None:
+    """The Makefile installs timm, without its dependencies, and the native executor, which is no extra."""
+    benchmarks = sorted((ROOT / "benchmarks").glob("*.py"))
+    assert {"nncf", "onnx", "openvino"} <= foreign_imports(benchmarks) <= packages_of("bench") | packages_of("timm")
+    if any("torch.onnx.export(" in path.read_text(encoding="utf-8") for path in benchmarks):
+        assert "onnxscript" in packages_of("bench")  # which torch imports when it exports
+    assert foreign_imports((ROOT / "tests").rglob("*.py")) <= packages_of("test") | packages_of("timm")
 
 
 def test_every_part_is_in_the_table() -> None:

@@ -3,12 +3,14 @@
     python tests/test_embed_to_attn.py
 
 From the pixels of real images to the output of the attention, with the settings of ``configs/embed_config.yaml`` and
-``configs/attn_config.yaml``.
+``configs/attn_config.yaml``. As a script it needs nothing but vitquant, so nothing here imports pytest.
 """
 
 from __future__ import annotations
 
-import pytest
+from functools import cache
+from typing import Any
+
 from torch import Tensor, nn
 
 from test_quant_attn import LAYERS as ATTENTION_LAYERS
@@ -70,18 +72,23 @@ LEAST = {
 }
 
 
-@pytest.fixture(scope="module")
+@cache
 def measured() -> dict[str, tuple[float, float]]:
     return quantize_embed_to_attention()
 
 
-def test_all_ten_layers_are_measured(measured: dict[str, tuple[float, float]]) -> None:
-    assert tuple(measured) == LAYERS == tuple(LEAST)
+def pytest_generate_tests(metafunc: Any) -> None:
+    """One test for each layer; pytest calls this."""
+    if "layer" in metafunc.fixturenames:
+        metafunc.parametrize("layer", LAYERS)
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_a_layer_keeps_its_signal(layer: str, measured: dict[str, tuple[float, float]]) -> None:
-    alone, together = measured[layer]
+def test_all_ten_layers_are_measured() -> None:
+    assert tuple(measured()) == LAYERS == tuple(LEAST)
+
+
+def test_a_layer_keeps_its_signal(layer: str) -> None:
+    alone, together = measured()[layer]
     assert LEAST[layer][0] <= alone < 110
     assert LEAST[layer][1] <= together < 110
 

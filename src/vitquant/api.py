@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+from vitquant.arguments import require_count, require_kind, require_path
 from vitquant.config import ModelConfig, load_config_from_yaml
 from vitquant.data import CalibrationCheck, ImagesLike, open_images
+from vitquant.device import require_device
+from vitquant.errors import ConfigError
 from vitquant.integer.float_share import require_integers
 from vitquant.layers.plain_torch import plain_torch
 from vitquant.models.adapt import FloatModel, adapt
@@ -49,7 +51,7 @@ def quantize(
         img_size: input size that goes with a name, in pixels.
         limit: calibrate on at most so many images.
         batch_size: images in one forward. Statistics are streamed, so memory grows with this and with nothing else.
-        device: where to compute.
+        device: where to compute: any device of PyTorch that is there.
         strict: refuse a configuration that leaves a point in floating point.
 
     Raises:
@@ -62,6 +64,7 @@ def quantize(
     >>> qmodel(float_model.preprocessing.normalize(test_images[:2, None])).shape
     torch.Size([2, 10])
     """
+    require_count(batch_size, "batch_size")
     qmodel = prepare(
         model, config, weights=weights, weights_entry=weights_entry, img_size=img_size, device=device, strict=strict
     )
@@ -86,12 +89,13 @@ def prepare(
     Raises:
         DeployabilityError: ``strict``, and a point stays float.
     """
+    place = require_device(device)
     config = as_config(config)
     if isinstance(model, FloatModel):
         found = model
     else:
         found = adapt(model, weights=weights, weights_entry=weights_entry, img_size=img_size)
-    qmodel: QuantViT = QuantViT(found.vit, config, found.preprocessing).to(device)
+    qmodel: QuantViT = QuantViT(found.vit, config, found.preprocessing).to(place)
     if strict:
         require_integers(qmodel.config, qmodel.spec)
     return qmodel
@@ -112,6 +116,8 @@ def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, 
 
     Whatever is raised, the model is as it was before; a calibrated one stays calibrated.
     """
+    require_kind(model, QuantViT, "model")
+    require_count(batch_size, "batch_size")
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
     total = source.batch_count(batch_size)
     check = CalibrationCheck(source.preprocessing)
@@ -121,9 +127,16 @@ def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, 
 
 
 def as_config(config: ConfigLike) -> ModelConfig:
-    """A configuration from a file, a shipped file's name, or a mapping."""
+    """A configuration from a file, a shipped file's name, or a mapping.
+
+    Raises:
+        ConfigError: it is none of these, or something in it is wrong.
+    """
     if isinstance(config, ModelConfig):
         return config
-    if isinstance(config, str | Path | PathLike):
-        return ModelConfig.from_yaml(Path(config))
-    return ModelConfig.from_dict(config)
+    if isinstance(config, Mapping):
+        return ModelConfig.from_dict(config)
+    if isinstance(config, str | PathLike):
+        return ModelConfig.from_yaml(require_path(config, "config"))
+    expected = "a YAML file, a shipped one's name, a mapping or a ModelConfig"
+    raise ConfigError("not a configuration", where="config", got=type(config).__name__, expected=expected)

@@ -13,11 +13,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from vitquant.arguments import require_count
 from vitquant.data import Preprocessing
+from vitquant.errors import ConfigError
 from vitquant.export.job import made_up
 from vitquant.export.onnx_qdq import export_qdq
 from vitquant.export.runtime import SESSIONS, Session, runtime_name
-from vitquant.integer.executors import open_executor
+from vitquant.integer.executors import open_executor, require_threads
 from vitquant.integer.storage import load_program
 from vitquant.models.artifact import load
 from vitquant.models.quant_vit import QuantViT
@@ -56,17 +58,21 @@ def bench(
         threads: of all contenders; torch's present number if not given.
 
     Raises:
+        ConfigError: a number is not one of images, rounds or threads.
         ArtifactError: the folder holds no saved model.
         ProgramError: the folder holds no program.
     """
-    before = torch.get_num_threads()
-    threads = threads or before
+    if isinstance(batches, str | bytes) or not isinstance(batches, Iterable) or not batches:
+        raise ConfigError("no batch sizes", where="batches", got=type(batches).__name__, expected="a list of numbers")
+    sizes = [require_count(batch, "batches") for batch in batches]
+    require_count(rounds, "rounds")
+    threads, before = require_threads(threads), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         model = load(folder)
         works = contenders(model, folder, threads)
         found: list[Timing] = []
-        for batch in batches:
+        for batch in sizes:
             pixels = made_up(model.preprocessing.shape, batch)
             found += timings(works, pixels, rounds)
         return found

@@ -8,11 +8,28 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+MAX_PART = 1000
+"""Characters of one part of a message, such as a name or a value that somebody gave."""
+
+
+def printable(text: object, most: int | None = None) -> str:
+    """Text from anywhere on one line of printable characters.
+
+    Control characters, terminal escapes, line ends and bytes of file names that are not UTF-8 are escaped as Python
+    escapes them. With ``most``, the middle of a longer text is left out.
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+    if most is None or len(shown) <= most:
+        return shown
+    return f"{shown[: most * 3 // 4]} ... ({len(shown)} characters) ... {shown[-most // 8 :]}"
+
+
 class VitquantError(Exception):
     """Root of all errors that vitquant raises on purpose.
 
     ``str(error)`` reads ``WHERE: problem. Got X, expected Y. Fix: ...``; parts that were not given are left out.
-    ``exit_code`` is the command line's: 2 user input, 3 data or numerics, 4 environment.
+    The text is one line of printable characters, whatever names and values it quotes; the attributes hold them as they
+    are. ``exit_code`` is the command line's: 1 a limit not met, 2 user input, 3 data or numerics, 4 environment.
     """
 
     exit_code = 3
@@ -39,13 +56,17 @@ class VitquantError(Exception):
         return _rebuilt, (type(self), dict(self.__dict__))
 
     def _text(self) -> str:
-        text = f"{self.where}: {self.problem}." if self.where else f"{self.problem}."
-        facts = [f"got {self.got}"] if self.got is not None else []
-        facts += [f"expected {self.expected}"] if self.expected is not None else []
+        where, problem, got, expected, fix = (
+            None if part is None else printable(part, MAX_PART)
+            for part in (self.where, self.problem, self.got, self.expected, self.fix)
+        )
+        text = f"{where}: {problem}." if where else f"{problem}."
+        facts = [f"got {got}"] if got is not None else []
+        facts += [f"expected {expected}"] if expected is not None else []
         if facts:
             joined = ", ".join(facts)
             text += f" {joined[0].upper()}{joined[1:]}."
-        return f"{text} Fix: {self.fix}." if self.fix else text
+        return f"{text} Fix: {fix}." if fix else text
 
 
 E = TypeVar("E", bound=VitquantError)
@@ -111,6 +132,12 @@ class MissingDependencyError(VitquantError):
     exit_code = 4
 
 
+class DeviceError(VitquantError):
+    """A device that PyTorch knows, and that cannot compute here."""
+
+    exit_code = 4
+
+
 class OutputError(VitquantError, OSError):
     """Results cannot be written: no permission, no space, no folder, a failing disk."""
 
@@ -121,3 +148,9 @@ class OutOfMemoryError(VitquantError):
     """Memory ran out: where, how much was asked for, and in a batch of how many."""
 
     exit_code = 4
+
+
+class QualityError(VitquantError):
+    """A model is below the limit that was set for it."""
+
+    exit_code = 1

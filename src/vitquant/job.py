@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import resource
 import sys
 import time
@@ -16,9 +16,11 @@ from typing import Any
 import torch
 
 from vitquant.api import ConfigLike, as_config, calibrate, prepare
-from vitquant.data import ImagesLike, SharedImages, check_count, open_images
+from vitquant.arguments import require_count, require_kind, require_path, require_whole
+from vitquant.data import ImagesLike, SharedImages, open_images
+from vitquant.device import require_device
 from vitquant.errors import DataError, DeployabilityError, NumericsError
-from vitquant.files import require_writable, write_folder
+from vitquant.files import json_text, require_writable, write_folder
 from vitquant.integer import storage
 from vitquant.integer.compare import Comparison, compare_models
 from vitquant.integer.float_share import FloatShare, float_share
@@ -79,7 +81,7 @@ def run(
     profile_images: int = 16,
     batch_size: int = 8,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     strict: bool = False,
     ignore_labels: bool = False,
 ) -> JobResult:
@@ -98,7 +100,7 @@ def run(
         batch_size: images in one forward.
         seed: seed of torch's generators, recorded in ``summary.json``. The steps are deterministic and draw from none;
             it matters only to images that do, such as those of a ``DataLoader`` that shuffles.
-        device: ``"cpu"`` or ``"cuda"``.
+        device: where to compute: any device of PyTorch that is there.
         strict: refuse a configuration that leaves a point in floating point.
         ignore_labels: evaluate without the labels of the images.
 
@@ -106,19 +108,21 @@ def run(
         VitquantError: whatever goes wrong; ``out`` is as it was before.
     """
     start = time.perf_counter()
-    out = Path(out)
-    if out.exists() and not out.is_dir():
+    require_kind(model, FloatModel, "model")
+    require_count(batch_size, "batch_size")
+    require_count(profile_images, "profile_images")
+    place = require_device(device)
+    out = require_path(out, "out")
+    if os.path.lexists(out) and not os.path.isdir(out):
         raise DataError("the results need a folder", where=str(out), got="a file", fix="choose another folder")
     # With 8 bits a weight the model takes a quarter of the float model's size, and so does the program.
     require_writable(out, folder=True, space=float_bytes(model) // 2)
-    torch.manual_seed(seed)
+    torch.manual_seed(require_whole(seed, "seed", -(2**63), 2**63 - 1))
 
     seconds: dict[str, float] = {}
-    quantized = prepare(model, as_config(config), device=device, strict=strict)
+    quantized = prepare(model, as_config(config), device=place, strict=strict)
     kept_float = float_share(quantized.config, quantized.spec)
     # What can be known to be wrong with these images is found before the long work.
-    check_count(batch_size, "batch_size")
-    check_count(profile_images, "profile_images")
     shared = SharedImages()
     opened = open_images(calibration, model.preprocessing, limit=calibration_limit, ignore_labels=True)
     calib_source = shared.calibrating(opened)
@@ -154,7 +158,7 @@ def run(
     files = encode_model(quantized) | {
         "config.resolved.yaml": quantized.config.to_yaml(),
         POINTS: points_csv(profiled, summary[KEY]),
-        SUMMARY: json.dumps(summary, indent=2) + "\n",
+        SUMMARY: json_text(summary) + "\n",
     }
     if program is not None:
         files = storage.program_files(program) | files

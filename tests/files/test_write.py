@@ -101,6 +101,46 @@ def test_the_folder_keeps_its_own_permissions(out: Path) -> None:
     assert stat.S_IMODE(out.stat().st_mode) == 0o750
 
 
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+def test_only_files_are_replaced(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "taken"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(os.devnull)
+    with pytest.raises(OutputError, match=r"taken: not a file\. Got "):
+        write_atomically(path, "2")
+    with pytest.raises(OutputError, match=r"taken: not a file\. Got "):
+        require_writable(path)
+    with pytest.raises(OutputError, match=r"taken: not a file\. Got "):
+        write_folder(tmp_path, {"first": "1", "taken": "2"})
+    assert names_in(tmp_path) == {"taken"}, "none is written, and nothing is left over"
+    assert not Path(os.devnull).is_file()
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there/file")
+    for text in ("new", "again"):
+        write_atomically(tmp_path / "link", text)
+        assert (tmp_path / "there" / "file").read_text() == text
+    assert (tmp_path / "link").is_symlink()
+    assert names_in(tmp_path / "there") == {"file"}
+
+
+def test_a_name_may_be_as_long_as_the_system_lets_it(tmp_path: Path) -> None:
+    write_atomically(tmp_path / ("a" * 255), "x")
+    with pytest.raises(OutputError, match="name too long"):
+        write_atomically(tmp_path / ("a" * 256), "x")
+    assert names_in(tmp_path) == {"a" * 255}
+
+
 # Faults. Each step that can fail is made to fail once, with the error that the system gives.
 
 STEPS = ("open", "fsync", "mkdir", "link", "rename", "replace", "unlink", "listdir")
@@ -281,8 +321,8 @@ def test_what_cannot_be_written_is_found_beforehand(tmp_path: Path) -> None:
     require_writable(tmp_path / "file")
     require_writable(tmp_path / "folder" / "new.npz")
     for path, folder, message in (
-        (tmp_path / "file", True, "file: the results cannot go there. Got a file, expected a folder."),
-        (tmp_path / "folder", False, "folder: the results cannot go there. Got a folder, expected a file."),
+        (tmp_path / "file", True, "file: not a folder. Got a file, expected a new name, or that of a folder."),
+        (tmp_path / "folder", False, "folder: not a file. Got a folder, expected a new name, or that of a file."),
         (tmp_path / "file" / "below", True, "below: cannot be written: Not a directory."),
         (Path("/proc/vitquant"), True, "/proc/vitquant: cannot be written"),
         (tmp_path / ("x" * 300), True, "cannot be written: File name too long"),

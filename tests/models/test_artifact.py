@@ -20,7 +20,8 @@ from vitquant.data import Preprocessing
 from vitquant.errors import ArtifactError, LifecycleError
 from vitquant.layers import Mode, QuantLinear
 from vitquant.models.adapt import FloatModel
-from vitquant.models.artifact import FORMAT_VERSION, TENSORS, load, save
+from vitquant.models.artifact import TENSORS, load, save
+from vitquant.models.manifest import FORMAT_VERSION
 from vitquant.models.quant_vit import QuantViT
 from vitquant.models.vit import VisionTransformer
 from vitquant.runs import MANIFEST

@@ -18,8 +18,9 @@ from vitquant.api import quantize
 from vitquant.data import Preprocessing
 from vitquant.errors import ArtifactError
 from vitquant.models.adapt import FloatModel
-from vitquant.models.artifact import MANIFEST, TENSORS, load, save
+from vitquant.models.artifact import TENSORS, load, save
 from vitquant.models.vit import VisionTransformer
+from vitquant.runs import MANIFEST
 
 PREPROCESSING = Preprocessing((8, 8), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 UNSIGNED = {"bit_type": {"signed": False}}

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from vitquant.cli.common import add_output_options, console, positive
+from vitquant.cli.common import add_output_options, positive, print_json, print_table
+
+if TYPE_CHECKING:
+    from vitquant.bench import Timing
+
+COLUMNS = ("", "batch", "ms a call", "images a second", "of float PyTorch's time")
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,14 +31,12 @@ def run(args: argparse.Namespace) -> None:
 
     found = bench(args.folder, batches=args.batch, rounds=args.rounds, threads=args.threads)
     if args.json:
-        print(json.dumps([asdict(t) | {"images_per_second": t.images_per_second} for t in found], indent=2))
+        print_json([asdict(t) | {"images_per_second": t.images_per_second} for t in found])
         return
-    from rich.table import Table
+    print_table(args.folder, COLUMNS, map(row, found))
 
-    table = Table(title=args.folder, title_justify="left")
-    for column in ("", "batch", "ms a call", "images a second", "of float PyTorch's time"):
-        table.add_column(column, justify="right" if column else "left")
-    for timing in found:
-        speed = f"{timing.images_per_second:.1f}"
-        table.add_row(timing.name, str(timing.batch), f"{timing.milliseconds:.1f}", speed, f"{timing.ratio:.2f}")
-    console().print(table)
+
+def row(timing: Timing) -> tuple[str, ...]:
+    """The cells of one contender."""
+    speed = f"{timing.images_per_second:.1f}"
+    return timing.name, str(timing.batch), f"{timing.milliseconds:.1f}", speed, f"{timing.ratio:.2f}"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from dataclasses import asdict, replace
 
-from vitquant.cli.common import add_output_options, console, positive
+from vitquant.cli.common import add_output_options, depth, print_json
+from vitquant.cli.streams import say
 from vitquant.config import ModelConfig, point_names
+from vitquant.errors import printable
 from vitquant.integer.deployability import Verdict, refusal, verdicts
 from vitquant.integer.float_share import float_share
+from vitquant.progress import console
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -19,7 +22,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument(
         "--model", metavar="NAME", help="check all points of this model; without it, those that the file speaks for"
     )
-    parser.add_argument("--depth", type=positive, default=12, metavar="N", help="number of blocks without --model (12)")
+    parser.add_argument("--depth", type=depth, default=12, metavar="N", help="number of blocks without --model (12)")
     add_output_options(parser)
     parser.set_defaults(run=run)
 
@@ -38,31 +41,31 @@ def run(args: argparse.Namespace) -> None:
         resolved = config.resolve(names)
         judged = found = verdicts(resolved, spec)
     if args.json:
-        print(json.dumps([asdict(v) | {"ships": v.ships} for v in judged], indent=2))
+        print_json([asdict(v) | {"ships": v.ships} for v in judged])
     else:
         show(judged, args.config)
         if args.model is not None:
-            console().print(f"As a whole model: {float_share(resolved, spec)}.", highlight=False)
+            say(f"As a whole model: {float_share(resolved, spec)}.")
     if not all(v.ships for v in judged):
         raise refusal(judged)
     if not args.json:
         left = len(found) - len(judged)
         rest = f" {left} others have no settings in this file; a whole model needs some for them too." if left else ""
-        console().print(f"All {len(judged)} points can ship.{rest}", highlight=False)
+        say(f"All {len(judged)} points can ship.{rest}")
 
 
 def show(judged: list[Verdict], title: str) -> None:
     """A table in which points that are alike in all blocks share a row."""
     from rich.table import Table
 
-    table = Table(title=title, header_style="bold", title_justify="left")
+    table = Table(title=printable(title), header_style="bold", title_justify="left")
     for column in ("points", "what integers do", "ships", "nearest setting that ships"):
         table.add_column(column, overflow="fold")
     for points, verdict in alike(judged).items():
         what = verdict.action if verdict.ships else f"{verdict.action}: {verdict.problem}".removeprefix(": ")
         style = None if verdict.ships else "red"
         table.add_row(points, what, "yes" if verdict.ships else "no", verdict.fix or "", style=style)
-    console().print(table)
+    console(sys.stdout).print(table)
 
 
 def alike(judged: list[Verdict]) -> dict[str, Verdict]:

@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitquant.errors import ConfigError
+from vitquant.cli.streams import note, say
+from vitquant.errors import ConfigError, printable
+from vitquant.files import json_text
+from vitquant.progress import console
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from vitquant.job import JobResult
     from vitquant.models.adapt import FloatModel
     from vitquant.profiling import Evaluation
 
 
-def positive(text: str) -> int:
+COMPARED = ("", "float", "simulated", "integers")
+"""The columns of a comparison."""
+
+MOST = 2**31 - 1
+"""The largest number of anything on the command line."""
+
+
+def positive(text: str, most: int = MOST) -> int:
     """An option's whole number above 0."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    if value > most:
+        raise argparse.ArgumentTypeError(f"{value} is above {most}")
+    return value
+
+
+def depth(text: str) -> int:
+    """An option's number of blocks."""
+    return positive(text, most=1000)
+
+
+def seed(text: str) -> int:
+    """An option's whole number that can seed torch's generators."""
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{value} is not a whole number of 64 bits")
     return value
 
 
@@ -32,12 +54,17 @@ def add_job_options(parser: argparse.ArgumentParser, batch_size: int = 16) -> No
     told = f"images per forward ({batch_size}); of the observers only PercentileObserver depends on it"
     parser.add_argument("--batch-size", type=positive, default=batch_size, metavar="N", help=told)
     parser.add_argument("--profile-images", type=positive, default=16, metavar="N", help="images to profile on (16)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="recorded in summary.json; changes nothing, all steps are deterministic (0)"
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (cpu)")
+    told = "recorded in summary.json; changes nothing, all steps are deterministic (0)"
+    parser.add_argument("--seed", type=seed, default=0, help=told)
+    add_device_option(parser)
     parser.add_argument("--strict", action="store_true", help="refuse a configuration that leaves any point float")
     add_output_options(parser)
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Where to compute; which names there are is PyTorch's to say, when the command runs."""
+    told = "where to compute, by PyTorch's name: cpu, cuda, cuda:1 ... (cpu)"
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help=told)
 
 
 def add_executor_option(parser: argparse.ArgumentParser) -> None:
@@ -94,57 +121,58 @@ def number(text: str, option: str) -> float:
         raise ConfigError("this is no number", where=option, got=repr(text), expected="a number such as 0.5") from error
 
 
-def console() -> Console:
-    """The terminal; piped output is not folded at 80 columns."""
-    from rich.console import Console
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]], numbers: bool = True) -> None:
+    """A table of plain text. All columns but the first hold numbers, or else text that may be folded."""
+    from rich.table import Table
 
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    table = Table(title=printable(title), title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right" if column and numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(printable, row))
+    console(sys.stdout).print(table)
+
+
+def print_json(value: Any) -> None:
+    """A result as JSON, and nothing else."""
+    print(json_text(value))
 
 
 def print_model(model: FloatModel) -> None:
     """What was loaded, on standard error: name, proof of parity, preprocessing, notes."""
     parity = "" if model.parity_db is None else f", equal to the original to {min(model.parity_db, 300):.0f} dB"
-    print(f"model          {model.name}{parity}", file=sys.stderr)
     overridden = f" (overridden: {', '.join(model.overridden)})" if model.overridden else ""
-    print(f"preprocessing  {model.preprocessing}{overridden}", file=sys.stderr)
-    for note in model.notes:
-        print(f"note           {note}", file=sys.stderr)
+    note(f"model          {model.name}{parity}")
+    note(f"preprocessing  {model.preprocessing}{overridden}")
+    for text in model.notes:
+        note(f"note           {text}")
 
 
 def print_result(result: JobResult, as_json: bool) -> None:
     """The figures of the main job as a table for people, or as JSON."""
     if as_json:
-        print(json.dumps(result.summary, indent=2))
+        print_json(result.summary)
         return
-    from rich.table import Table
-
     from vitquant.profiling.report import worst_table
 
-    found = result.evaluation
-    out = console()
-    table = Table(title=f"{result.summary['model']} on {found.images} images", title_justify="left")
-    for column in ("", "float", "simulated", "integers"):
-        table.add_column(column, justify="right" if column else "left")
-    for row in comparison_rows(found):
-        table.add_row(*row)
-    program = result.program
+    found, program = result.evaluation, result.program
+    rows = list(comparison_rows(found))
     if program is not None:
-        table.add_row("size", f"{result.float_bytes / 1e6:.1f} MB", "", f"{program.nbytes / 1e6:.1f} MB")
-    out.print(table)
-    out.print(worst_table(result.profile))
+        rows.append(("size", f"{result.float_bytes / 1e6:.1f} MB", "", f"{program.nbytes / 1e6:.1f} MB"))
+    print_table(f"{result.summary['model']} on {found.images} images", COMPARED, rows)
+    console(sys.stdout).print(worst_table(result.profile))
     active = sum(p.active for p in result.profile.points)
-    told = f"{active} of {len(result.profile.points)} points are quantized; {result.kept_float}."
-    out.print(told, highlight=False, soft_wrap=True)
+    say(f"{active} of {len(result.profile.points)} points are quantized; {result.kept_float}.")
     if program is not None and result.comparison is not None:
-        out.print(f"Integers by {result.comparison.executor}.", highlight=False)
-        out.print(result.comparison.agreement(), highlight=False)
+        say(f"Integers by {result.comparison.executor}.")
+        say(result.comparison.agreement())
         share = program.nbytes / result.float_bytes
-        out.print(f"It holds no float between pixels and logits, and takes {share:.1%} of the float model's bytes.")
+        say(f"It holds no float between pixels and logits, and takes {share:.1%} of the float model's bytes.")
     else:
-        out.print(f"No integer program: {result.refusal}", highlight=False)
-    out.print(f"{result.summary['seconds']['total']:.0f} s. Results in {result.out}/", highlight=False)
+        say(f"No integer program: {result.refusal}")
+    say(f"{result.summary['seconds']['total']:.0f} s. Results in {result.out}/")
     for name, what in result.files.items():
-        out.print(f"  {name:33} {what}", highlight=False)
+        say(f"  {name:33} {what}")
 
 
 def comparison_rows(found: Evaluation) -> Iterator[tuple[str, str, str, str]]:

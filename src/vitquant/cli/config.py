@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
-from vitquant.cli.common import add_output_options, console, positive
+from vitquant.arguments import require_path
+from vitquant.cli.common import add_output_options, depth, print_json
+from vitquant.cli.streams import note
 from vitquant.config import ModelConfig, json_schema, migrate, point_names, rich_table
+from vitquant.errors import printable
+from vitquant.files import write_atomically
+from vitquant.progress import console
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,7 +26,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     show.add_argument("file", help="YAML file, or a shipped one's name")
     show.add_argument("--model", metavar="NAME", help="the model whose points to list (default: --depth blocks)")
-    show.add_argument("--depth", type=positive, default=12, metavar="N", help="number of blocks without --model (12)")
+    show.add_argument("--depth", type=depth, default=12, metavar="N", help="number of blocks without --model (12)")
     show.add_argument("--names", action="store_true", help="print the names of the points only, one a line")
     show.set_defaults(run=run_show)
     schema = parts.add_parser("schema", help="print a JSON Schema, for completion in an editor")
@@ -41,9 +45,9 @@ def run_show(args: argparse.Namespace) -> None:
     if args.names:
         print("\n".join(resolved))
     elif args.json:
-        print(json.dumps({name: config and config.model_dump() for name, config in resolved.items()}, indent=2))
+        print_json({name: config and config.model_dump() for name, config in resolved.items()})
     else:
-        console().print(rich_table(resolved, title=args.file))
+        console(sys.stdout).print(rich_table(resolved, title=printable(args.file)))
 
 
 def names_of(model: str | None, depth: int) -> tuple[str, ...]:
@@ -58,16 +62,15 @@ def names_of(model: str | None, depth: int) -> tuple[str, ...]:
 
 def run_schema(_: argparse.Namespace) -> None:
     """Print the JSON Schema."""
-    print(json.dumps(json_schema(), indent=2))
+    print_json(json_schema())
 
 
 def run_migrate(args: argparse.Namespace) -> None:
     """Print the per-layer form of a global file, or write it."""
+    out = None if args.out is None else require_path(args.out, "--out")
     text = migrate(args.file)
-    if args.out is None:
+    if out is None:
         sys.stdout.write(text)
         return
-    from vitquant.files import write_atomically
-
-    write_atomically(args.out, text)
-    print(f"wrote {args.out}", file=sys.stderr)
+    write_atomically(out, text)
+    note(f"wrote {out}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vitquant.cli.common import add_job_options, print_model, print_result
+from vitquant.cli.quality import add_quality_options, require_quality
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -12,6 +13,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser = commands.add_parser("demo", help="quantize the embedded ViT on real images; needs no download")
     parser.add_argument("--config", default="vit_int8.yaml", metavar="FILE", help="YAML file, or a shipped one's name")
     add_job_options(parser, batch_size=100)
+    add_quality_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -19,8 +21,10 @@ def run(args: argparse.Namespace) -> None:
     """Run the job on the embedded Fashion-MNIST model, calibrating on 512 images, measuring on 2,000 others."""
     from vitquant import job
     from vitquant.api import as_config
+    from vitquant.device import require_device
     from vitquant.models.fashion import load_fashion, load_fashion_images
 
+    require_device(args.device)
     config = as_config(args.config)
     model = load_fashion()
     calibration, _, test, labels = load_fashion_images()
@@ -38,3 +42,4 @@ def run(args: argparse.Namespace) -> None:
         strict=args.strict,
     )
     print_result(result, args.json)
+    require_quality(result.evaluation, args)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from vitquant.cli.common import (
+    COMPARED,
     add_checkpoint_options,
+    add_device_option,
     add_executor_option,
     add_output_options,
     comparison_rows,
-    console,
     positive,
     preprocessing_options,
+    print_json,
     print_model,
+    print_table,
 )
+from vitquant.cli.quality import add_quality_options, require_answerable, require_quality
+from vitquant.cli.streams import say
 from vitquant.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,19 +46,22 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--eval", metavar="IMAGES", help="folder or .npz of images (default: the embedded ones)")
     parser.add_argument("--limit", type=positive, metavar="N", help="at most so many images")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (8)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (cpu)")
+    add_device_option(parser)
     add_executor_option(parser)
     add_checkpoint_options(parser)
     add_output_options(parser)
+    add_quality_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the comparison; fail if program and simulation disagree."""
+    from vitquant.device import require_device
     from vitquant.integer.compare import compare
     from vitquant.models.adapt import adapt
     from vitquant.models.fashion import FASHION, load_fashion, load_fashion_images
 
+    require_device(args.device)
     embedded = args.model == FASHION and args.weights is None
     if embedded:
         model = load_fashion()
@@ -66,23 +73,19 @@ def run(args: argparse.Namespace) -> None:
     if images is None:
         images = load_fashion_images()[2:] if embedded else missing_images()
     print_model(model)
+    require_answerable(args, model, images)
     found = compare(
         args.folder, model, images, limit=args.limit, batch_size=args.batch_size, device=args.device, kind=args.executor
     )
     if args.json:
-        print(json.dumps(asdict(found), indent=2))
+        print_json(asdict(found))
     else:
-        from rich.table import Table
-
-        table = Table(title=f"{args.folder} on {found.evaluation.images} images", title_justify="left")
-        for column in ("", "float", "simulated", "integers"):
-            table.add_column(column, justify="right" if column else "left")
-        for row in comparison_rows(found.evaluation):
-            table.add_row(*row)
-        console().print(table)
-        console().print(f"Integers by {found.executor}.", highlight=False)
-        console().print(found.agreement(), highlight=False)
+        title = f"{args.folder} on {found.evaluation.images} images"
+        print_table(title, COMPARED, comparison_rows(found.evaluation))
+        say(f"Integers by {found.executor}.")
+        say(found.agreement())
     found.require_agreement()
+    require_quality(found.evaluation, args)
 
 
 def as_quantized(model: FloatModel, folder: str, given: dict[str, Any] | None) -> FloatModel:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from typing import Any
 
-from vitquant.cli.common import add_output_options, positive
+from vitquant.cli.common import add_output_options, positive, print_json
+from vitquant.cli.streams import say
 from vitquant.errors import ConfigError
 
 TARGETS = ("onnxruntime", "openvino", "tensorrt")
@@ -54,14 +54,14 @@ def run(args: argparse.Namespace) -> None:
         path, model = args.onnx_qdq, load(args.source)
         found = export_onnx_qdq(model, path, images=args.images, count=args.count or 16, **options)
     if args.json:
-        print(json.dumps(asdict(found), indent=2))
+        print_json(asdict(found))
         return
-    print(f"{path}: {found.bytes / 1e6:.1f} MB")
-    print(f"{found}. Written to verify.json beside it.")
+    say(f"{path}: {found.bytes / 1e6:.1f} MB")
+    say(f"{found}. Written to verify.json beside it.")
     if found.caveat:
-        print(f"Note: {found.caveat}.")
+        say(f"Note: {found.caveat}.")
     if found.notes:
-        print(f"{len(found.notes)} points depart from the simulation, such as {found.notes[0]}")
+        say(f"{len(found.notes)} points depart from the simulation, such as {found.notes[0]}")
 
 
 def qdq_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from vitquant.cli.common import (
     print_model,
     print_result,
 )
+from vitquant.cli.quality import add_quality_options, require_answerable, require_quality
 
 EPILOG = """example:
   vitquant quantize --model vit_small_patch14_dinov2 --weights dinov2.safetensors --img-size 224 \\
@@ -35,6 +36,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--config", default="vit_int8.yaml", metavar="FILE", help="YAML file, or a shipped one's name")
     add_job_options(parser)
     add_checkpoint_options(parser)
+    add_quality_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -42,8 +44,10 @@ def run(args: argparse.Namespace) -> None:
     """Load the model, run the job, print the result."""
     from vitquant import job
     from vitquant.api import as_config
+    from vitquant.device import require_device
     from vitquant.models.adapt import adapt
 
+    require_device(args.device)
     config = as_config(args.config)
     model = adapt(
         args.model,
@@ -53,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
         preprocessing=preprocessing_options(args),
     )
     print_model(model)
+    require_answerable(args, model, args.eval)
     result = job.run(
         model,
         config,
@@ -67,3 +72,4 @@ def run(args: argparse.Namespace) -> None:
         strict=args.strict,
     )
     print_result(result, args.json)
+    require_quality(result.evaluation, args)

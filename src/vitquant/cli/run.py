@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
+from pathlib import Path
 
-from vitquant.cli.common import add_executor_option, add_output_options, positive
+from vitquant.cli.common import add_device_option, add_executor_option, add_output_options, positive, print_json
+from vitquant.cli.streams import note, say
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -18,7 +18,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--limit", type=positive, metavar="N", help="at most so many images")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (8)")
     parser.add_argument("--out", metavar="FILE", help="also write names, integers and logits to this .npz")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (cpu)")
+    add_device_option(parser)
     add_executor_option(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -26,34 +26,36 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(args: argparse.Namespace) -> None:
     """Print a line for each image: the classes with the largest logits, or the first features without a head."""
+    from vitquant.arguments import require_path
     from vitquant.files import require_writable
     from vitquant.integer.classify import classify
     from vitquant.integer.executors import open_executor
     from vitquant.integer.storage import load_program
 
-    if args.out:
-        require_writable(args.out)
+    out = None if args.out is None else require_path(args.out, "--out")
+    if out is not None:
+        require_writable(out)
     program = load_program(args.program)
     features = not program.metadata.get("classes")
     outcomes = []
     executor = open_executor(program, args.executor, device=args.device)
-    print(f"executor       {executor.name}", file=sys.stderr)
+    note(f"executor       {executor.name}")
     for outcome in classify(program, args.images, limit=args.limit, batch_size=args.batch_size, executor=executor):
         outcomes.append(outcome)
         if args.json:
             continue
         if features:
             first = ", ".join(f"{v:.3f}" for v in outcome.logits[:4].tolist())
-            print(f"{outcome.name}  {len(outcome.logits)} features: {first}, ...")
+            say(f"{outcome.name}  {len(outcome.logits)} features: {first}, ...")
         else:
-            print(f"{outcome.name}  " + "  ".join(f"{c} ({v:.2f})" for c, v in outcome.top(args.top)))
+            say(f"{outcome.name}  " + "  ".join(f"{c} ({v:.2f})" for c, v in outcome.top(args.top)))
     if args.json:
-        print(json.dumps([{"image": o.name, "top": o.top(args.top)} for o in outcomes], indent=2))
-    if args.out:
-        write(args.out, outcomes)
+        print_json([{"image": o.name, "top": o.top(args.top)} for o in outcomes])
+    if out is not None:
+        write(out, outcomes)
 
 
-def write(path: str, outcomes: list) -> None:  # type: ignore[type-arg]
+def write(path: Path, outcomes: list) -> None:  # type: ignore[type-arg]
     """Names, integers and logits as arrays."""
     from io import BytesIO
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vitquant.config.catalogue import KINDS, Kind, section_of
 from vitquant.config.model_config import ResolvedConfig
 from vitquant.config.quant_config import QuantConfig
+from vitquant.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,7 +78,7 @@ def _label(points: list[str]) -> str:
 
 def _row(points: str, config: QuantConfig | None, source: str) -> Row:
     if config is None:
-        return Row(points, "", "", "", "", "", "float", source)
+        return Row(points, "", "", "", "", "", "float", printable(source))
     softmax = KINDS[section_of(re.sub(r"^blocks\.[\d,-]+\.", "", points))] is Kind.INTSOFT
     method = f"{config.softmax}, {config.approximation}" if softmax else config.quantization_method
     if softmax and config.quantization_method != "uniform":
@@ -90,7 +91,7 @@ def _row(points: str, config: QuantConfig | None, source: str) -> Row:
         observer=_observer(config) if config.softmax == "uniform" else "none",
         method=method,
         enabled="yes" if config.output_quant_enable else "no",
-        source=source,
+        source=printable(source),
     )
 
 

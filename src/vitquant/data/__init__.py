@@ -5,7 +5,7 @@ from vitquant.data.folder import FolderWarning, SkippedImagesWarning
 from vitquant.data.images import ImagesLike, open_images
 from vitquant.data.normalization import NormalizationWarning
 from vitquant.data.preprocessing import Preprocessing
-from vitquant.data.sources import Batch, ImageSource, check_count
+from vitquant.data.sources import Batch, ImageSource
 
 __all__ = [
     "Batch",
@@ -19,6 +19,5 @@ __all__ = [
     "SharedImages",
     "SharedImagesWarning",
     "SkippedImagesWarning",
-    "check_count",
     "open_images",
 ]

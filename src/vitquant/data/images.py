@@ -11,12 +11,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from vitquant.arguments import require_count
 from vitquant.data.arrays import as_tensor
 from vitquant.data.folder import open_folder
 from vitquant.data.items import Indexed, MapStyle, is_labelled, split_item
 from vitquant.data.npz import open_npz
 from vitquant.data.preprocessing import Preprocessing
-from vitquant.data.sources import Batch, ImageSource, Unlabelled, check_count
+from vitquant.data.sources import Batch, ImageSource, Unlabelled
 from vitquant.data.tensors import IterableSource, open_tensor
 from vitquant.errors import ConfigError, DataError
 
@@ -49,7 +50,7 @@ def open_images(
         ConfigError: if ``limit`` is no integer of at least 1, or is given with a source that is open already.
     """
     if limit is not None:
-        limit = check_count(limit, "limit")
+        limit = require_count(limit, "limit")
     if isinstance(source, ImageSource):
         if limit is not None or source.preprocessing != preprocessing:
             fix = "open the images with the model's preprocessing and the limit"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vitquant.arguments import require_count
 from vitquant.data.preprocessing import Preprocessing
-from vitquant.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -93,20 +92,5 @@ class Unlabelled(ImageSource):
 
 
 def check_batch_size(batch_size: Any) -> int:
-    """Refuse a batch of nothing; see :func:`check_count`."""
-    return check_count(batch_size, "batch_size")
-
-
-def check_count(value: Any, name: str) -> int:
-    """A number of images as an ``int``. Integers of NumPy and torch will do; ``True`` and ``8.0`` will not.
-
-    Raises:
-        ConfigError: if it is no integer of at least 1.
-    """
-    try:
-        count = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        count = None
-    if count is None or count < 1:
-        raise ConfigError("bad value", where=name, got=repr(value), expected="an integer of at least 1")
-    return count
+    """Refuse a batch of nothing."""
+    return require_count(batch_size, "batch_size")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitquant.arguments import require_count, require_kind, require_path
 from vitquant.data import ImagesLike, Preprocessing, open_images
 from vitquant.errors import AgreementError, ConfigError, VitquantError
 from vitquant.export.onnx_integer import OPSET, export_integer
 from vitquant.export.onnx_qdq import export_qdq, notes
 from vitquant.export.runtime import SESSIONS, runtime_name
-from vitquant.files import require_writable, write_folder
+from vitquant.files import json_text, require_writable, write_folder
 from vitquant.integer.classify import preprocessing_of
 from vitquant.integer.program import IntegerProgram
 from vitquant.integer.reference import Reference
@@ -111,6 +112,8 @@ def export_onnx_integer(
             graph; nothing is written.
     """
     path = destination(path)
+    require_kind(program, IntegerProgram, "program")
+    require_count(count, "count")
     exported = Exported("integer", export_integer(program).SerializeToString(), OPSET, program.metadata.get(KEY))
     pixels, source = pixels_for(preprocessing_of(program), images, count)
     batches = torch.split(pixels, BATCH)
@@ -147,6 +150,8 @@ def export_onnx_qdq(
             run the graph; nothing is written.
     """
     path = destination(path)
+    require_kind(model, QuantViT, "model")
+    require_count(count, "count")
     graph = export_qdq(model, target=target, opset=opset, packed=packed)
     told = tuple(f"{point}: {note}" for point, note in notes(graph).items())
     exported = Exported("qdq", graph.SerializeToString(), graph.opset_import[0].version, run_id(model), target, told)
@@ -163,13 +168,13 @@ def destination(path: str | Path) -> Path:
     Raises:
         ConfigError: it is another name, or that of a folder.
     """
-    path = Path(path)
-    if path.suffix != ".onnx" or path.is_dir():
-        got = "a folder" if path.is_dir() else "another name"
+    path = require_path(path, "path")
+    if path.suffix != ".onnx" or os.path.isdir(path):
+        got = "a folder" if os.path.isdir(path) else "another name"
         expected = "a file whose name ends in .onnx"
         raise ConfigError("a graph is not written there", where=str(path), got=got, expected=expected)
-    read_report(path.with_name(REPORT))
     require_writable(path)
+    read_report(path.with_name(REPORT))
     return path
 
 
@@ -245,7 +250,7 @@ def finish(verification: Verification, blob: bytes, path: Path) -> Verification:
     """Write the graph and its entry in ``verify.json``; complain if they disagree."""
     report = path.with_name(REPORT)
     entries = {**read_report(report), path.name: asdict(verification)}
-    write_folder(path.parent, {path.name: blob, REPORT: json.dumps(entries, indent=2, allow_nan=False) + "\n"})
+    write_folder(path.parent, {path.name: blob, REPORT: json_text(entries) + "\n"})
     if not verification.ok:
         raise AgreementError(
             f"the exported graph disagrees with the {verification.compared_with}; it is marked as failed in {report}",

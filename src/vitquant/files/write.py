@@ -76,9 +76,10 @@ def require_writable(path: str | Path, *, folder: bool = False, space: int = 0) 
     target = _real(path)
     with _naming(path):
         place = next(p for p in (target, *target.parents) if os.path.lexists(p))
-        if place == target and target.is_dir() != folder:
-            got, expected = ("a folder", "a file") if target.is_dir() else ("a file", "a folder")
-            raise OutputError("the results cannot go there", where=str(path), got=got, expected=expected)
+        if folder and place == target and not target.is_dir():
+            raise OutputError("not a folder", where=str(path), got="a file", expected="a new name, or that of a folder")
+        if not folder:
+            _require_file(target, Path(path))
         place = place if place.is_dir() or place != target else place.parent
         with suppress(FileNotFoundError):
             os.lstat(target)  # a name may be longer than the file system takes
@@ -165,6 +166,8 @@ def _rename_each(place: Path, files: Mapping[str, bytes | str], remove: Collecti
     """Write all files beside their places, and only then rename one after the other; an error is taken back."""
     staged, kept = ({name: _aside(place / name) for name in (*files, *remove)} for _ in range(2))
     one = shown if not remove and len(files) == 1 and shown.name in files else None
+    for name in staged:
+        _require_file(place / name, one or shown / name)
     try:
         for name, data in files.items():
             _write(staged[name], data, one or shown / name)
@@ -186,6 +189,13 @@ def _rename_each(place: Path, files: Mapping[str, bytes | str], remove: Collecti
         for leftover in (*staged.values(), *kept.values()):
             with suppress(OSError):  # the next writer sweeps it
                 leftover.unlink(missing_ok=True)
+
+
+def _require_file(path: Path, shown: Path) -> None:
+    """Refuse to put a file in the place of a folder, a device or a pipe."""
+    if path.exists() and not path.is_file():
+        got = "a folder" if path.is_dir() else "a device or a pipe"
+        raise OutputError("not a file", where=str(shown), got=got, expected="a new name, or that of a file")
 
 
 def _keep(path: Path, kept: Path) -> None:

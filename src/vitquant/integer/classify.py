@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitquant.arguments import require_count, require_kind
 from vitquant.data import ImagesLike, Preprocessing, open_images
 from vitquant.errors import ConfigError, ProgramError
 from vitquant.integer.executors import Executor, open_executor
@@ -67,7 +68,8 @@ def classify(
         DataError: there are none, or they cannot be read.
         ProgramError: the program does not say how a picture becomes its input.
     """
-    preprocessing = preprocessing_of(program)
+    require_count(batch_size, "batch_size")
+    preprocessing = preprocessing_of(require_kind(program, IntegerProgram, "program"))
     executor = executor or open_executor(program)
     for batch in open_images(images, preprocessing, limit=limit, ignore_labels=True).batches(batch_size):
         found = executor(preprocessing.to_pixels(batch.images))

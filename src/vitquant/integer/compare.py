@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from vitquant.arguments import require_count, require_kind, require_path
 from vitquant.data import ImagesLike, ImageSource, open_images
+from vitquant.device import require_device
 from vitquant.errors import AgreementError
 from vitquant.integer.agreement import Divergence, divergences
 from vitquant.integer.executors import Executor, Kind, open_executor
@@ -95,7 +97,7 @@ def compare(
         images: as for :func:`vitquant.quantize`; labels give top-1.
         limit: at most so many images.
         batch_size: images in one forward.
-        device: where to compute.
+        device: where to compute: any device of PyTorch that is there.
         kind: of the executor, as for :func:`open_executor`.
         ignore_labels: evaluate without the labels of the images.
 
@@ -103,8 +105,12 @@ def compare(
         ArtifactError: the folder holds no such model, or one of another architecture.
         ProgramError: the folder holds no program, or a damaged one.
     """
-    model = load(folder, vit=original.vit).to(device)
+    folder = require_path(folder, "folder")
+    require_kind(original, FloatModel, "original")
+    require_count(batch_size, "batch_size")
+    place = require_device(device)
+    model = load(folder, vit=original.vit).to(place)
     program = load_program(folder)
-    executor = open_executor(program, kind, device=device)
+    executor = open_executor(program, kind, device=place)
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=ignore_labels)
     return compare_models(model, program, source, batch_size=batch_size, executor=executor)

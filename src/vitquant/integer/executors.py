@@ -7,14 +7,16 @@ import importlib.util
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
+from vitquant.arguments import require_kind, require_whole
+from vitquant.device import parse_device, require_device
 from vitquant.errors import ConfigError, MissingDependencyError
 from vitquant.integer.program import IntegerProgram
-from vitquant.integer.reference import Logits, Reference
+from vitquant.integer.reference import Logits, Reference, require_pixels
 from vitquant.integer.storage import save_program
 
 Kind: TypeAlias = Literal["auto", "reference", "native"]
@@ -45,21 +47,37 @@ def open_executor(
         program: compiled or loaded.
         kind: ``native`` needs ``vitquant-runtime`` and the CPU; ``auto`` takes it where both are there.
         device: for the reference executor.
-        threads: of the native executor; torch's number if not given.
+        threads: of the native executor, 1 to 256; torch's number if not given.
 
     Raises:
         MissingDependencyError: ``native``, and ``vitquant-runtime`` is not installed.
-        ConfigError: ``native`` on another device than the CPU, with a number of threads that is none, or with
-            ``VITQUANT_ISA`` naming an instruction set that this machine does not have.
+        ConfigError: an unknown kind or device, a number of threads that cannot be, ``native`` on another device than
+            the CPU, or with ``VITQUANT_ISA`` naming an instruction set that this machine does not have.
+        DeviceError: the device is not there.
     """
-    on_cpu = torch.device(device).type == "cpu"
+    require_kind(program, IntegerProgram, "program")
+    if kind not in get_args(Kind):
+        raise ConfigError("unknown executor", where="executor", got=kind, expected=" or ".join(get_args(Kind)))
+    threads = require_threads(threads)
+    on_cpu = parse_device(device).type == "cpu"
     if kind == "auto":
         kind = "native" if on_cpu and importlib.util.find_spec(NATIVE) is not None else "reference"
     if kind == "reference":
-        return Executor("reference executor", Reference(program, device))
+        return Executor("reference executor", Reference(program, require_device(device)))
     if not on_cpu:
         raise ConfigError("the native executor runs on the CPU", where="executor", got=str(device), expected="cpu")
-    return native(program, min(torch.get_num_threads(), MAX_THREADS) if threads is None else threads)
+    return native(program, threads)
+
+
+def require_threads(threads: int | None) -> int:
+    """How many threads to use; torch's number, if none is given.
+
+    Raises:
+        ConfigError: not from 1 to 256.
+    """
+    if threads is None:
+        return min(torch.get_num_threads(), MAX_THREADS)
+    return require_whole(threads, "threads", 1, MAX_THREADS)
 
 
 def native(program: IntegerProgram, threads: int) -> Executor:
@@ -79,6 +97,7 @@ def native(program: IntegerProgram, threads: int) -> Executor:
     scale = torch.from_numpy(runtime.scale)
 
     def execute(images: Tensor) -> Logits:
-        return Logits(torch.from_numpy(runtime(images.cpu().contiguous().numpy())), scale.clone())
+        pixels = require_pixels(program, images).cpu().contiguous().numpy()
+        return Logits(torch.from_numpy(runtime(pixels)), scale.clone())
 
     return Executor(f"vitquant-runtime {module.__version__}, {runtime.isa}, {threads} threads", execute)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitquant.arguments import require_kind
 from vitquant.data import Preprocessing
 from vitquant.errors import NumericsError
 from vitquant.integer.deployability import require_deployable
@@ -72,7 +73,7 @@ def compile(model: QuantViT, *, name: str = "vit") -> IntegerProgram:  # noqa: A
         DeployabilityError: the settings of some points cannot be executed by integers, or an accumulator could
             overflow; the message names them and the nearest settings that can.
     """
-    model.require_calibrated()
+    require_kind(model, QuantViT, "model").require_calibrated()
     require_deployable(model.config, model.spec)
     lowering = Lowering(model)
     with torch.no_grad():

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitquant.arguments import require_kind
+from vitquant.device import require_device
 from vitquant.errors import ProgramError
 from vitquant.integer import ops
 from vitquant.integer.program import IntegerProgram
@@ -53,12 +55,15 @@ class Reference:
 
     Args:
         program: checked already, as all are that were compiled or loaded.
-        device: where to compute.
+        device: where to compute: any device of PyTorch that is there.
+
+    Raises:
+        ConfigError, DeviceError: ``program`` is none, or the device is unknown or not there.
     """
 
     @plain_torch()
     def __init__(self, program: IntegerProgram, device: torch.device | str = "cpu") -> None:
-        self.program, self.device = program, torch.device(device)
+        self.program, self.device = require_kind(program, IntegerProgram, "program"), require_device(device)
         self.values = program.values()
         self.steps = [(op, self._constants(op)) for op in program.operations]
         self.last_use = {name: op.out.name for op in program.operations for name in op.inputs()}
@@ -79,15 +84,7 @@ class Reference:
     @plain_torch()
     def run(self, images: Tensor, keep: Collection[str] = ()) -> dict[str, Tensor]:
         """The output's codes less their zero point, and the codes ``[B, ...]`` of the values named in ``keep``."""
-        shape = self.program.image.shape
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape or not len(images):
-            raise ProgramError(
-                "images that the program does not take",
-                where="images",
-                got=f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}",
-                expected=f"uint8 [N, {', '.join(map(str, shape))}]",
-                fix="give the pixels as they are, resized and cropped to this size",
-            )
+        require_pixels(self.program, images)
         wanted = {*keep, self.program.output}
         held = {self.program.image.name: images.to(self.device)}
         for op, constants in self.steps:
@@ -118,6 +115,25 @@ class Reference:
         zero = op.out.zero_point
         found["zero"] = along(op.out, self._tensor(zero if len(zero) == 1 else op.out.spread(zero)))
         return found
+
+
+def require_pixels(program: IntegerProgram, images: Tensor) -> Tensor:
+    """The images, if they are what the program takes: uint8 ``[B, C, h, w]``.
+
+    Raises:
+        ProgramError: they are of another type or shape, or there are none.
+    """
+    shape = program.image.shape
+    tensor = isinstance(images, Tensor)
+    if not tensor or images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape or not len(images):
+        raise ProgramError(
+            "images that the program does not take",
+            where="images",
+            got=f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}" if tensor else type(images).__name__,
+            expected=f"uint8 [N, {', '.join(map(str, shape))}]",
+            fix="give the pixels as they are, resized and cropped to this size",
+        )
+    return images
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from vitquant.arguments import require_kind, require_path
 from vitquant.errors import DeployabilityError, ProgramError
 from vitquant.files import write_folder
 from vitquant.integer.ops import KINDS, Operation
@@ -45,7 +46,7 @@ def save_program(program: IntegerProgram, folder: str | Path) -> None:
     Raises:
         OutputError: the files cannot be written.
     """
-    write_folder(folder, program_files(program))
+    write_folder(require_path(folder, "folder"), program_files(require_kind(program, IntegerProgram, "program")))
 
 
 def program_files(program: IntegerProgram) -> dict[str, bytes | str]:
@@ -62,7 +63,7 @@ def load_program(path: str | Path) -> IntegerProgram:
             well formed.
         ArtifactError: the folder's files are of different runs.
     """
-    path = Path(path)
+    path = require_path(path, "program")
     path = path / MANIFEST if path.is_dir() else path
     manifest = read_bytes(path, MAX_MANIFEST_BYTES)
     require_one_run(path.parent)

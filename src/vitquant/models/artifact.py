@@ -19,6 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from vitquant.arguments import require_kind, require_path
 from vitquant.config import ModelConfig
 from vitquant.errors import ArtifactError, ConfigError, ModelError
 from vitquant.files import write_folder
@@ -27,7 +28,6 @@ from vitquant.layers.plain_torch import plain_torch
 from vitquant.models.manifest import (
     FORMAT,
     FORMAT_VERSION,
-    MANIFEST,
     MAX_HEADER_BYTES,
     MAX_TENSOR_BYTES,
     read_manifest,
@@ -37,7 +37,7 @@ from vitquant.models.outline import linears_of, outline
 from vitquant.models.quant_vit import QuantViT
 from vitquant.models.vit import VisionTransformer
 from vitquant.numerics.affine import QuantParams
-from vitquant.runs import KEY, require_one_run
+from vitquant.runs import KEY, MANIFEST, require_one_run
 from vitquant.strict_files import parse_json, read_file
 from vitquant.version import __version__
 
@@ -62,7 +62,7 @@ def save(model: QuantViT, folder: str | Path) -> None:
         LifecycleError: the model is not calibrated.
         OutputError: the files cannot be written.
     """
-    write_folder(folder, encode_model(model))
+    write_folder(require_path(folder, "folder"), encode_model(require_kind(model, QuantViT, "model")))
 
 
 def encode_model(model: QuantViT) -> dict[str, bytes | str]:
@@ -119,7 +119,7 @@ def load(folder: str | Path, *, vit: VisionTransformer | None = None) -> QuantVi
         ArtifactError: a file is missing, damaged, of another format, or of a newer version; or a tensor is not what
             the architecture and the configuration ask for; or the folder's files are of different runs.
     """
-    folder = Path(folder)
+    folder = require_path(folder, "folder")
     manifest = read_manifest(folder)
     require_one_run(folder)
     where = str(folder / TENSORS)

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from vitquant.arguments import require_count, require_kind
 from vitquant.data import ImagesLike, ImageSource, open_images
 from vitquant.errors import DataError, NumericsError
 from vitquant.layers import only
@@ -94,6 +95,8 @@ def evaluate(
 
     Whatever is raised, the model is as it was before.
     """
+    require_kind(model, QuantViT, "model")
+    require_count(batch_size, "batch_size")
     model.require_calibrated()
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=ignore_labels)
     check_classes(source, model)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vitquant.arguments import require_count, require_kind
 from vitquant.config import QuantConfig, section_of
 from vitquant.data import ImagesLike, open_images
 from vitquant.layers import Point, QuantLinear, only, points_of, tapped
@@ -199,6 +200,8 @@ def profile(model: QuantViT, images: ImagesLike, *, limit: int | None = None, ba
         LifecycleError: an active point was never observed, or another thread calibrates the model.
         OutOfMemoryError: naming the point, and the batch size that was too large.
     """
+    require_kind(model, QuantViT, "model")
+    require_count(batch_size, "batch_size")
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
     total = source.batch_count(batch_size)
     profiler = Profiler(model)

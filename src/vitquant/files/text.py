@@ -1,0 +1,21 @@
+"""JSON that any reader takes."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+
+def json_text(value: Any) -> str:
+    """A value as indented JSON. NaN and the infinities, which JSON does not have, become ``null``."""
+    return json.dumps(finite(value), indent=2, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """The same without NaN and infinities."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

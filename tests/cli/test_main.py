@@ -1,0 +1,192 @@
+"""The one place where errors end: whatever a command raises is one line and an exit code."""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from vitquant.cli.main import main
+from vitquant.errors import ConfigError
+
+
+class Panic(BaseException):
+    """What libraries in other languages raise: no ``Exception``."""
+
+
+@dataclass
+class Broken:
+    """A command, ``broken``, that does what it is told."""
+
+    work: Callable[[], object]
+
+    def add_to(self, commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+        parser = commands.add_parser("broken")
+        parser.add_argument("--debug", action="store_true")
+        parser.set_defaults(run=lambda _: self.work())
+
+
+def forever() -> object:
+    return forever()
+
+
+def raises(error: BaseException) -> Callable[[], object]:
+    def work() -> object:
+        raise error
+
+    return work
+
+
+UNEXPECTED = "This is a fault in vitquant. Fix: please report it, with what --debug adds."
+
+FAULTS: dict[str, tuple[Callable[[], object], int, str]] = {
+    "division": (lambda: 1 // 0, 70, f"unexpected ZeroDivisionError: integer division or modulo by zero. {UNEXPECTED}"),
+    "recursion": (forever, 70, f"unexpected RecursionError: maximum recursion depth exceeded. {UNEXPECTED}"),
+    "no text": (raises(SystemError()), 70, f"unexpected SystemError. {UNEXPECTED}"),
+    "no exception": (raises(Panic("at src/lib.rs:3")), 70, f"unexpected Panic: at src/lib.rs:3. {UNEXPECTED}"),
+    "escapes": (raises(KeyError("\x1b[2J\n")), 70, f"unexpected KeyError: '\\x1b[2J\\n'. {UNEXPECTED}"),
+    "memory": (lambda: bytearray(2**62), 4, "memory: there is not enough of it. Fix: take a smaller batch"),
+    "warning": (lambda: warnings.warn("old", stacklevel=1), 4, "UserWarning: old. This is a warning, which -W error"),
+    "file": (lambda: Path("no\nsuch").read_bytes(), 4, r"no\nsuch: No such file or directory."),
+    "system": (raises(OSError(28, "No space left on device")), 4, "system: No space left on device."),
+    "ours": (raises(ConfigError("wrong", where="a\rb")), 2, r"a\rb: wrong."),
+    "Ctrl-C": (raises(KeyboardInterrupt()), 130, "interrupted"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_is_one_line(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    work, code, message = FAULTS[fault]
+    assert main(["broken"], commands=[Broken(work)]) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {message}")
+    assert captured.err.count("\n") == 1
+    assert captured.err.rstrip("\n").isprintable()
+    assert captured.out == ""
+
+
+def test_debug_adds_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["broken", "--debug"], commands=[Broken(lambda: {}["\x1b"])]) == 70
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-2] == r"KeyError: '\x1b'"
+    assert lines[-1].startswith("error: unexpected KeyError")
+
+
+def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        work = lambda: warnings.warn("skipped: a\nb\x1b[2J\udcff", stacklevel=1)  # noqa: E731
+        assert main(["broken"], commands=[Broken(work)]) == 0
+    assert capsys.readouterr().err == "warning: skipped: a\\nb\\x1b[2J\\udcff\n"
+
+
+def test_what_was_typed_is_quoted_printably(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["check", "vit_int8.yaml", "--no\x1b[31m\nsuch\udcff"])
+    assert stop.value.code == 2
+    assert r"unrecognized arguments: --no\x1b[31m\nsuch\udcff" in capsys.readouterr().err
+
+
+STARTS = """
+import signal, sys
+from vitquant.cli.main import main
+
+class Slow:
+    def add_to(self, commands):
+        commands.add_parser("slow").set_defaults(run=self.run)
+
+    def run(self, args):
+        print("started", flush=True)
+        try:
+            signal.pause()
+        finally:  # what files are left whole by
+            print("cleaning", flush=True)
+            end = __import__("time").monotonic() + 0.3
+            while __import__("time").monotonic() < end:
+                pass
+            print("cleaned", flush=True)
+
+sys.argv[1:] = ["slow"]
+sys.exit(main(commands=[Slow()]))
+"""
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], "subprocess.Popen[str]"]:
+    """A command that waits, and takes a moment to clean up; started with this preamble."""
+
+    def start(preamble: str = "") -> "subprocess.Popen[str]":
+        defaults = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        code = defaults + preamble + STARTS
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        return process
+
+    return start
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signals_unwind_the_command(name: str, slow: Callable[..., "subprocess.Popen[str]"]) -> None:
+    number = getattr(signal, name)
+    with slow() as process:
+        time.sleep(0.1)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (128 + number, "cleaning\ncleaned\n")
+    assert re.fullmatch(r"error: interrupted; .*\n", err)
+
+
+def test_a_second_one_does_not_disturb_the_cleaning_up(slow: Callable[..., "subprocess.Popen[str]"]) -> None:
+    with slow() as process:
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "cleaning\n"
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "cleaned\n")
+    assert "Traceback" not in err
+
+
+def test_an_ignored_signal_stays_ignored(slow: Callable[..., "subprocess.Popen[str]"]) -> None:
+    """As shells start background jobs, and ``nohup`` any."""
+    deaf = "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    with slow(deaf) as process:
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=20)[0].endswith("cleaned\n")
+    assert process.returncode == 143
+
+
+def test_handlers_are_given_back(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    monkeypatch.setattr(sys, "argv", ["vitquant", "broken"])
+    assert main(commands=[Broken(lambda: os.kill(os.getpid(), signal.SIGTERM))]) == 143
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert capsys.readouterr().err.startswith("error: interrupted")
+
+
+def test_a_caller_in_python_keeps_its_signals() -> None:
+    seen = []
+    work = lambda: seen.append(signal.getsignal(signal.SIGTERM))  # noqa: E731
+    assert main(["broken"], commands=[Broken(work)]) == 0
+    assert seen == [signal.getsignal(signal.SIGTERM)]

@@ -1,0 +1,87 @@
+"""``--fail-under`` and ``--fail-under-top1``: an exit code for automatic checks."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_failures import documented
+
+import vitquant
+from vitquant.cli.main import main
+from vitquant.integer.storage import save_program
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``vitquant demo`` would write, calibrated on few images."""
+    out = tmp_path_factory.mktemp("saved") / "out"
+    images = vitquant.load_fashion_images()[0]
+    model = vitquant.quantize(vitquant.load_fashion(), "vit_int8.yaml", calibration=images[:16])
+    vitquant.save(model, out)
+    save_program(vitquant.compile(model), out)
+    return out
+
+
+@pytest.fixture
+def evaluate(saved: Path, run: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *flags: run("evaluate", str(saved), "--model", "fashion_vit", "--limit", "16", *flags)
+
+
+def test_a_result_under_a_limit_is_printed_and_fails(evaluate: Callable[..., Any]) -> None:
+    found = json.loads(evaluate("--json").out)["evaluation"]["integer"]
+    outcome = evaluate("--fail-under", "300", "--json")
+    assert outcome.code == 1
+    assert json.loads(outcome.out)["evaluation"]["integer"] == found
+    assert outcome.error == (
+        "error: --fail-under: the SQNR of the integer program is under the limit. "
+        f"Got {found['sqnr_db']:.6g} dB, expected at least 300 dB."
+    )
+    outcome = evaluate("--fail-under-top1", "100")
+    assert (outcome.code, "top-1" in outcome.out) == (1, True)
+    assert outcome.error == (
+        "error: --fail-under-top1: the top-1 accuracy of the integer program is under the limit. "
+        f"Got {found['top1']:.6g} %, expected at least 100 %."
+    )
+
+
+def test_a_result_at_its_limits_passes(evaluate: Callable[..., Any]) -> None:
+    found = json.loads(evaluate("--json").out)["evaluation"]["integer"]
+    assert evaluate("--fail-under", repr(found["sqnr_db"]), "--fail-under-top1", repr(found["top1"])).code == 0
+    assert evaluate("--fail-under", "-10").code == 0
+
+
+def test_quantize_keeps_its_results(quantize: Callable[..., Any], folder: Path) -> None:
+    outcome = quantize(fail_under="299", config="linears_int8.yaml", out="new")
+    assert outcome.code == 1
+    assert "the SQNR of the simulated model is under the limit" in outcome.error
+    assert json.loads((folder / "new" / "summary.json").read_text())["sqnr_db"] < 299
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--fail-under", "nan"), "nan is not a finite number"),
+        (("--fail-under", "inf"), "inf is not a finite number"),
+        (("--fail-under", "25dB"), "invalid decibels value: '25dB'"),
+        (("--fail-under-top1", "-1"), "-1 is not from 0 to 100"),
+        (("--fail-under-top1", "100.5"), "100.5 is not from 0 to 100"),
+        (("--fail-under-top1", "nan"), "nan is not from 0 to 100"),
+    ],
+)
+def test_nonsense_is_refused(flags: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["demo"], ["evaluate", "out", "--model", "fashion_vit"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, *flags])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("folder")
+def test_accuracy_without_labels_is_refused_before_the_work(run: Callable[..., Any]) -> None:
+    argv = ("evaluate", "nowhere", "--model", "fashion_vit", "--fail-under-top1", "50", "--eval")
+    outcome = run(*argv, "photos")
+    assert outcome.code == 2
+    assert documented(outcome.error)
+    assert "nowhere" in run(*argv, "photos2").error, "where there are labels, the work begins"
