@@ -7,6 +7,7 @@ import importlib.util
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -17,7 +18,7 @@ from vitquant.device import parse_device, require_device
 from vitquant.errors import ConfigError, MissingDependencyError
 from vitquant.integer.program import IntegerProgram
 from vitquant.integer.reference import Logits, Reference, require_pixels
-from vitquant.integer.storage import save_program
+from vitquant.integer.storage import program_files
 
 Kind: TypeAlias = Literal["auto", "reference", "native"]
 
@@ -89,7 +90,8 @@ def native(program: IntegerProgram, threads: int) -> Executor:
             f"the native executor cannot be imported: {error}", fix="pip install vitquant-runtime"
         ) from error
     with tempfile.TemporaryDirectory(prefix="vitquant-") as folder:
-        save_program(program, folder)
+        for name, data in program_files(program).items():
+            Path(folder, name).write_bytes(data.encode() if isinstance(data, str) else data)
         try:
             runtime = module.load(folder + "/program.json", threads=threads)
         except ValueError as error:  # not about the files, which were written just now
