@@ -194,7 +194,7 @@ def test_labels_that_are_none(tmp_path: Path, labels: np.ndarray) -> None:
 
 def test_what_is_too_large_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitquant.data.npz.MAX_IMAGES", 3)
-    with pytest.raises(DataError, match="too many images. Got 4, expected at most 3"):
+    with pytest.raises(DataError, match=r"too many images\. Got 4, expected at most 3"):
         open_images(save(tmp_path, images=np.zeros((4, 4, 4), np.uint8)), GREY)
     monkeypatch.setattr("vitquant.data.npz.MAX_LABELS", 100)
     path = save(tmp_path, images=np.zeros((2, 4, 4), np.uint8), labels=np.zeros((2, 51), np.uint8))
