@@ -68,10 +68,7 @@ class CalibrationCheck:
         if 2 * self.constant > self.count:
             return f"{self.constant} of {self.count} calibration images are one constant colour each"
         if self.variance and self.covariance < MIN_CORRELATION * self.variance:
-            found = self.covariance / self.variance
-            return (
-                f"neighbouring pixels of the calibration images are uncorrelated ({found:.2f}): noise, not photographs"
-            )
+            return "neighbouring pixels of the calibration images are uncorrelated: this is noise, not photographs"
         return None
 
     def warn(self) -> None:
