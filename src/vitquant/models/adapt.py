@@ -82,7 +82,7 @@ def adapt(
             expected="a torch module or a name",
             fix=fix if isinstance(found, PathLike) else None,
         )
-    if (weights, weights_entry, img_size) != (None, None, None):
+    if any(option is not None for option in (weights, weights_entry, img_size)):
         expected = "neither, since a model object has its weights and its size"
         raise ModelError("weights and img_size go with a model name", where=type(found).__name__, expected=expected)
     if isinstance(found, VisionTransformer):
