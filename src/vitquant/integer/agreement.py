@@ -56,7 +56,7 @@ def divergences(model: QuantViT, program: IntegerProgram, run: Values, images: T
                 found[point.name] = Divergence(point.name, int(difference.max()), share)
 
     with tapped(points_of(model), compare):
-        model(model.preprocessing.normalize(images.to(model.device)))
+        model(model.preprocessing.normalize(images.to(model.device)).to(model.dtype))
     return [found[name] for name in names if name in found], len(names)
 
 

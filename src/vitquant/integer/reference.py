@@ -5,6 +5,7 @@ It runs wherever torch runs, on any number of images at a time, and no tensor in
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +51,8 @@ class Logits:
 
 
 class Reference:
-    """Executes a program. Constants are copied to the device once; a call keeps nothing but what it is asked for, so
-    several threads may call one executor.
+    """Executes a copy of a program. Constants are put on the device once; a call keeps nothing but what it is asked
+    for, so several threads may call one executor.
 
     Args:
         program: checked already, as all are that were compiled or loaded.
@@ -63,7 +64,8 @@ class Reference:
 
     @plain_torch()
     def __init__(self, program: IntegerProgram, device: torch.device | str = "cpu") -> None:
-        self.program, self.device = require_kind(program, IntegerProgram, "program"), require_device(device)
+        program = copy.deepcopy(require_kind(program, IntegerProgram, "program"))  # whose arrays are read in every call
+        self.program, self.device = program, require_device(device)
         self.values = program.values()
         self.steps = [(op, self._constants(op)) for op in program.operations]
         self.last_use = {name: op.out.name for op in program.operations for name in op.inputs()}
@@ -99,7 +101,7 @@ class Reference:
         return found
 
     def _tensor(self, array: Any) -> Tensor:
-        return torch.from_numpy(np.array(array, order="C")).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
     def _constants(self, op: ops.Operation) -> dict[str, Tensor]:
         """The operation's tensors, in the form in which they are used."""

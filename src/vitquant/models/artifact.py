@@ -126,7 +126,7 @@ def load(folder: str | Path, *, vit: VisionTransformer | None = None) -> QuantVi
     limit = MAX_TENSOR_BYTES if manifest.size is None else manifest.size
     blob = read_file(folder / TENSORS, limit, "the tensors", ArtifactError)
     digest = hashlib.sha256(blob).hexdigest()
-    if digest != manifest.sha256:
+    if digest != manifest.sha256 or manifest.size not in (None, len(blob)):
         raise ArtifactError(
             "the tensor file is not the one the manifest was written with",
             where=where,

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from vitquant.data.images import Batch
@@ -45,10 +44,10 @@ def calibrate_batches(module: M, batches: Iterable[Tensor | Batch]) -> M:
 
     Whatever is raised, also by ``batches``, the module is as it was before.
     """
-    device = next(module.buffers()).device
+    reference = next(module.buffers())
     with using(points_of(module), alone=True), plain_torch(), unchanged_if_it_fails(module):
         set_mode(module, Mode.CALIBRATE)
-        count = observe(module, batches, device)
+        count = observe(module, batches, reference)
         if not count:
             raise DataError("calibration got no images", fix="pass at least one batch")
         with memory_named("folding the weights"):
@@ -57,8 +56,8 @@ def calibrate_batches(module: M, batches: Iterable[Tensor | Batch]) -> M:
     return module
 
 
-def observe(module: nn.Module, batches: Iterable[Tensor | Batch], device: torch.device) -> int:
-    """Let the points observe what the batches cause; returns how many batches there were."""
+def observe(module: nn.Module, batches: Iterable[Tensor | Batch], reference: Tensor) -> int:
+    """Let the points observe what the batches cause; returns how many there were. ``reference`` is one of its tensors."""
     count, iterator = 0, iter(batches)
     while True:
         with memory_named(f"batch {count + 1}"):
@@ -66,10 +65,11 @@ def observe(module: nn.Module, batches: Iterable[Tensor | Batch], device: torch.
         if batch is None:
             return count
         count += 1
-        images = batch.images if isinstance(batch, Batch) else batch
+        # Images of a source are float32, whatever the module computes in.
+        images = batch.images.to(reference.dtype) if isinstance(batch, Batch) else batch
         try:
             with memory_named("images", images):
-                module(images.to(device))
+                module(images.to(reference.device))
         except (NumericsError, OutOfMemoryError) as error:
             raise in_batch(error, count, batch) from error
 

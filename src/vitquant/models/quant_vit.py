@@ -143,7 +143,8 @@ class QuantViT(Layer):
             where="images",
             got=f"{got}, {list(x.shape)}",
             expected=f"{expected}, [N, {', '.join(map(str, shape))}], at least one image",
-            fix="make them from uint8 pixels of this size with model.preprocessing.normalize",
+            fix="make them from uint8 pixels of this size with model.preprocessing.normalize"
+            + ("" if table.dtype == torch.float32 else " and .to(model.dtype)"),
         )
 
     @entrance
@@ -235,6 +236,11 @@ class QuantViT(Layer):
     def heads(self) -> Iterator[QuantLinear]:
         """The classification heads: none, one, or DeiT's two."""
         return (head for head in (self.head, self.head_dist) if head is not None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in: float32, or float64 after ``model.double()``."""
+        return self.token_table.dtype
 
     @property
     def device(self) -> torch.device:

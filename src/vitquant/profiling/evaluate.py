@@ -107,7 +107,7 @@ def evaluate(
     count = 0
     with torch.no_grad():
         for number, batch in enumerate(track(source.batches(batch_size), "evaluating", total), start=1):
-            x = batch.images.to(model.device)
+            x = batch.images.to(model.device, model.dtype)
             with only([], model):
                 exact_norm, exact = outputs(model, x)
             with only(points, model):

@@ -207,7 +207,7 @@ def profile(model: QuantViT, images: ImagesLike, *, limit: int | None = None, ba
     profiler = Profiler(model)
     with torch.no_grad():
         for batch in track(source.batches(batch_size), "profiling", total):
-            profiler.add(batch.images.to(model.device))
+            profiler.add(batch.images.to(model.device, model.dtype))
     return profiler.result()
 
 
