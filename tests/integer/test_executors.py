@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +97,25 @@ def test_as_many_threads_as_the_native_executor_takes(monkeypatch: pytest.Monkey
     pytest.importorskip("vitquant_runtime")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 384)
     assert open_executor(vitquant.compile(quantized(depth=1)), "native").name.endswith(", 256 threads")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
+def test_ctrl_c_ends_a_call_of_the_native_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vitquant_runtime")
+    monkeypatch.setenv("VITQUANT_ISA", "plain")
+    program = vitquant.compile(quantized())
+    executor = open_executor(program, "native", threads=2)
+    images = pixels(1).expand(200_000, -1, -1, -1).contiguous()
+    sent: list[float] = []
+
+    def interrupt() -> None:
+        sent.append(time.perf_counter())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(0.5, interrupt)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        executor(images)
+    assert time.perf_counter() - sent[0] < 1
+    timer.join()
+    assert torch.equal(executor(images[:2]).codes, open_executor(program, "reference")(images[:2]).codes)

@@ -95,7 +95,7 @@ def native(program: IntegerProgram, threads: int) -> Executor:
         try:
             runtime = module.load(folder + "/program.json", threads=threads)
         except ValueError as error:  # not about the files, which were written just now
-            raise ConfigError(f"the native executor: {str(error).removesuffix('.')}") from error
+            raise ConfigError(str(error).removesuffix(".")) from error
     scale = torch.from_numpy(runtime.scale)
 
     def execute(images: Tensor) -> Logits:
