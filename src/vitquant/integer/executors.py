@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitquant.arguments import require_kind, require_whole
 from vitquant.device import parse_device, require_device
-from vitquant.errors import ConfigError, MissingDependencyError
+from vitquant.errors import ConfigError, DeviceError, MissingDependencyError
 from vitquant.integer.program import IntegerProgram
 from vitquant.integer.reference import Logits, Reference, require_pixels
 from vitquant.integer.storage import program_files
@@ -54,7 +54,7 @@ def open_executor(
         MissingDependencyError: ``native``, and ``vitquant-runtime`` is not installed.
         ConfigError: an unknown kind or device, a number of threads that cannot be, ``native`` on another device than
             the CPU, or with ``VITQUANT_ISA`` naming an instruction set that this machine does not have.
-        DeviceError: the device is not there.
+        DeviceError: the device is not there, or the native executor cannot start its threads.
     """
     require_kind(program, IntegerProgram, "program")
     if kind not in get_args(Kind):
@@ -96,6 +96,8 @@ def native(program: IntegerProgram, threads: int) -> Executor:
             runtime = module.load(folder + "/program.json", threads=threads)
         except ValueError as error:  # not about the files, which were written just now
             raise ConfigError(str(error).removesuffix(".")) from error
+        except OSError as error:
+            raise DeviceError(f"the native executor cannot start: {str(error).removesuffix('.')}") from error
     scale = torch.from_numpy(runtime.scale)
 
     def execute(images: Tensor) -> Logits:
