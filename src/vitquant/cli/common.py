@@ -73,6 +73,12 @@ def add_executor_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--executor", choices=kinds, default="auto", help="auto: the native one, if it is installed")
 
 
+def add_labels_option(parser: argparse.ArgumentParser) -> None:
+    """Evaluation of images whose folders are not the model's classes."""
+    told = "evaluate without labels, whatever folders the images are in"
+    parser.add_argument("--ignore-labels", action="store_true", help=told)
+
+
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Options that every command has."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -11,6 +11,7 @@ from vitquant.cli.common import (
     add_checkpoint_options,
     add_device_option,
     add_executor_option,
+    add_labels_option,
     add_output_options,
     comparison_rows,
     positive,
@@ -50,6 +51,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     add_executor_option(parser)
     add_checkpoint_options(parser)
     add_output_options(parser)
+    add_labels_option(parser)
     add_quality_options(parser)
     parser.set_defaults(run=run)
 
@@ -75,7 +77,14 @@ def run(args: argparse.Namespace) -> None:
     print_model(model)
     require_answerable(args, model, images)
     found = compare(
-        args.folder, model, images, limit=args.limit, batch_size=args.batch_size, device=args.device, kind=args.executor
+        args.folder,
+        model,
+        images,
+        limit=args.limit,
+        batch_size=args.batch_size,
+        device=args.device,
+        kind=args.executor,
+        ignore_labels=args.ignore_labels,
     )
     if args.json:
         print_json(asdict(found))

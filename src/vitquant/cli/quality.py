@@ -50,6 +50,8 @@ def require_answerable(args: argparse.Namespace, model: FloatModel, images: Imag
 
     if model.vit.spec.num_classes == 0:
         raise unanswerable("the model has no classes")
+    if args.ignore_labels:
+        raise unanswerable("the labels are ignored")
     if next(open_images(images, model.preprocessing).batches(1)).labels is None:
         raise unanswerable("the images have no labels")
 

@@ -7,6 +7,7 @@ import argparse
 from vitquant.cli.common import (
     add_checkpoint_options,
     add_job_options,
+    add_labels_option,
     positive,
     preprocessing_options,
     print_model,
@@ -36,6 +37,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--config", default="vit_int8.yaml", metavar="FILE", help="YAML file, or a shipped one's name")
     add_job_options(parser)
     add_checkpoint_options(parser)
+    add_labels_option(parser)
     add_quality_options(parser)
     parser.set_defaults(run=run)
 
@@ -70,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         device=args.device,
         strict=args.strict,
+        ignore_labels=args.ignore_labels,
     )
     print_result(result, args.json)
     require_quality(result.evaluation, args)

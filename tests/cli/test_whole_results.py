@@ -1,0 +1,119 @@
+"""The results folder of the main job: one run's, whole, whatever happens while it is written; and a true message."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import MODEL, Outcome, contents  # type: ignore[import-not-found]
+from vitquant.files import recording
+from vitquant.runs import READERS, require_one_run, run_named_by
+
+FILES = {
+    *("manifest.json", "model.safetensors", "program.json", "program.safetensors"),
+    *("summary.json", "points.csv", "config.resolved.yaml"),
+}
+
+
+def job(out: str, *options: str) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "vitquant", "quantize", "--model", MODEL, "--weights", "deit.safetensors"]
+    command += ["--img-size", "32", "--calib", "photos", "--eval", "photos2", "--profile-images", "1", "--out", out]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*command, *options], stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def test_three_jobs_at_once_leave_the_results_of_one(folder: Path) -> None:
+    jobs = [job("out", "--calib-limit", str(count), "--ignore-labels") for count in (1, 2, 3)]
+    outcomes = [(*process.communicate(), process.returncode) for process in jobs]
+    assert [code for *_, code in outcomes] == [0, 0, 0], outcomes
+    assert {path.name for path in (folder / "out").iterdir()} == FILES
+    require_one_run("out")
+    assert len({run_named_by(folder / "out" / name) for name in READERS}) == 1
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["while the files are written", "while they change places"])
+def test_an_interrupted_job_says_what_is_there(
+    last: bool, quantize: Callable[..., Outcome], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(folder)
+    real, calls = os.fsync, itertools.count(1)
+    files = len(FILES) + 2  # the folder that is built, and the one above
+
+    def interrupted(handle: int) -> None:
+        if next(calls) == (1 + files if last else 3):  # the first is that of the check before the work
+            os.kill(os.getpid(), signal.SIGINT)
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    outcome = quantize("--ignore-labels", profile_images="1")
+    monkeypatch.undo()
+    assert outcome.code == 130
+    after = contents(folder)
+    if last:
+        assert outcome.error == "error: interrupted; out is completely written."
+        assert {path.name for path in Path("out").iterdir()} == FILES
+        require_one_run("out")
+    else:
+        assert outcome.error == "error: interrupted; nothing was written. Run the same command to start again."
+        assert after == before
+
+
+def test_a_run_that_is_interrupted_at_any_step(folder: Path) -> None:
+    """``SIGTERM`` and ``SIGINT`` at every flush, on files of two real runs; the record of what was written is true."""
+    from vitquant.files import write_folder
+
+    runs = {}
+    for number in (1, 2):
+        process = job(f"run{number}", "--calib-limit", str(number), "--ignore-labels")
+        assert process.wait() == 0
+        runs[number] = {path.name: path.read_bytes() for path in (folder / f"run{number}").iterdir()}
+    write_folder("both", runs[1])
+    current = 1
+    for number, step in itertools.product((signal.SIGINT, signal.SIGTERM), range(1, 12)):
+        new, calls, real = 3 - current, itertools.count(1), os.fsync
+
+        def fsync(handle: int, *, at: int = step, sent: int = number, calls: Any = calls, real: Any = real) -> None:
+            if next(calls) == at:
+                os.kill(os.getpid(), sent)
+            real(handle)
+
+        before = signal.signal(number, signal.default_int_handler)
+        try:
+            with pytest.MonkeyPatch.context() as patch, recording() as written, suppress(KeyboardInterrupt):
+                patch.setattr(os, "fsync", fsync)
+                write_folder("both", runs[new])
+        finally:
+            signal.signal(number, before)
+        current = new if written else current
+        assert {path.name: path.read_bytes() for path in Path("both").iterdir()} == runs[current]
+    assert json.loads(Path("both/summary.json").read_text())["run"] == run_named_by(Path("both/manifest.json"))
+
+
+def test_a_file_where_a_folder_is_needed_is_found_before_the_work(refused: Callable[..., str], folder: Path) -> None:
+    (folder / "file").write_text("mine")
+    assert refused(4, out="file/below", weights="nowhere.safetensors").startswith("error: ")
+    assert "cannot be written: Not a directory" in refused(4, out="file/below")
+
+
+def test_the_other_commands_look_at_their_output_first(run: Callable[..., Outcome], folder: Path) -> None:
+    (folder / "file").write_text("mine")
+    (folder / "global.yaml").write_text("weight: {}\n")
+    for command in (
+        ("run", "nowhere", "photos", "--out", "file/below.npz"),
+        ("config", "migrate", "global.yaml", "--out", "file/below.yaml"),
+    ):
+        outcome = run(*command)
+        assert outcome.code == 4
+        assert "below" in outcome.error
+        assert "cannot be written: Not a directory" in outcome.error
