@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vitquant.errors import WriteError
-from vitquant.files import json_text, make_folder, write_atomically, write_together
+from vitquant.files import json_text, make_folder, require_room, write_atomically, write_together
 
 
 def names(folder: Path) -> set[str]:
@@ -54,6 +54,16 @@ def test_folders_that_cannot_be_made(tmp_path: Path) -> None:
             make_folder(path)
         assert caught.value.exit_code == 4
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_room_is_looked_for_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    require_room(tmp_path)
+    require_room(tmp_path / "a" / "b")
+    for path in (tmp_path / "file" / "below", tmp_path / "file" / "below" / "deep", tmp_path / ("a" * 300)):
+        with pytest.raises(WriteError):
+            require_room(path)
+    assert names(tmp_path) == {"file"}
 
 
 def test_json_has_no_nan() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -67,6 +68,21 @@ def make_folder(folder: Path) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def require_room(folder: Path) -> None:
+    """See to it, before long work, that a folder is there or can be made, and that files can be put into it.
+
+    Raises:
+        WriteError: it cannot, or they cannot.
+    """
+    with writing(folder):
+        folder.exists()  # a name that is too long, or links in a circle
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def replaceable(path: Path) -> Path:

@@ -18,7 +18,7 @@ from vitquant.arguments import require_count, require_kind, require_path, requir
 from vitquant.data import ImagesLike, open_images
 from vitquant.device import require_device
 from vitquant.errors import DataError, DeployabilityError, NumericsError
-from vitquant.files import json_text, write_atomically, writing
+from vitquant.files import json_text, require_room, write_atomically, writing
 from vitquant.integer import storage
 from vitquant.integer.compare import Comparison, compare_models
 from vitquant.integer.lowering import compile  # noqa: A004
@@ -104,6 +104,7 @@ def run(
     with writing(out):
         if out.exists() and not out.is_dir():
             raise DataError("the results need a folder", where=str(out), got="a file", fix="choose another folder")
+    require_room(out)
     torch.manual_seed(require_whole(seed, "seed", -(2**63), 2**63 - 1))
 
     seconds: dict[str, float] = {}
