@@ -21,6 +21,8 @@ def test_whole_numbers() -> None:
 
 def test_paths() -> None:
     assert require_path("a/b", "out") == require_path(Path("a/b"), "out") == Path("a/b")
+    with pytest.raises(ConfigError, match=r"^out: the name is too long\. Got "):
+        require_path("a" * 300, "out")
     for value in ("", "a\0b", b"a", None, 3, object()):
         with pytest.raises(ConfigError, match=r"^out: not a path\. Got "):
             require_path(value, "out")

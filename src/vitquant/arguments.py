@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import operator
 import os
 from pathlib import Path
@@ -55,7 +56,8 @@ def require_path(value: object, where: str) -> Path:
     """The path of a file or folder. An empty one is refused: it would mean the current folder.
 
     Raises:
-        ConfigError: it is no path, is empty, or holds the character NUL, which no file name can.
+        ConfigError: it is no path, is empty, is longer than the system takes, or holds the character NUL, which no file
+            name can.
     """
     if not isinstance(value, str | os.PathLike) or not isinstance(text := os.fspath(value), str):
         raise ConfigError("not a path", where=where, got=shown(value), expected="a str or a pathlib.Path")
@@ -63,7 +65,13 @@ def require_path(value: object, where: str) -> Path:
         raise ConfigError(
             "not a path", where=where, got=text or "an empty name", expected="the name of a file or folder"
         )
-    return Path(text)
+    path = Path(text)
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConfigError("the name is too long", where=where, got=text) from error
+    return path
 
 
 def shown(value: object) -> str:

@@ -26,7 +26,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def evaluate(saved: Path, run: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *flags: run("evaluate", str(saved), "--model", "fashion_vit", "--limit", "16", *flags)
+    return lambda *flags: run("evaluate", str(saved), "--model", "fashion_vit", "--limit", "100", *flags)
 
 
 def test_a_result_under_a_limit_is_printed_and_fails(evaluate: Callable[..., Any]) -> None:

@@ -151,7 +151,10 @@ def export_onnx_qdq(
     """
     path = destination(path)
     require_kind(model, QuantViT, "model")
+    require_kind(target, str, "target")
     require_count(count, "count")
+    if opset is not None:
+        require_count(opset, "opset")
     graph = export_qdq(model, target=target, opset=opset, packed=packed)
     told = tuple(f"{point}: {note}" for point, note in notes(graph).items())
     exported = Exported("qdq", graph.SerializeToString(), graph.opset_import[0].version, run_id(model), target, told)
