@@ -214,6 +214,7 @@ def test_a_saved_model_with_a_tensor_of_another_kind(folder: Path) -> None:
     save_file(tensors, "model/model.safetensors")
     manifest = json.loads(Path("model/manifest.json").read_text())
     manifest["tensors"]["sha256"] = hashlib.sha256(Path("model/model.safetensors").read_bytes()).hexdigest()
+    manifest["tensors"]["bytes"] = len(Path("model/model.safetensors").read_bytes())
     Path("model/manifest.json").write_text(json.dumps(manifest))
     assert documented(refusal(lambda: vitquant.load("model"), code=2))
 

@@ -75,13 +75,21 @@ def equal(a: Any, b: Any) -> bool:
     return a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.fixture(scope="module", params=CONFIGS)
+def alone(request: Any, make_vit: Callable[..., VisionTransformer], tmp_path_factory: Any) -> tuple[Any, list[Any]]:
+    """A configuration, and what it gives where nothing else is set."""
+    config = CONFIGS[request.param]
+    return config, everything(make_vit(depth=1), config, tmp_path_factory.mktemp("alone"))
+
+
 @pytest.mark.parametrize("name", SURROUNDINGS)
-def test_no_figure_changes(name: str, config: str, make_vit: Callable[..., VisionTransformer], tmp_path: Any) -> None:
-    vit = make_vit()
-    wanted = everything(vit, CONFIGS[config], tmp_path)
+def test_no_figure_changes(
+    name: str, alone: tuple[Any, list[Any]], make_vit: Callable[..., VisionTransformer], tmp_path: Any
+) -> None:
+    config, wanted = alone
+    vit = make_vit(depth=1)
     with SURROUNDINGS[name]():
-        found = everything(vit, CONFIGS[config], tmp_path)
+        found = everything(vit, config, tmp_path)
     assert all(equal(a, b) for a, b in zip(found, wanted, strict=True))
     assert not any(t.requires_grad or t.is_inference() for t in found if isinstance(t, Tensor))
 

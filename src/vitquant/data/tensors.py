@@ -140,7 +140,7 @@ def _rebatch(items: Iterator[tuple[Tensor, Tensor | None]], size: int) -> Iterat
         if labelled is not None and labelled != (labels is not None):
             raise DataError("some batches have labels and others do not", where="images", expected="all or none")
         labelled = labels is not None
-        held.append(images)
+        held.append(images.clone() if len(images) < size else images)  # a loader may use its buffer again
         held_labels += [] if labels is None else [labels]
         while sum(map(len, held)) >= size:
             joined, joined_labels = torch.cat(held), torch.cat(held_labels) if labelled else None

@@ -25,6 +25,7 @@ from vitquant.errors import ArtifactError, ConfigError, ModelError
 from vitquant.files import write_folder
 from vitquant.layers import Mode, QuantLinear, QuantNorm
 from vitquant.layers.plain_torch import plain_torch
+from vitquant.layers.undisturbed import undisturbed
 from vitquant.models.manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -65,6 +66,7 @@ def save(model: QuantViT, folder: str | Path) -> None:
     write_folder(require_path(folder, "folder"), encode_model(require_kind(model, QuantViT, "model")))
 
 
+@undisturbed
 def encode_model(model: QuantViT) -> dict[str, bytes | str]:
     """The files of a saved model by name, the manifest last.
 

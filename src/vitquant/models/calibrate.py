@@ -57,7 +57,10 @@ def calibrate_batches(module: M, batches: Iterable[Tensor | Batch]) -> M:
 
 
 def observe(module: nn.Module, batches: Iterable[Tensor | Batch], reference: Tensor) -> int:
-    """Let the points observe what the batches cause, and count these. ``reference`` is one of the module's tensors."""
+    """Let the points observe what the batches cause; returns how many there were.
+
+    ``reference`` is a tensor of the module, for type and device.
+    """
     count, iterator = 0, iter(batches)
     while True:
         with memory_named(f"batch {count + 1}"):
