@@ -33,6 +33,15 @@ IMAGES = PATHS | JUNK
 SAVED = PATHS | JUNK
 
 
+NO_NUMBERS = {"word": "x", "NaN": "nan", "infinite": "inf", "escape": "\x1b[31m"}
+PIXELS = {
+    "--mean": NO_NUMBERS,
+    "--std": NO_NUMBERS | {"zero": "0", "negative": "-1"},
+    "--crop-pct": NO_NUMBERS | {"zero": "0", "more than all": "1.5"},
+    "--interpolation": {"unknown": "nearest", "empty": "", "markup": "[/]"},
+}
+
+
 CARET = re.compile(r"(?<=\n)  .*\n  *\^\n\Z")
 """The line of a file under a message about its syntax, and the caret under that."""
 
@@ -78,6 +87,9 @@ DOORS = (
     Door(EVALUATE + " --weights ?", CHECKPOINTS),
     Door(EVALUATE + " --eval ?", IMAGES),
     Door(EVALUATE + " --device ?", DEVICES),
+    Door(f"{EVALUATE} --weights junk.pth --weights-entry ?", {"unknown": "nothere", "escape": "\x1b[31m"}),
+    Door(QUANTIZE + " --weights-entry ?", {"unknown": "nothere", "escape": "\x1b[31m"}),
+    *(Door(f"{command} {option} ?", values) for command in (QUANTIZE, EVALUATE) for option, values in PIXELS.items()),
     Door(EVALUATE + " --batch-size ?", NUMBERS),
     Door("evaluate saved --model fashion_vit --limit ?", NUMBERS),
     Door("run ? photos", SAVED),

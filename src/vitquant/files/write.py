@@ -8,6 +8,7 @@ other; an error on the way is taken back, and after a kill the files' run ids di
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -261,6 +262,8 @@ def _start(name: str) -> str:
 def _parents(folder: Path) -> Iterator[None]:
     """The folders above, made for the block, and taken away again if it fails."""
     missing = [p for p in folder.parents if not p.exists()]
+    if folder.parent.exists() and not folder.parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield
