@@ -60,6 +60,17 @@ def add_job_options(parser: argparse.ArgumentParser, batch_size: int = 16) -> No
     add_output_options(parser)
 
 
+def add_labels_option(parser: argparse.ArgumentParser) -> None:
+    """Whether labels count."""
+    told = "evaluate as if the images had no labels, such as where folders are no classes"
+    parser.add_argument("--ignore-labels", action="store_true", help=told)
+
+
+def labels_option(args: argparse.Namespace) -> dict[str, Any]:
+    """The option as the library calls it, if it was given."""
+    return {"ignore_labels": True} if args.ignore_labels else {}
+
+
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     """Where to compute; which names there are is PyTorch's to say, when the command runs."""
     told = "where to compute, by PyTorch's name: cpu, cuda, cuda:1 ... (cpu)"

@@ -9,8 +9,10 @@ from vitquant.cli.common import (
     COMPARED,
     add_device_option,
     add_executor_option,
+    add_labels_option,
     add_output_options,
     comparison_rows,
+    labels_option,
     positive,
     print_json,
     print_model,
@@ -39,6 +41,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--eval", metavar="IMAGES", help="folder or .npz of images (default: the embedded ones)")
     parser.add_argument("--limit", type=positive, metavar="N", help="at most so many images")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (8)")
+    add_labels_option(parser)
     add_device_option(parser)
     add_executor_option(parser)
     add_output_options(parser)
@@ -62,7 +65,14 @@ def run(args: argparse.Namespace) -> None:
     print_model(model)
     require_answerable(args, model, images)
     found = compare(
-        args.folder, model, images, limit=args.limit, batch_size=args.batch_size, device=args.device, kind=args.executor
+        args.folder,
+        model,
+        images,
+        limit=args.limit,
+        batch_size=args.batch_size,
+        device=args.device,
+        kind=args.executor,
+        **labels_option(args),
     )
     if args.json:
         print_json(asdict(found))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vitquant.cli.common import add_job_options, positive, print_model, print_result
+from vitquant.cli.common import add_job_options, add_labels_option, labels_option, positive, print_model, print_result
 from vitquant.cli.quality import add_quality_options, require_answerable, require_quality
 
 EPILOG = """example:
@@ -27,6 +27,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--calib-limit", type=positive, metavar="N", help="calibrate on at most so many images")
     parser.add_argument("--eval", required=True, metavar="IMAGES", help="other images, to measure on; may be labelled")
     parser.add_argument("--config", default="vit_int8.yaml", metavar="FILE", help="YAML file, or a shipped one's name")
+    add_labels_option(parser)
     add_job_options(parser)
     add_quality_options(parser)
     parser.set_defaults(run=run)
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         seed=args.seed,
         device=args.device,
+        **labels_option(args),
     )
     print_result(result, args.json)
     require_quality(result.evaluation, args)
