@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from test_failures import documented
 
+from vitquant.arguments import require_path, require_whole
 from vitquant.cli.main import main
+from vitquant.device import require_device
 from vitquant.errors import ConfigError
+from vitquant.files import replaceable
 
 
 class Panic(BaseException):
@@ -48,7 +52,7 @@ def raises(error: BaseException) -> Callable[[], object]:
 UNEXPECTED = "This is a fault in vitquant. Fix: please report it, with what --debug adds."
 
 FAULTS: dict[str, tuple[Callable[[], object], int, str]] = {
-    "division": (lambda: 1 // 0, 70, f"unexpected ZeroDivisionError: integer division or modulo by zero. {UNEXPECTED}"),
+    "division": (lambda: 1 / 0, 70, f"unexpected ZeroDivisionError: division by zero. {UNEXPECTED}"),
     "recursion": (forever, 70, f"unexpected RecursionError: maximum recursion depth exceeded. {UNEXPECTED}"),
     "no text": (raises(SystemError()), 70, f"unexpected SystemError. {UNEXPECTED}"),
     "no exception": (raises(Panic("at src/lib.rs:3")), 70, f"unexpected Panic: at src/lib.rs:3. {UNEXPECTED}"),
@@ -190,3 +194,16 @@ def test_a_caller_in_python_keeps_its_signals() -> None:
     work = lambda: seen.append(signal.getsignal(signal.SIGTERM))  # noqa: E731
     assert main(["broken"], commands=[Broken(work)]) == 0
     assert seen == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_the_messages_are_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    steps: list[Callable[[], object]] = [
+        lambda: require_device("gpu"),
+        lambda: require_whole(300, "threads", 1, 256),
+        lambda: replaceable(Path(os.devnull)),
+        lambda: require_path("", "--out"),
+        lambda: 1 / 0,
+    ]
+    for step in steps:
+        assert main(["broken"], commands=[Broken(step)]) in (2, 4, 70)
+        assert documented(capsys.readouterr().err.rstrip("\n"))

@@ -47,11 +47,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--eval", metavar="IMAGES", help="folder or .npz of images (default: the embedded ones)")
     parser.add_argument("--limit", type=positive, metavar="N", help="at most so many images")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (8)")
+    add_labels_option(parser)
     add_device_option(parser)
     add_executor_option(parser)
     add_checkpoint_options(parser)
     add_output_options(parser)
-    add_labels_option(parser)
     add_quality_options(parser)
     parser.set_defaults(run=run)
 

@@ -41,17 +41,17 @@ def require_answerable(args: argparse.Namespace, model: FloatModel, images: Imag
     """Refuse a limit of the top-1 accuracy where there will be none, before the long work.
 
     Raises:
-        ConfigError: the model has no classes, or the images have no labels.
+        ConfigError: the model has no classes, the images have no labels, or they are left out.
         DataError: there are no images.
     """
     if args.fail_under_top1 is None:
         return
     from vitquant.data import open_images
 
+    if getattr(args, "ignore_labels", False):
+        raise unanswerable("--ignore-labels leaves them out")
     if model.vit.spec.num_classes == 0:
         raise unanswerable("the model has no classes")
-    if args.ignore_labels:
-        raise unanswerable("the labels are ignored")
     if next(open_images(images, model.preprocessing).batches(1)).labels is None:
         raise unanswerable("the images have no labels")
 

@@ -35,9 +35,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--calib-limit", type=positive, metavar="N", help="calibrate on at most so many images")
     parser.add_argument("--eval", required=True, metavar="IMAGES", help="other images, to measure on; may be labelled")
     parser.add_argument("--config", default="vit_int8.yaml", metavar="FILE", help="YAML file, or a shipped one's name")
+    add_labels_option(parser)
     add_job_options(parser)
     add_checkpoint_options(parser)
-    add_labels_option(parser)
     add_quality_options(parser)
     parser.set_defaults(run=run)
 
