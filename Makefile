@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 SOURCES := pyproject.toml constraints.txt src/vitquant/version.py
 RUNTIME := $(shell find runtime -name '*.cpp' -o -name '*.hpp' -o -name 'CMakeLists.txt' -o -path 'runtime/python/*.py')
 
-.PHONY: demo test test-native check bench clean
+.PHONY: demo test test-slow test-native check bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/vitquant demo --out out
@@ -16,6 +16,11 @@ test: check $(VENV)/installed-runtime
 	cd runtime && ../$(BIN)/python -m pytest
 	$(BIN)/python tests/test_quant_attn.py
 	$(BIN)/python tests/test_embed_to_attn.py
+
+# Tens of thousands of spoiled files of every kind that is read, each in bounded time and memory; an hour or so.
+test-slow: $(VENV)/installed-runtime
+	$(BIN)/python -m pytest -m slow
+	cd runtime && ../$(BIN)/python -m pytest -m slow
 
 # The native executor with sanitizers, with hostile files, and for Arm where its compiler and emulator are installed.
 test-native: $(VENV)/installed-native

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 
 SECONDS = 20
@@ -136,9 +137,9 @@ def tensors(shape: tuple[int, ...]) -> dict[str, Any]:
         "texts": ["a", "b"],
         "objects": [object()],
         "nothing": [],
-        "numpy objects": good.numpy().astype(object),
+        "numpy objects": np.array([object(), object()]),
         "numpy texts": good.numpy().astype(str),
-        "dict": {"images": good},
+        "dict": {"sounds": good},
         "too few labels": (good, torch.zeros(1, dtype=torch.long)),
         "labels of floats": (good, torch.zeros(2)),
         "labels beyond the classes": (good, torch.tensor([0, 10**6])),

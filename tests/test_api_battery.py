@@ -32,7 +32,9 @@ OUT_FILE, OUT_FOLDER = TARGETS | PATH_TYPES, FOLDER_TARGETS | PATH_TYPES
 MODELS = WORDS | {"module": torch.nn.Linear(2, 2)}
 CONFIGS = IN | {"unknown key": {"wieght": {}}, "wrong value": {"weight": {"bit_type": {"bits": "x"}}}}
 LABELLED = tensors((3, 16, 16)) | {key: IN[key] for key in IN if key not in ("list", "class")}
-IMAGES = {key: value for key, value in LABELLED.items() if key != "labels beyond the classes"}
+UNKNOWN_CLASSES = {key: value for key, value in LABELLED.items() if key != "labels beyond the classes"}
+IMAGES = {key: value for key, value in LABELLED.items() if "labels" not in key}
+"""For what reads no labels."""
 PIXELS = {k: v for k, v in tensors((3, 16, 16)).items() if "labels" not in k} | WRONG_TYPES
 PLACES = DEVICES | {key: value for key, value in WRONG_TYPES.items() if key != "number"} | {"number": 99}
 LIMITS = {key: value for key, value in COUNTS.items() if key != "None"}
@@ -82,7 +84,7 @@ DOORS = (
     Door(vitquant.save_program, ("program", "folder=new"), {"program": WORDS, "folder": OUT_FOLDER}),
     Door(vitquant.load_program, ("path=saved",), {"path": IN}),
     Door(vitquant.adapt, ("model=vit",), {"model": MODELS}),
-    Door(read_images, ("source=images", "preprocessing"), {"source": IMAGES, **SIZES}, name="open_images"),
+    Door(read_images, ("source=images", "preprocessing"), {"source": UNKNOWN_CLASSES, **SIZES}, name="open_images"),
     Door(vitquant.load_config_from_yaml, ("path=yaml",), {"path": IN}),
     Door(vitquant.ModelConfig.from_yaml, ("path=yaml",), {"path": IN}, name="ModelConfig.from_yaml"),
     Door(vitquant.Reference, ("program",), {"program": WORDS, "device": PLACES}),

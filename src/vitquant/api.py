@@ -15,6 +15,7 @@ from vitquant.data import CalibrationCheck, ImagesLike, open_images
 from vitquant.device import require_device
 from vitquant.errors import ConfigError
 from vitquant.integer.float_share import require_integers
+from vitquant.layers.memory import each_named
 from vitquant.layers.plain_torch import plain_torch
 from vitquant.models.adapt import FloatModel, adapt
 from vitquant.models.calibrate import calibrate_batches
@@ -121,7 +122,8 @@ def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, 
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
     total = source.batch_count(batch_size)
     check = CalibrationCheck(source.preprocessing)
-    calibrate_batches(model, track(check.watch(source.batches(batch_size)), "calibrating", total))
+    batches = each_named(source.batches(batch_size), "images", batch_size)
+    calibrate_batches(model, track(check.watch(batches), "calibrating", total))
     check.warn()
     return model
 

@@ -113,10 +113,8 @@ def run(
     require_count(profile_images, "profile_images")
     place = require_device(device)
     out = require_path(out, "out")
-    if os.path.lexists(out) and not os.path.isdir(out):
-        raise DataError("the results need a folder", where=str(out), got="a file", fix="choose another folder")
     # With 8 bits a weight the model takes a quarter of the float model's size, and so does the program.
-    require_writable(out, folder=True, space=float_bytes(model) // 2)
+    require_results_folder(out, space=float_bytes(model) // 2)
     torch.manual_seed(require_whole(seed, "seed", -(2**63), 2**63 - 1))
 
     seconds: dict[str, float] = {}
@@ -167,6 +165,18 @@ def run(
     return JobResult(
         quantized, evaluated, profiled, program, refusal, comparison, summary, out, float_bytes(model), kept_float
     )
+
+
+def require_results_folder(out: Path, *, space: int = 0) -> None:
+    """Refuse a folder that the results cannot be written into, before the work for them; nothing is made.
+
+    Raises:
+        DataError: it is a file.
+        OutputError: it cannot be written, or there is less space than ``space`` bytes.
+    """
+    if os.path.lexists(out) and not os.path.isdir(out):
+        raise DataError("the results need a folder", where=str(out), got="a file", fix="choose another folder")
+    require_writable(out, folder=True, space=space)
 
 
 def lower(model: QuantViT, name: str) -> tuple[IntegerProgram | None, str | None]:

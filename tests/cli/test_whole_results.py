@@ -13,14 +13,19 @@ from typing import Any
 
 import pytest
 
-from conftest import MODEL, Outcome, contents  # type: ignore[import-not-found]
 from vitquant.files import recording
 from vitquant.runs import READERS, require_one_run, run_named_by
 
+MODEL = "deit_tiny_patch16_224"
 FILES = {
     *("manifest.json", "model.safetensors", "program.json", "program.safetensors"),
     *("summary.json", "points.csv", "config.resolved.yaml"),
 }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones included."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def job(out: str, *options: str) -> subprocess.Popen[str]:
@@ -44,7 +49,7 @@ def test_three_jobs_at_once_leave_the_results_of_one(folder: Path) -> None:
 
 @pytest.mark.parametrize("last", [False, True], ids=["while the files are written", "while they change places"])
 def test_an_interrupted_job_says_what_is_there(
-    last: bool, quantize: Callable[..., Outcome], folder: Path, monkeypatch: pytest.MonkeyPatch
+    last: bool, quantize: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(folder)
     real, calls = os.fsync, itertools.count(1)
@@ -55,9 +60,9 @@ def test_an_interrupted_job_says_what_is_there(
             os.kill(os.getpid(), signal.SIGINT)
         real(handle)
 
-    monkeypatch.setattr(os, "fsync", interrupted)
-    outcome = quantize("--ignore-labels", profile_images="1")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupted)
+        outcome = quantize("--ignore-labels", profile_images="1")
     assert outcome.code == 130
     after = contents(folder)
     if last:
@@ -106,7 +111,7 @@ def test_a_file_where_a_folder_is_needed_is_found_before_the_work(refused: Calla
     assert "cannot be written: Not a directory" in refused(4, out="file/below")
 
 
-def test_the_other_commands_look_at_their_output_first(run: Callable[..., Outcome], folder: Path) -> None:
+def test_the_other_commands_look_at_their_output_first(run: Callable[..., Any], folder: Path) -> None:
     (folder / "file").write_text("mine")
     (folder / "global.yaml").write_text("weight: {}\n")
     for command in (

@@ -126,7 +126,7 @@ def test_the_job_refuses_bad_numbers_before_it_works(
         raise AssertionError("the refusal comes too late")
         yield
 
-    with pytest.raises(vitquant.VitquantError, match=r"expected an integer of at least 1") as caught:
+    with pytest.raises(vitquant.VitquantError, match=r"expected a whole number from 1") as caught:
         job.run(model, "vit_int8.yaml", calibration=never(), evaluation=images[:2], out=tmp_path, **{name: value})  # type: ignore[arg-type]
     assert caught.value.exit_code == 2
     assert not list(tmp_path.iterdir())

@@ -298,7 +298,7 @@ def test_labels_stay_with_their_images_past_a_skip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [0, -1, 2.5, 8.0, True, "8", np.float32(2)])
 def test_bad_sizes(tmp_path: Path, size: int) -> None:
     write(tmp_path / "a.png", 1)
-    with pytest.raises(ConfigError, match="expected an integer of at least 1"):
+    with pytest.raises(ConfigError, match="expected a whole number from 1"):
         open_images(tmp_path, GREY).batch_count(size)
     with pytest.raises(ConfigError, match="batch_size"):
         next(open_images(tmp_path, GREY).batches(size))

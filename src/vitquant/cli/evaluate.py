@@ -70,12 +70,12 @@ def run(args: argparse.Namespace) -> None:
     else:
         entry = args.weights_entry
         model = adapt(args.model, weights=args.weights, weights_entry=entry, img_size=args.img_size)
-    model = as_quantized(model, args.folder, preprocessing_options(args))
     images = args.eval
     if images is None:
         images = load_fashion_images()[2:] if embedded else missing_images()
-    print_model(model)
     require_answerable(args, model, images)
+    model = as_quantized(model, args.folder, preprocessing_options(args))
+    print_model(model)
     found = compare(
         args.folder,
         model,

@@ -46,10 +46,12 @@ def run(args: argparse.Namespace) -> None:
     """Load the model, run the job, print the result."""
     from vitquant import job
     from vitquant.api import as_config
+    from vitquant.arguments import require_path
     from vitquant.device import require_device
     from vitquant.models.adapt import adapt
 
     require_device(args.device)
+    job.require_results_folder(require_path(args.out, "--out"))
     config = as_config(args.config)
     model = adapt(
         args.model,

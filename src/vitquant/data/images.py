@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vitquant.arguments import require_count
+from vitquant.arguments import require_count, require_path
 from vitquant.data.arrays import as_tensor
 from vitquant.data.folder import open_folder
 from vitquant.data.items import Indexed, MapStyle, is_labelled, split_item
@@ -57,7 +57,7 @@ def open_images(
             raise ConfigError("the images are open already, with other settings", where="images", fix=fix)
         return Unlabelled(source) if ignore_labels else source
     if isinstance(source, str | PathLike):
-        return _open_path(Path(source), preprocessing, limit, ignore_labels)
+        return _open_path(require_path(source, "images"), preprocessing, limit, ignore_labels)
     if isinstance(source, Tensor | np.ndarray):
         return open_tensor(as_tensor(source, "images"), None, preprocessing, limit)
     if isinstance(source, Image.Image):

@@ -52,6 +52,9 @@ class Preprocessing:
     crop_pct: float = 0.9
 
     def __post_init__(self) -> None:
+        for key in ("img_size", "mean", "std"):  # lists could be changed by whoever holds them
+            if isinstance(getattr(self, key), list):
+                object.__setattr__(self, key, tuple(getattr(self, key)))
         channels = _count(self.mean)
         size = _count(self.img_size) == 2 and all(isinstance(side, Integral) and side > 0 for side in self.img_size)
         checks = (

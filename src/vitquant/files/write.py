@@ -35,7 +35,7 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
     place = _real(path)
     with _naming(path), _parents(place), locked(place.parent):
         _sweep(place)
-        _rename_each(place.parent, {place.name: data}, (), Path(path))
+        _rename_each(place.parent, {place.name: data}, (), Path(path), {place.name: Path(path)})
 
 
 def write_folder(folder: str | Path, files: Mapping[str, bytes | str], *, remove: Collection[str] = ()) -> None:
@@ -56,11 +56,12 @@ def write_folder(folder: str | Path, files: Mapping[str, bytes | str], *, remove
         if not os.path.lexists(place):
             _replace(place, files, remove, shown)
             return
+        _require_folder(place, shown)
         locks.enter_context(locked(place))
         if not may_move(place) or not _replace(place, files, remove, shown):
             for name in files:
                 _sweep(place / name)
-            _rename_each(place, files, remove, shown)
+            _rename_each(place, files, remove, shown, {name: shown / name for name in (*files, *remove)})
 
 
 def require_writable(path: str | Path, *, folder: bool = False, space: int = 0) -> None:
@@ -77,8 +78,8 @@ def require_writable(path: str | Path, *, folder: bool = False, space: int = 0) 
     target = _real(path)
     with _naming(path):
         place = next(p for p in (target, *target.parents) if os.path.lexists(p))
-        if folder and place == target and not target.is_dir():
-            raise OutputError("not a folder", where=str(path), got="a file", expected="a new name, or that of a folder")
+        if folder and place == target:
+            _require_folder(target, Path(path))
         if not folder:
             _require_file(target, Path(path))
         place = place if place.is_dir() or place != target else place.parent
@@ -163,15 +164,19 @@ def _rescue(old: Path, place: Path, known: Collection[str]) -> None:
             os.rename(old / name, place / name)
 
 
-def _rename_each(place: Path, files: Mapping[str, bytes | str], remove: Collection[str], shown: Path) -> None:
-    """Write all files beside their places, and only then rename one after the other; an error is taken back."""
+def _rename_each(
+    place: Path, files: Mapping[str, bytes | str], remove: Collection[str], whole: Path, shown: Mapping[str, Path]
+) -> None:
+    """Write all files beside their places, and only then rename one after the other; an error is taken back.
+
+    ``whole`` is what the record calls what was written, ``shown`` what errors call each file.
+    """
     staged, kept = ({name: _aside(place / name) for name in (*files, *remove)} for _ in range(2))
-    one = shown if not remove and len(files) == 1 and shown.name in files else None
     for name in staged:
-        _require_file(place / name, one or shown / name)
+        _require_file(place / name, shown[name])
     try:
         for name, data in files.items():
-            _write(staged[name], data, one or shown / name)
+            _write(staged[name], data, shown[name])
         with uninterrupted():
             try:
                 for name in (*remove, *files):
@@ -185,11 +190,18 @@ def _rename_each(place: Path, files: Mapping[str, bytes | str], remove: Collecti
                 for name in (*files, *remove):
                     _restore(place / name, kept[name], written=not staged[name].exists() and name in files)
                 raise
-            completed(shown)
+            completed(whole)
     finally:
         for leftover in (*staged.values(), *kept.values()):
             with suppress(OSError):  # the next writer sweeps it
                 leftover.unlink(missing_ok=True)
+
+
+def _require_folder(path: Path, shown: Path) -> None:
+    """Refuse to take something else for a folder."""
+    if not path.is_dir():
+        got = "a file" if path.is_file() else "a device, a pipe or a link that leads nowhere"
+        raise OutputError("not a folder", where=str(shown), got=got, expected="a new name, or that of a folder")
 
 
 def _require_file(path: Path, shown: Path) -> None:

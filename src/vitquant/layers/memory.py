@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -23,9 +24,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(phrase in str(error).lower() for phrase in PHRASES)
 
 
-def out_of_memory(error: BaseException, where: str, tensor: Tensor | None = None) -> OutOfMemoryError:
-    """The error for the user. ``tensor`` is what entered the layer, the batch first."""
-    count = len(tensor) if tensor is not None and tensor.ndim else None
+def out_of_memory(
+    error: BaseException, where: str, tensor: Tensor | None = None, count: int | None = None
+) -> OutOfMemoryError:
+    """The error for the user. ``tensor`` is what entered the layer, the batch first; ``count`` is known without it."""
+    count = len(tensor) if tensor is not None and tensor.ndim else count
     batch = "" if count is None else f" for a batch of {count}"
     smaller = "" if count is None else f" than {count}"
     fix = f"take a smaller batch{smaller}: --batch-size, or batch_size= in Python"
@@ -60,7 +63,7 @@ def readable(size: float) -> str:
 
 
 @contextmanager
-def memory_named(where: str, tensor: Tensor | None = None) -> Iterator[None]:
+def memory_named(where: str, tensor: Tensor | None = None, count: int | None = None) -> Iterator[None]:
     """Within the block, running out of memory is told as having happened at ``where``.
 
     Raises:
@@ -71,4 +74,22 @@ def memory_named(where: str, tensor: Tensor | None = None) -> Iterator[None]:
     except MEMORY_ERRORS as error:
         if not is_out_of_memory(error):
             raise
-        raise out_of_memory(error, where, tensor) from error
+        raise out_of_memory(error, where, tensor, count) from error
+
+
+T = TypeVar("T")
+
+
+def each_named(batches: Iterable[T], where: str, count: int) -> Iterator[T]:
+    """The batches, of at most ``count`` images each; running out of memory while one is made is told so.
+
+    Raises:
+        OutOfMemoryError: it did.
+    """
+    iterator = iter(batches)
+    while True:
+        with memory_named(where, count=count):
+            batch = next(iterator, None)
+        if batch is None:
+            return
+        yield batch
