@@ -117,8 +117,8 @@ class DeviceError(VitquantError):
     exit_code = 4
 
 
-class WriteError(VitquantError):
-    """A file or a folder cannot be written."""
+class WriteError(VitquantError, OSError):
+    """A file or a folder cannot be written; an ``OSError`` too, as callers expect of writing."""
 
     exit_code = 4
 

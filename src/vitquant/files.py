@@ -16,31 +16,35 @@ from vitquant.errors import WriteError
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write beside ``path``, flush to disk, rename. Whoever looks sees the old file or the new one, never a part."""
-    write_together({path: data})
+    """Write beside ``path``, flush to disk, rename. Whoever looks sees the old file or the new one, never a part.
+
+    Raises:
+        WriteError: the system does not let us, or something that is no file, such as ``/dev/null``, has the name.
+    """
+    with writing(path):
+        write_together({path: data})
 
 
 def write_together(files: Mapping[Path, bytes | str]) -> None:
     """The same for files that belong together: none is renamed before all are written, in the order given.
 
     Raises:
-        WriteError: the system does not let us, or something that is no file, such as ``/dev/null``, has the name.
+        WriteError: something that is no file, such as ``/dev/null``, has one of the names.
+        OSError: the system does not let us; :func:`writing` words it for people.
     """
     staged: dict[Path, Path] = {}
     try:
         for path, data in files.items():
-            with writing(path):
-                real = replaceable(path)
-                handle, temporary = tempfile.mkstemp(prefix=f".{real.name[:40]}.", dir=real.parent)
-                staged[real] = Path(temporary)
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data.encode() if isinstance(data, str) else data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.chmod(temporary, 0o644)
+            real = replaceable(path)
+            handle, temporary = tempfile.mkstemp(prefix=f".{real.name[:40]}.", dir=real.parent)
+            staged[real] = Path(temporary)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
         for real, ready in staged.items():
-            with writing(real):
-                os.replace(ready, real)
+            os.replace(ready, real)
     except BaseException:
         for leftover in staged.values():
             leftover.unlink(missing_ok=True)
@@ -56,6 +60,8 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except WriteError:
+        raise
     except OSError as error:
         raise WriteError(error.strerror or str(error), where=str(path)) from error
 

@@ -248,7 +248,8 @@ def finish(verification: Verification, blob: bytes, path: Path) -> Verification:
     make_folder(path.parent)
     report = path.with_name(REPORT)
     entries = {**read_report(report), path.name: asdict(verification)}
-    write_together({path: blob, report: json_text(entries) + "\n"})
+    with writing(path):
+        write_together({path: blob, report: json_text(entries) + "\n"})
     if not verification.ok:
         raise AgreementError(
             f"the exported graph disagrees with the {verification.compared_with}; it is marked as failed in {report}",

@@ -21,7 +21,7 @@ from safetensors.numpy import save as save_tensors
 
 from vitquant.arguments import require_kind, require_path
 from vitquant.errors import DeployabilityError, ProgramError
-from vitquant.files import make_folder, write_together
+from vitquant.files import make_folder, write_together, writing
 from vitquant.integer.ops import KINDS, Operation
 from vitquant.integer.program import IntegerProgram
 from vitquant.integer.validate import check_name, refuse, validate
@@ -50,7 +50,8 @@ def save_program(program: IntegerProgram, folder: str | Path) -> None:
     folder = require_path(folder, "folder")
     manifest, tensors = encode_program(require_kind(program, IntegerProgram, "program"))
     make_folder(folder)
-    write_together({folder / TENSORS: tensors, folder / MANIFEST: manifest})
+    with writing(folder):
+        write_together({folder / TENSORS: tensors, folder / MANIFEST: manifest})
 
 
 def remove_program(folder: str | Path) -> None:

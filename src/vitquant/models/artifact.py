@@ -24,7 +24,7 @@ from vitquant.arguments import require_kind, require_path
 from vitquant.config import ModelConfig
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import ArtifactError, ConfigError, ModelError
-from vitquant.files import make_folder, write_together
+from vitquant.files import make_folder, write_together, writing
 from vitquant.layers import Mode, QuantLinear, QuantNorm
 from vitquant.models.outline import outline
 from vitquant.models.quant_vit import QuantViT
@@ -62,7 +62,8 @@ def save(model: QuantViT, folder: str | Path) -> None:
         "tensors": {"file": TENSORS, "sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)},
     }
     make_folder(folder)
-    write_together({folder / TENSORS: tensors, folder / MANIFEST: json.dumps(manifest, indent=2)})
+    with writing(folder):
+        write_together({folder / TENSORS: tensors, folder / MANIFEST: json.dumps(manifest, indent=2)})
 
 
 def load(folder: str | Path, *, vit: VisionTransformer | None = None) -> QuantViT:
