@@ -34,6 +34,12 @@ def deadline(seconds: int = SECONDS) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def contents(folder: Path) -> dict[Path, tuple[int, int, int]]:
+    """What is there: kinds, sizes, and when each was written last."""
+    found = {path: path.lstat() for path in folder.rglob("*")}
+    return {path: (stat.st_mode, stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+
+
 def make_zoo(folder: Path) -> None:
     """Things of all sorts that a path may lead to, in the current folder."""
     (folder / "empty-folder").mkdir()

@@ -6,7 +6,6 @@ The command line has a battery of its own, ``tests/cli/test_battery.py``.
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,19 @@ import torch
 from integer_models import PREPROCESSING, SHIPPABLE, pixels, tiny_spec
 
 import vitquant
-from bad_values import COUNTS, DEVICES, FOLDER_TARGETS, JUNK, PATHS, TARGETS, WRONG_TYPES, deadline, make_zoo, tensors
+from bad_values import (
+    COUNTS,
+    DEVICES,
+    FOLDER_TARGETS,
+    JUNK,
+    PATHS,
+    TARGETS,
+    WRONG_TYPES,
+    contents,
+    deadline,
+    make_zoo,
+    tensors,
+)
 from vitquant import job
 from vitquant.bench import bench
 from vitquant.errors import VitquantError
@@ -195,10 +206,6 @@ def arguments(door: Door, good: Mapping[str, Any]) -> dict[str, Any]:
     return {name: fresh[key]() if key in fresh else good[key] for name, key in pairs}
 
 
-def contents(folder: Path) -> dict[Path, object]:
-    return {path: path.read_bytes() if path.is_file() else path.lstat().st_mode for path in folder.rglob("*")}
-
-
 @pytest.mark.parametrize(("door", "argument", "value"), CELLS)
 def test_a_bad_value_is_refused(
     door: Door, argument: str, value: Any, good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -213,6 +220,7 @@ def test_a_bad_value_is_refused(
     assert contents(good["here"]) == before
 
 
+@pytest.mark.filterwarnings("ignore::vitquant.data.SharedImagesWarning")
 @pytest.mark.parametrize("door", DOORS, ids=title)
 def test_the_arguments_are_good_but_for_the_value(
     door: Door, good: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import vitquant
-from bad_values import DEVICES, FOLDER_TARGETS, JUNK, NUMBERS, ODD_NAMES, PATHS, TARGETS, deadline, make_zoo
+from bad_values import DEVICES, FOLDER_TARGETS, JUNK, NUMBERS, ODD_NAMES, PATHS, TARGETS, contents, deadline, make_zoo
 from vitquant.cli.main import build_parser, main
 from vitquant.integer.storage import save_program
 
@@ -129,11 +129,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "beside").mkdir()
     shutil.copy(folder / "junk.json", folder / "beside" / "verify.json")
     return folder
-
-
-def contents(folder: Path) -> dict[Path, object]:
-    """What is there, and what is in it."""
-    return {path: path.read_bytes() if path.is_file() else path.lstat().st_mode for path in folder.rglob("*")}
 
 
 @pytest.mark.parametrize(("door", "value"), CELLS)
