@@ -176,8 +176,8 @@ def destination(path: str | Path) -> Path:
         got = "a folder" if os.path.isdir(path) else "another name"
         expected = "a file whose name ends in .onnx"
         raise ConfigError("a graph is not written there", where=str(path), got=got, expected=expected)
-    require_writable(path)
     read_report(path.with_name(REPORT))
+    require_writable(path)
     return path
 
 
