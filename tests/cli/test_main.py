@@ -19,7 +19,7 @@ from vitquant.arguments import require_path, require_whole
 from vitquant.cli.main import main
 from vitquant.device import require_device
 from vitquant.errors import ConfigError
-from vitquant.files import replaceable
+from vitquant.files import require_writable
 
 
 class Panic(BaseException):
@@ -200,7 +200,7 @@ def test_the_messages_are_documented(capsys: pytest.CaptureFixture[str]) -> None
     steps: list[Callable[[], object]] = [
         lambda: require_device("gpu"),
         lambda: require_whole(300, "threads", 1, 256),
-        lambda: replaceable(Path(os.devnull)),
+        lambda: require_writable(os.devnull),
         lambda: require_path("", "--out"),
         lambda: 1 / 0,
     ]
