@@ -31,16 +31,7 @@ from vitquant.errors import VitquantError
 from vitquant.integer.program import IntegerProgram
 from vitquant.integer.storage import encode_program
 
-MUTATIONS = (
-    mutations.damaged,
-    mutations.signed_bytes,
-    mutations.signed_json,
-    mutations.rewired,
-    mutations.doubled_key,
-    mutations.signed_tensor_bytes,
-    mutations.signed_header,
-    mutations.signed_arrays,
-)
+MUTATIONS = (mutations.damaged, *mutations.SIGNED)
 
 SLOWEST = 5.0
 """Seconds of the processor that reading may take; a thousandth is usual."""

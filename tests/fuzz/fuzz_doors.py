@@ -158,19 +158,7 @@ def read_weights(folder: Path) -> None:
     assert all(bool(tensor.isfinite().all()) for tensor in fitted.values()), "NaN or Inf in the weights"
 
 
-PROGRAM_CHANGES = tuple(
-    of_program(mutate)
-    for mutate in (
-        mutations.damaged,
-        mutations.signed_bytes,
-        mutations.signed_json,
-        mutations.rewired,
-        mutations.doubled_key,
-        mutations.signed_tensor_bytes,
-        mutations.signed_header,
-        mutations.signed_arrays,
-    )
-)
+PROGRAM_CHANGES = tuple(of_program(mutate) for mutate in (mutations.damaged, *mutations.SIGNED))
 
 DOORS = {
     "yaml": Door(configurations, (change.yaml_words, change.yaml_words, change.one_file), read_configuration),

@@ -213,3 +213,7 @@ def signed_arrays(files: Files, rng: random.Random) -> Files:
         return signed(program, save(arrays))
     except Exception:  # what no file can hold
         return signed(program, b"")
+
+
+SIGNED = (signed_bytes, signed_json, rewired, doubled_key, signed_tensor_bytes, signed_header, signed_arrays)
+"""All whose digests are made right."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from vitquant.data.preprocessing import Preprocessing
-from vitquant.data.sources import Batch, ImageSource
+from vitquant.data.sources import Batch, ImageSource, Mapped
 
 MIN_CORRELATION = 0.25
 """Correlation of neighbouring pixels below which images are noise; in photographs it is above 0.8."""
@@ -89,11 +88,11 @@ class SharedImages:
 
     def calibrating(self, source: ImageSource) -> ImageSource:
         """The source of calibration images, watched."""
-        return Watched(source, lambda batch: self.calibration.update(_digests_of(source, batch)))
+        return watched(source, lambda batch: self.calibration.update(_digests_of(source, batch)))
 
     def evaluating(self, source: ImageSource) -> ImageSource:
         """The source of evaluation images, watched."""
-        return Watched(source, lambda batch: self.evaluation.update(_digests_of(source, batch)))
+        return watched(source, lambda batch: self.evaluation.update(_digests_of(source, batch)))
 
     def warn(self) -> None:
         """Warn if there were images in both."""
@@ -106,33 +105,14 @@ class SharedImages:
             warnings.warn(message, SharedImagesWarning, stacklevel=2)
 
 
-@dataclass(frozen=True)
-class Watched(ImageSource):
+def watched(source: ImageSource, watch: Callable[[Batch], None]) -> ImageSource:
     """Another source, whose batches are shown to ``watch`` as they pass."""
 
-    source: ImageSource
-    watch: Callable[[Batch], None]
+    def through(batch: Batch) -> Batch:
+        watch(batch)
+        return batch
 
-    @property
-    def preprocessing(self) -> Preprocessing:  # type: ignore[override]
-        return self.source.preprocessing
-
-    @property
-    def count(self) -> int | None:
-        return self.source.count
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        return self.source.class_names
-
-    @property
-    def repeatable(self) -> bool:
-        return self.source.repeatable
-
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        for batch in self.source.batches(batch_size):
-            self.watch(batch)
-            yield batch
+    return Mapped(source, through)
 
 
 def digests(pixels: Tensor) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ from vitquant.data.folder import open_folder
 from vitquant.data.items import Indexed, MapStyle, is_labelled, split_item
 from vitquant.data.npz import open_npz
 from vitquant.data.preprocessing import Preprocessing
-from vitquant.data.sources import Batch, ImageSource, Unlabelled
+from vitquant.data.sources import Batch, ImageSource, unlabelled
 from vitquant.data.tensors import IterableSource, open_tensor
 from vitquant.errors import ConfigError, DataError
 
@@ -55,7 +55,7 @@ def open_images(
         if limit is not None or source.preprocessing != preprocessing:
             fix = "open the images with the model's preprocessing and the limit"
             raise ConfigError("the images are open already, with other settings", where="images", fix=fix)
-        return Unlabelled(source) if ignore_labels else source
+        return unlabelled(source) if ignore_labels else source
     if isinstance(source, str | PathLike):
         return _open_path(require_path(source, "images"), preprocessing, limit, ignore_labels)
     if isinstance(source, Tensor | np.ndarray):

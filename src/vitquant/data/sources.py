@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +69,12 @@ class ImageSource(ABC):
 
 
 @dataclass(frozen=True)
-class Unlabelled(ImageSource):
-    """Another source's images, without its labels."""
+class Mapped(ImageSource):
+    """Another source, each of whose batches goes through a function; ``labelled`` if its classes are kept."""
 
     source: ImageSource
+    through: Callable[[Batch], Batch]
+    labelled: bool = True
 
     @property
     def preprocessing(self) -> Preprocessing:  # type: ignore[override]
@@ -83,12 +85,20 @@ class Unlabelled(ImageSource):
         return self.source.count
 
     @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.source.class_names if self.labelled else None
+
+    @property
     def repeatable(self) -> bool:
         return self.source.repeatable
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        for batch in self.source.batches(batch_size):
-            yield Batch(batch.images, None, batch.names)
+        yield from map(self.through, self.source.batches(batch_size))
+
+
+def unlabelled(source: ImageSource) -> ImageSource:
+    """A source's images, without its labels."""
+    return Mapped(source, lambda batch: Batch(batch.images, None, batch.names), labelled=False)
 
 
 def check_batch_size(batch_size: Any) -> int:
