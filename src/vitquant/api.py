@@ -122,8 +122,8 @@ def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, 
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
     total = source.batch_count(batch_size)
     check = CalibrationCheck(source.preprocessing)
-    batches = each_named(source.batches(batch_size), "images", batch_size)
-    calibrate_batches(model, track(check.watch(batches), "calibrating", total))
+    batches = each_named(check.watch(source.batches(batch_size)), "images", batch_size)
+    calibrate_batches(model, track(batches, "calibrating", total))
     check.warn()
     return model
 
