@@ -22,8 +22,8 @@ from benchmarks.model import FinalNorm, arguments, load_model
 from benchmarks.peers import Features, OrtSettings
 from benchmarks.photos import load, load_crops, split
 from benchmarks.report import Report
-from vitquant.api import quantize
-from vitquant.models.adapt import FloatModel, sqnr_db
+from vitquant.adapters.adapt import FloatModel, sqnr_db
+from vitquant.workflows.quantize import quantize
 
 Row: TypeAlias = tuple[str, str, Callable[[], Features]]
 """Tool, settings, and what quantizes the model so."""

@@ -16,10 +16,10 @@ from benchmarks.model import add_clock, arguments, load_model
 from benchmarks.photos import load_crops, split
 from benchmarks.report import Report
 from benchmarks.timing import CLOCKS, Work, ratio_to
-from vitquant.api import quantize
+from vitquant.adapters.adapt import FloatModel
 from vitquant.data import ImagesLike, open_images
 from vitquant.data.preprocessing import Preprocessing
-from vitquant.models.adapt import FloatModel
+from vitquant.workflows.quantize import quantize
 
 OBSERVERS = ("MinmaxObserver", "PercentileObserver", "KLObserver", "OmseObserver")
 GOALS = {"MinmaxObserver": "1.3", "PercentileObserver": "1.6", "KLObserver": "1.6", "OmseObserver": "-"}

@@ -21,11 +21,11 @@ from benchmarks.model import arguments, load_model
 from benchmarks.photos import load, load_crops, split
 from benchmarks.report import Report
 from benchmarks.timing import taking_turns
-from vitquant.export.onnx_integer import export_integer
-from vitquant.export.onnx_qdq import export_qdq
-from vitquant.export.runtime import SESSIONS
-from vitquant.integer.executors import Executor, open_executor
-from vitquant.models.adapt import FloatModel, sqnr_db
+from vitquant.adapters.adapt import FloatModel, sqnr_db
+from vitquant.executors.choose import Executor, open_executor
+from vitquant.export.onnx.integer import export_integer
+from vitquant.export.onnx.qdq import export_qdq
+from vitquant.export.onnx.runtime import SESSIONS
 
 Pooled: TypeAlias = Callable[[Tensor], Tensor]
 """Pixels ``uint8 [B, C, h, w]`` to the model's output ``[B, K]``."""

@@ -26,11 +26,11 @@ from benchmarks.model import FinalNorm, arguments, load_model
 from benchmarks.photos import load, load_crops, split
 from benchmarks.report import Report
 from benchmarks.timing import taking_turns
-from vitquant.integer.program import IntegerProgram
-from vitquant.integer.reference import Reference
-from vitquant.integer.storage import TENSORS
-from vitquant.models.adapt import FloatModel, sqnr_db
-from vitquant.models.quant_vit import QuantViT
+from vitquant.adapters.adapt import FloatModel, sqnr_db
+from vitquant.architectures.quant_vit import QuantViT
+from vitquant.executors.reference import Reference
+from vitquant.program.program import IntegerProgram
+from vitquant.program.storage import TENSORS
 
 BATCHES = (1, 8)
 
@@ -125,7 +125,7 @@ def child(args: argparse.Namespace) -> None:
     elif args.child == "program":
         Reference(vitquant.load_program(args.program))(image)
     else:
-        from vitquant.models import adapt  # noqa: F401  (what the others import)
+        from vitquant.adapters import adapt  # noqa: F401  (what the others import)
     print(peak_mib())
 
 

@@ -19,9 +19,9 @@ from benchmarks.calibration import BATCH, OBSERVERS, config
 from benchmarks.model import arguments, load_model
 from benchmarks.photos import load_crops, save_folder, split
 from benchmarks.report import Report
-from vitquant.api import prepare
+from vitquant.calibration.calibrate import calibrate_batches
 from vitquant.data import Batch, open_images
-from vitquant.models.calibrate import calibrate_batches
+from vitquant.workflows.quantize import prepare
 
 
 def peak_mib() -> float:

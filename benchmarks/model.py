@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import CLOCKS
-from vitquant.models.adapt import FloatModel, adapt
-from vitquant.models.vit import VisionTransformer
+from vitquant.adapters.adapt import FloatModel, adapt
+from vitquant.architectures.vit import VisionTransformer
 
 
 def arguments(doc: str | None, *, photos: bool = True) -> argparse.ArgumentParser:

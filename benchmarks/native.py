@@ -21,10 +21,10 @@ from benchmarks.model import arguments, load_model
 from benchmarks.photos import load_crops, split
 from benchmarks.report import Report
 from benchmarks.timing import Work, taking_turns
-from vitquant.integer.executors import open_executor
-from vitquant.models.adapt import FloatModel
-from vitquant.models.names import lookup
-from vitquant.models.vit import VisionTransformer
+from vitquant.adapters.adapt import FloatModel
+from vitquant.adapters.names import lookup
+from vitquant.architectures.vit import VisionTransformer
+from vitquant.executors.choose import open_executor
 
 FLOAT = "PyTorch, float, eager"
 FLOATS = (FLOAT, "ONNX Runtime, float")

@@ -19,16 +19,16 @@ from statistics import median
 
 import numpy as np
 import torch
-import vitquant_runtime
 from numpy.typing import NDArray
 
 import vitquant
+import vitquant_runtime
 from benchmarks.model import arguments, load_model
 from benchmarks.photos import load_crops, split
 from benchmarks.report import Report
 from benchmarks.timing import taking_turns
-from vitquant.integer import ops
-from vitquant.integer.program import IntegerProgram
+from vitquant.program import ops
+from vitquant.program.program import IntegerProgram
 
 Images = NDArray[np.uint8]
 WIDTH = 40

@@ -9,9 +9,9 @@ from benchmarks.model import add_clock, arguments, load_model
 from benchmarks.photos import load, split
 from benchmarks.report import Report
 from benchmarks.timing import CLOCKS, ratio_to
-from vitquant.api import quantize
 from vitquant.data import open_images
-from vitquant.profiling import profile
+from vitquant.measure import profile
+from vitquant.workflows.quantize import quantize
 
 BATCH = 8
 

@@ -24,8 +24,8 @@ from benchmarks.model import FinalNorm, arguments, load_model
 from benchmarks.photos import load_crops, split
 from benchmarks.report import Report
 from benchmarks.timing import Work, seconds, taking_turns
-from vitquant.api import quantize
-from vitquant.models.adapt import FloatModel
+from vitquant.adapters.adapt import FloatModel
+from vitquant.workflows.quantize import quantize
 
 BATCH = 8
 CLIPPING = (("PercentileObserver", CalibrationMethod.Percentile), ("KLObserver", CalibrationMethod.Entropy))

@@ -35,14 +35,14 @@ def main() -> None:
         "python alone": "pass",
         "import torch": "import torch",
         "import vitquant": "import torch, vitquant",
-        "everything of vitquant.api": "import torch, vitquant.api",
+        "everything of vitquant.workflows.quantize": "import torch, vitquant.workflows.quantize",
         "vitquant --help": HELP,
     }
     works = {name: (lambda text=text: python(text)) for name, text in code.items()}
     taking_turns(works, 1)  # byte code and the disk's cache
     times = {name: median(each) for name, each in taking_turns(works, args.rounds).items()}
     torch_alone = times["import torch"]
-    beyond = {"import vitquant", "everything of vitquant.api"}
+    beyond = {"import vitquant", "everything of vitquant.workflows.quantize"}
     report = Report("Start-up", ["what", "s", "beyond torch, s"])
     for name, taken in times.items():
         report.add(name, f"{taken:.2f}", f"{taken - torch_alone:.2f}" if name in beyond else "")

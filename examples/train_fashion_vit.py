@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vitquant.models.fashion import FASHION_SPEC, MEAN, STD
-from vitquant.models.vit import VisionTransformer
+from vitquant.adapters.fashion import FASHION_SPEC, MEAN, STD
+from vitquant.architectures.vit import VisionTransformer
 
 CALIBRATION, TEST = 512, 2000
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from integer_models import PREPROCESSING, SHIPPABLE, pixels, tiny_spec
 
 import vitquant
-from bad_values import (
+from support.bad_values import (
     COUNTS,
     DEVICES,
     FOLDER_TARGETS,
@@ -26,15 +25,16 @@ from bad_values import (
     make_zoo,
     tensors,
 )
-from vitquant import job
-from vitquant.bench import bench
+from support.integer_models import PREPROCESSING, SHIPPABLE, pixels, tiny_spec
+from vitquant.adapters.adapt import FloatModel
+from vitquant.architectures.vit import VisionTransformer
 from vitquant.errors import VitquantError
-from vitquant.export.job import export_onnx_integer, export_onnx_qdq
-from vitquant.integer.classify import classify
-from vitquant.integer.compare import compare
-from vitquant.integer.executors import open_executor
-from vitquant.models.adapt import FloatModel
-from vitquant.models.vit import VisionTransformer
+from vitquant.executors.choose import open_executor
+from vitquant.measure.compare import compare
+from vitquant.workflows import job
+from vitquant.workflows.bench import bench
+from vitquant.workflows.classify import classify
+from vitquant.workflows.export import export_onnx_integer, export_onnx_qdq
 
 WORDS = WRONG_TYPES | {"empty": "", "unknown": "gpu", "escape": "\x1b[2J\n"}
 PATH_TYPES = WRONG_TYPES | {"NUL": "a\0b"}

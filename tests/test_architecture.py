@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import vitquant
+from support.documents import ROOT
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "vitquant"
 
 
 def part_of(path: Path) -> str:
-    """``layers/point.py`` and ``job.py`` belong to the parts ``layers`` and ``job``."""
+    """``layers/point.py`` and ``runs.py`` belong to the parts ``layers`` and ``runs``."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -83,7 +83,7 @@ def packages_of(extra: str) -> set[str]:
 
 def foreign_imports(paths: Iterable[Path]) -> set[str]:
     """Modules that belong neither to Python nor to vitquant's own dependencies, nor stand beside the files."""
-    own = {"vitquant", "vitquant_runtime", "benchmarks", *(path.stem for path in ROOT.glob("tests/**/*.py"))}
+    own = {"vitquant", "vitquant_runtime", "benchmarks", "support", *(path.stem for path in ROOT.glob("tests/**/*.py"))}
     required = {"numpy", "PIL", "pydantic", "yaml", "rich", "safetensors", "torch"}
     return set().union(*(runtime_imports(path) for path in paths)) - sys.stdlib_module_names - own - required
 
@@ -120,8 +120,8 @@ def test_there_are_no_circles() -> None:
 def test_an_import_that_breaks_the_rules_is_found(tmp_path: Path) -> None:
     """The reader sees imports in functions, of submodules, and from the root."""
     file = tmp_path / "a.py"
-    file.write_text("import torch\ndef f():\n    from vitquant.cli.main import main\nfrom vitquant import job\n")
-    assert sorted(imported_parts(file)) == ["cli", "job"]
+    file.write_text("import torch\ndef f():\n    from vitquant.cli.main import main\nfrom vitquant import workflows\n")
+    assert sorted(imported_parts(file)) == ["cli", "workflows"]
 
 
 def test_the_package_exports_what_it_says() -> None:

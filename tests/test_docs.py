@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from support.documents import ROOT
 from vitquant.cli.main import build_parser, main
 from vitquant.config import LAYERS, ModelConfig, QuantConfig, point_names, shipped_names
 
-ROOT = Path(__file__).parents[1]
 DOCUMENTS = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
 README, CONFIGURATION = ROOT / "README.md", ROOT / "docs" / "configuration.md"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from test_quant_attn import LAYERS as ATTENTION_LAYERS
 from test_quant_attn import compare, print_table
 from vitquant import calibrate_batches, load_config_from_yaml, load_fashion, load_fashion_images, prepare
-from vitquant.models.adapt import FloatModel
-from vitquant.models.quant_block import QuantBlock
+from vitquant.adapters.adapt import FloatModel
+from vitquant.architectures.quant_block import QuantBlock
 
 LAYERS = ("patch_embed", "pos_embed", *ATTENTION_LAYERS)
 

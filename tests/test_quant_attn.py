@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from vitquant import QuantAttention, calibrate_batches, load_config_from_yaml, load_fashion, load_fashion_images
+from vitquant.adapters.adapt import sqnr_db
 from vitquant.layers import Mode, only, points_of, set_mode
-from vitquant.models.adapt import sqnr_db
 
 LAYERS = ("attn_qkv", "attn_q_out", "attn_k_out", "attn_kv_out", "intSoft", "attn_v_input", "attn_v_out", "attn_proj")
 BLOCK = 2

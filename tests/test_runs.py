@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import vitquant
+from vitquant.architectures.quant_vit import QuantViT
+from vitquant.artifact.storage import run_id
 from vitquant.errors import ArtifactError
-from vitquant.integer.compare import compare
-from vitquant.models.artifact import run_id
-from vitquant.models.quant_vit import QuantViT
-from vitquant.profiling.report import points_csv
+from vitquant.measure.compare import compare
+from vitquant.report.points import points_csv
 from vitquant.runs import READERS, require_one_run, run_named_by
 
 FILES = ("manifest.json", "model.safetensors", "program.json", "program.safetensors", "summary.json", "points.csv")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from random_programs import PLAIN, Maker
 
-from vitquant.integer import ops
-from vitquant.integer.program import IntegerProgram
-from vitquant.integer.values import Value
+from support.random_programs import PLAIN, Maker
+from vitquant.program import ops
+from vitquant.program.program import IntegerProgram
+from vitquant.program.values import Value
 
 EIGHT_BITS = ((0, 255), (-128, 127))
 SIXTEEN_BITS = ((-32768, 32767),)

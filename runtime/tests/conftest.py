@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 
 REPOSITORY = Path(__file__).parents[2]
-sys.path += [str(REPOSITORY / "tests" / "integer"), str(REPOSITORY / "src")]
+sys.path += [str(REPOSITORY / "tests"), str(REPOSITORY / "src")]
 
 torch.set_num_threads(1)
 settings.register_profile("runtime", deadline=None, max_examples=60, derandomize=True)

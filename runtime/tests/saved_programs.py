@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 import vitquant_runtime
-from vitquant.integer.program import IntegerProgram
-from vitquant.integer.reference import Reference
-from vitquant.integer.storage import save_program
+from vitquant.executors.reference import Reference
+from vitquant.program.program import IntegerProgram
+from vitquant.program.storage import save_program
 
 KNOWN_ISAS = ("plain", "portable", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "neondot")
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from integer_models import quantized
 
 import vitquant
 import vitquant_runtime
 from saved_programs import expected, forced, images_for, load
-from vitquant.integer.program import IntegerProgram
-from vitquant.integer.storage import save_program
+from support.integer_models import quantized
+from vitquant.program.program import IntegerProgram
+from vitquant.program.storage import save_program
 
 
 @pytest.fixture(scope="module")

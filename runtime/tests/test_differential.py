@@ -17,19 +17,19 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-import mutations
 import numpy as np
 import pytest
-from integer_models import quantized
-from mutations import Files
-from random_programs import STEPS, random_program, tangled_program
 
 import vitquant
 import vitquant_runtime
 from saved_programs import expected
+from support import mutations
+from support.integer_models import quantized
+from support.mutations import Files
+from support.random_programs import STEPS, random_program, tangled_program
 from vitquant.errors import VitquantError
-from vitquant.integer.program import IntegerProgram
-from vitquant.integer.storage import encode_program
+from vitquant.program.program import IntegerProgram
+from vitquant.program.storage import encode_program
 
 MUTATIONS = (mutations.damaged, *mutations.SIGNED)
 

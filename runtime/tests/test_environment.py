@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from integer_models import quantized
 from numpy.typing import NDArray
 
 import vitquant
 import vitquant_runtime
 from saved_programs import expected, forced, images_for, load
-from vitquant.integer.program import IntegerProgram
-from vitquant.integer.storage import save_program
+from support.integer_models import quantized
+from vitquant.program.program import IntegerProgram
+from vitquant.program.storage import save_program
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits of processes as Linux has them")
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from integer_models import quantized
-from random_programs import programs
 
 import vitquant
 from block_programs import Sizes, block_program
 from saved_programs import available, disagreements, expected, images_for, load
-from vitquant.integer.program import IntegerProgram
-from vitquant.integer.storage import save_program
-from vitquant.integer.validate import validate
+from support.integer_models import quantized
+from support.random_programs import programs
+from vitquant.program.program import IntegerProgram
+from vitquant.program.storage import save_program
+from vitquant.program.validate import validate
 
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),

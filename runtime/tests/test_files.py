@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from integer_models import quantized
 
 import vitquant
 import vitquant_runtime
+from support.integer_models import quantized
 from vitquant.errors import VitquantError
-from vitquant.integer.storage import decode_program, encode_program
+from vitquant.program.storage import decode_program, encode_program
 
 PROGRAM = vitquant.compile(quantized(depth=1))
 MANIFEST, TENSORS = encode_program(PROGRAM)

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from random_programs import PLAIN, Maker
 
 import vitquant_runtime
 from block_programs import Sizes, block_program
 from saved_programs import expected, forced, images_for, load
-from vitquant.integer import ops
-from vitquant.integer.program import IntegerProgram
-from vitquant.integer.storage import save_program
-from vitquant.integer.values import Value
+from support.random_programs import PLAIN, Maker
+from vitquant.program import ops
+from vitquant.program.program import IntegerProgram
+from vitquant.program.storage import save_program
+from vitquant.program.values import Value
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
 

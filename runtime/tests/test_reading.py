@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from random_programs import PLAIN, Maker, Tangle, tangled_program, tangled_programs
 
 from saved_programs import available, disagreements, images_for
-from vitquant.integer import ops
-from vitquant.integer.ops import KINDS
-from vitquant.integer.program import IntegerProgram
-from vitquant.integer.storage import save_program
-from vitquant.integer.validate import validate
-from vitquant.integer.values import Value
+from support.random_programs import PLAIN, Maker, Tangle, tangled_program, tangled_programs
+from vitquant.program import ops
+from vitquant.program.ops import KINDS
+from vitquant.program.program import IntegerProgram
+from vitquant.program.storage import save_program
+from vitquant.program.validate import validate
+from vitquant.program.values import Value
 
 
 @pytest.fixture(scope="module")

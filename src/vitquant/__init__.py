@@ -12,40 +12,40 @@ from typing import TYPE_CHECKING, Any
 from vitquant.version import __version__
 
 if TYPE_CHECKING:
-    from vitquant.api import calibrate, prepare, quantize
+    from vitquant.adapters.adapt import adapt
+    from vitquant.adapters.fashion import load_fashion, load_fashion_images
+    from vitquant.architectures.quant_attn import QuantAttention
+    from vitquant.architectures.quant_vit import QuantViT
+    from vitquant.artifact.storage import load, save
+    from vitquant.calibration.calibrate import calibrate_batches
+    from vitquant.compiler.lowering import compile  # noqa: A004
     from vitquant.config import ModelConfig, QuantConfig, load_config_from_yaml
     from vitquant.data import Preprocessing, open_images
     from vitquant.errors import VitquantError
-    from vitquant.integer.lowering import compile  # noqa: A004
-    from vitquant.integer.program import IntegerProgram
-    from vitquant.integer.reference import Reference
-    from vitquant.integer.storage import load_program, save_program
+    from vitquant.executors.reference import Reference
     from vitquant.layers import IntSoftmax, Mode, QAct, QuantLinear
-    from vitquant.models.adapt import adapt
-    from vitquant.models.artifact import load, save
-    from vitquant.models.calibrate import calibrate_batches
-    from vitquant.models.fashion import load_fashion, load_fashion_images
-    from vitquant.models.quant_attn import QuantAttention
-    from vitquant.models.quant_vit import QuantViT
-    from vitquant.profiling import evaluate, profile
+    from vitquant.measure import evaluate, profile
+    from vitquant.program.program import IntegerProgram
+    from vitquant.program.storage import load_program, save_program
+    from vitquant.workflows.quantize import calibrate, prepare, quantize
 
 _HOMES = {
-    "vitquant.api": ("calibrate", "prepare", "quantize"),
+    "vitquant.workflows.quantize": ("calibrate", "prepare", "quantize"),
     "vitquant.config": ("ModelConfig", "QuantConfig", "load_config_from_yaml"),
     "vitquant.data": ("Preprocessing", "open_images"),
     "vitquant.errors": ("VitquantError",),
-    "vitquant.integer.lowering": ("compile",),
-    "vitquant.integer.program": ("IntegerProgram",),
-    "vitquant.integer.reference": ("Reference",),
-    "vitquant.integer.storage": ("load_program", "save_program"),
+    "vitquant.compiler.lowering": ("compile",),
+    "vitquant.program.program": ("IntegerProgram",),
+    "vitquant.executors.reference": ("Reference",),
+    "vitquant.program.storage": ("load_program", "save_program"),
     "vitquant.layers": ("IntSoftmax", "Mode", "QAct", "QuantLinear"),
-    "vitquant.models.adapt": ("adapt",),
-    "vitquant.models.artifact": ("load", "save"),
-    "vitquant.models.calibrate": ("calibrate_batches",),
-    "vitquant.models.fashion": ("load_fashion", "load_fashion_images"),
-    "vitquant.models.quant_attn": ("QuantAttention",),
-    "vitquant.models.quant_vit": ("QuantViT",),
-    "vitquant.profiling": ("evaluate", "profile"),
+    "vitquant.adapters.adapt": ("adapt",),
+    "vitquant.artifact.storage": ("load", "save"),
+    "vitquant.calibration.calibrate": ("calibrate_batches",),
+    "vitquant.adapters.fashion": ("load_fashion", "load_fashion_images"),
+    "vitquant.architectures.quant_attn": ("QuantAttention",),
+    "vitquant.architectures.quant_vit": ("QuantViT",),
+    "vitquant.measure": ("evaluate", "profile"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vitquant.adapters.names import lookup
+from vitquant.architectures.vit import VisionTransformer
 from vitquant.cli.main import main
-from vitquant.models.names import lookup
-from vitquant.models.vit import VisionTransformer
 
 MODEL = "deit_tiny_patch16_224"
 CLASSES = ("cat", "dog", "owl")

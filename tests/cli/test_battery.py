@@ -15,9 +15,20 @@ import pytest
 from PIL import Image
 
 import vitquant
-from bad_values import DEVICES, FOLDER_TARGETS, JUNK, NUMBERS, ODD_NAMES, PATHS, TARGETS, contents, deadline, make_zoo
+from support.bad_values import (
+    DEVICES,
+    FOLDER_TARGETS,
+    JUNK,
+    NUMBERS,
+    ODD_NAMES,
+    PATHS,
+    TARGETS,
+    contents,
+    deadline,
+    make_zoo,
+)
 from vitquant.cli.main import build_parser, main
-from vitquant.integer.storage import save_program
+from vitquant.program.storage import save_program
 
 NAMES = {
     "empty": "",

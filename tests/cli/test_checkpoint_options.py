@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_failures import documented
 from torch import Tensor
 
-from vitquant.models.manifest import read_manifest
+from support.documents import documented
+from vitquant.artifact.manifest import read_manifest
 
 MODEL = "deit_tiny_patch16_224"
 FIELDS = ("--mean", "0.5", "--std", "0.25", "0.3", "0.35", "--crop-pct", "1", "--interpolation", "bilinear")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integer_models import quantized
 
 import vitquant
-from vitquant.integer.storage import save_program
+from support.integer_models import quantized
+from vitquant.program.storage import save_program
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

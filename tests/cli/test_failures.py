@@ -15,18 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import vitquant
-from vitquant import job
+from support.documents import GOLDEN, documented
+from vitquant.adapters.adapt import FloatModel
+from vitquant.architectures.vit import VisionTransformer
 from vitquant.errors import VitquantError
-from vitquant.models.adapt import FloatModel
-from vitquant.models.vit import VisionTransformer
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_vit_v1"
-FAILURES = (Path(__file__).parents[2] / "docs" / "failures.md").read_text(encoding="utf-8")
-
-
-def documented(message: str) -> bool:
-    """Whether the document has the message as a block of its own."""
-    return f"```text\n{message}\n```" in FAILURES
+from vitquant.workflows import job
 
 
 def files(folder: Path) -> dict[Path, bytes]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_failures import documented
 
+from support.documents import documented
 from vitquant.arguments import require_path, require_whole
 from vitquant.cli.main import main
 from vitquant.device import require_device

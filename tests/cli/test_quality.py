@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_failures import documented
 
 import vitquant
+from support.documents import documented
 from vitquant.cli.main import main
-from vitquant.integer.storage import save_program
+from vitquant.program.storage import save_program
 
 
 @pytest.fixture(scope="module")

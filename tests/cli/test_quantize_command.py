@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import vitquant
+from support.documents import FAILURES
 from vitquant.cli.main import main
 from vitquant.config import point_names
 
 MODEL = "deit_tiny_patch16_224"
-FAILURES = (Path(__file__).parents[2] / "docs" / "failures.md").read_text(encoding="utf-8")
 
 
 def documented(message: str) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitquant.integer.ops import Linear
-from vitquant.integer.storage import load_program, save_program
+from vitquant.program.ops import Linear
+from vitquant.program.storage import load_program, save_program
 
 
 @pytest.fixture

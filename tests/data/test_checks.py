@@ -1,5 +1,4 @@
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,10 +6,11 @@ import torch
 from torch import Tensor
 
 import vitquant
-from vitquant import job
+from support.documents import documented
+from vitquant.adapters.adapt import FloatModel
 from vitquant.data import CalibrationCheck, CalibrationImagesWarning, Preprocessing, SharedImages, SharedImagesWarning
 from vitquant.data import open_images as open_source
-from vitquant.models.adapt import FloatModel
+from vitquant.workflows import job
 
 RGB = Preprocessing((24, 24), (0.5, 0.4, 0.3), (0.5, 0.5, 0.5))
 
@@ -77,7 +77,7 @@ def model() -> FloatModel:
     return vitquant.load_fashion()
 
 
-def test_calibration_goes_on_with_a_warning(model: FloatModel, documented: Callable[[str], bool]) -> None:
+def test_calibration_goes_on_with_a_warning(model: FloatModel) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (16, 28, 28), dtype=torch.uint8, generator=generator)
     with pytest.warns(CalibrationImagesWarning) as caught:
@@ -104,7 +104,7 @@ def test_shared_images_are_counted_by_their_pixels() -> None:
     assert (watched.count, watched.class_names, watched.repeatable) == (5, None, True)
 
 
-def test_the_job_warns_of_shared_images(model: FloatModel, tmp_path: Path, documented: Callable[[str], bool]) -> None:
+def test_the_job_warns_of_shared_images(model: FloatModel, tmp_path: Path) -> None:
     images, _, tests, _ = vitquant.load_fashion_images()
     evaluation = torch.cat([images[4:8], tests[:2]])
     with pytest.warns(SharedImagesWarning) as caught:

@@ -1,7 +1,6 @@
 import os
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from support.documents import documented
 from vitquant.data import FolderWarning, Preprocessing, SkippedImagesWarning, open_images
 from vitquant.errors import ConfigError, DataError
 
@@ -104,9 +104,7 @@ def test_numbers_keep_the_order_of_text(tmp_path: Path, names: tuple[str, ...], 
         open_images(tmp_path, GREY, ignore_labels=True)  # does not warn
 
 
-def test_the_warnings_of_the_document(
-    tmp_path: Path, documented: Callable[[str], bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_warnings_of_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("1/a.png", "2/a.png", "10/a.png"):
         write(Path("photos") / name, 1)

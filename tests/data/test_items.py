@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from support.documents import documented
 from vitquant.data import Preprocessing, open_images
 from vitquant.errors import DataError
 
@@ -144,7 +145,7 @@ def test_what_is_no_image(source: Any, message: str) -> None:
     assert caught.value.exit_code == 3
 
 
-def test_the_documented_messages(documented: Any) -> None:
+def test_the_documented_messages() -> None:
     fashion = Preprocessing((28, 28), (0.2860,), (0.3530,), crop_pct=1.0)
     pixels = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
     for source in (
@@ -156,4 +157,4 @@ def test_the_documented_messages(documented: Any) -> None:
     ):
         with pytest.raises(DataError) as caught:
             list(open_images(source, fashion).batches(2))
-        assert documented(f"error: {caught.value}"), str(caught.value)
+        assert documented(caught.value), str(caught.value)

@@ -1,6 +1,5 @@
 import math
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from support.documents import documented
 from vitquant import load_fashion, load_fashion_images
 from vitquant.data import NormalizationWarning, Preprocessing, open_images
 from vitquant.data.preprocessing import HALF, IMAGENET_MEAN, IMAGENET_STD
@@ -113,7 +113,7 @@ def test_a_channel_for_a_model_of_raw_pixels() -> None:
     assert "-1 ... 1" in found
 
 
-def test_fashion(documented: Callable[[str], bool]) -> None:
+def test_fashion() -> None:
     preprocessing = load_fashion().preprocessing
     images, _, test_images, _ = load_fashion_images()
     for pixels in (images[:64, None], test_images[:200, None], images[3:4, None]):

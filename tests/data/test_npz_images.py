@@ -1,7 +1,6 @@
 import os
 import tracemalloc
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from support.documents import documented
 from vitquant.data import Preprocessing, open_images
 from vitquant.errors import DataError
 
@@ -133,16 +133,14 @@ def test_a_header_that_lies(tmp_path: Path, shape: str) -> None:
         open_images(path, GREY)
 
 
-def test_the_documented_messages(
-    tmp_path: Path, documented: Callable[[str], bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_documented_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rewritten(Path(), header("(4, 4, 4)"), bytes(32)).rename("short.npz")
     np.savez_compressed("bomb.npz", images=np.zeros((1, 20000, 20000), np.uint8))
     for name in ("short.npz", "bomb.npz"):
         with pytest.raises(DataError) as caught:
             open_images(name, GREY)
-        assert documented(f"error: {caught.value}")
+        assert documented(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kill_writers import letters, run_files
 
+from support.documents import TESTS
+from support.kill_writers import letters, run_files
 from vitquant.errors import OutputError
 from vitquant.files import recording, require_writable, write_atomically, write_folder
 from vitquant.files.exchange import exchange, may_move
@@ -278,7 +279,7 @@ def test_three_hundred_kills_leave_one_run(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_folder(out, run_files("A"))
     (out / "notes.txt").write_text("mine")
-    script = Path(__file__).with_name("kill_writers.py")
+    script = TESTS / "support" / "kill_writers.py"
     found = json.loads(subprocess.run([sys.executable, script, out], capture_output=True, check=True).stdout)
     assert sum(found.values()) == 300
     assert {"B", "C"} <= set(found) <= {"A", "B", "C"}, "never two runs, and the kills came while there was one to cut"

@@ -1,6 +1,6 @@
 """Feed spoiled files to one door, in a process of its own that may take a bounded time and memory for each.
 
-    PYTHONPATH=tests/integer python tests/fuzz/fuzz.py pth --count 10000 --seed 7
+    PYTHONPATH=tests python tests/fuzz/fuzz.py pth --count 10000 --seed 7
 
 Every file is read, or refused by a ``VitquantError``. Anything else is printed with the seed that gives it again:
 another exception, more than 5 seconds, more than 1 GB beyond what the process has, or a model accepted with NaN in it.

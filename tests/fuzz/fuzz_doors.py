@@ -9,25 +9,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import file_mutations as change
-import mutations
 import numpy as np
 import torch
-from file_mutations import Files
-from integer_models import quantized
 from PIL import Image
 from safetensors.torch import save as save_tensors
 
 import vitquant
+from support import file_mutations as change
+from support import mutations
+from support.documents import ROOT
+from support.file_mutations import Files
+from support.integer_models import quantized
+from vitquant.adapters.checkpoint import fit_checkpoint, read_checkpoint
+from vitquant.architectures.vit import VisionTransformer, ViTSpec
+from vitquant.artifact.storage import encode_model, state
 from vitquant.config import point_names
 from vitquant.data import Preprocessing, open_images
-from vitquant.integer.reference import Reference
-from vitquant.integer.storage import encode_program
-from vitquant.models.artifact import encode_model, state
-from vitquant.models.checkpoint import fit_checkpoint, read_checkpoint
-from vitquant.models.vit import VisionTransformer, ViTSpec
+from vitquant.executors.reference import Reference
+from vitquant.program.storage import encode_program
 
-ROOT = Path(__file__).parents[2]
 PREPROCESSING = Preprocessing((28, 28), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SPEC = ViTSpec((8, 8), (4, 4), embed_dim=12, depth=2, num_heads=3, mlp_hidden=24, num_classes=3)
 

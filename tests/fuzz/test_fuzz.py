@@ -4,16 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from support.documents import TESTS
+
 DOORS = ("yaml", "saved model", "program", "npz", "pictures", "pth", "safetensors")
-SCRIPT = Path(__file__).with_name("fuzz.py")
-INTEGER = str(SCRIPT.parents[1] / "integer")
+SCRIPT = TESTS / "fuzz" / "fuzz.py"
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join([INTEGER, *filter(None, [os.environ.get("PYTHONPATH")])]),
+    "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
 }
 
 

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitquant.api import quantize
+from vitquant.adapters.adapt import FloatModel
+from vitquant.architectures.vit import VisionTransformer, ViTSpec
+from vitquant.artifact.storage import save
 from vitquant.data import Preprocessing
-from vitquant.models.adapt import FloatModel
-from vitquant.models.artifact import save
-from vitquant.models.vit import VisionTransformer, ViTSpec
+from vitquant.workflows.quantize import quantize
 
 FOLDER = Path(__file__).parent / "tiny_vit_v1"
 SPEC = ViTSpec(

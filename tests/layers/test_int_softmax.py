@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from vitquant.adapters.adapt import sqnr_db
 from vitquant.config import QuantConfig
 from vitquant.config.quant_config import BitType
 from vitquant.errors import LifecycleError
 from vitquant.layers import IntSoftmax, Mode
-from vitquant.models.adapt import sqnr_db
 from vitquant.numerics.affine import QuantParams, fake_quantize
 
 FORMS = ["uniform", "row", "log2"]

@@ -5,7 +5,7 @@
 // number of threads at once. Running allocates nothing: the caller passes scratch memory, one for each thread, of
 // `*_scratch` bytes, aligned to 64. A plan is run by the table that made it.
 //
-// Arguments are trusted: what `vitquant.integer.validate` proves of a program (ranges, lengths, accumulators that fit
+// Arguments are trusted: what `vitquant.program.validate` proves of a program (ranges, lengths, accumulators that fit
 // 32 bits) must have been checked before. Inputs and outputs must not overlap, except that a residual or an addend may
 // be the output itself. Strides are in elements, from one row to the next.
 //

@@ -11,15 +11,15 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[3]
-sys.path += [str(REPOSITORY / part) for part in ("src", "tests/integer", "runtime/tests")]
+sys.path += [str(REPOSITORY / part) for part in ("src", "tests", "runtime/tests")]
 
 import numpy as np  # noqa: E402
-from random_programs import STEPS, random_program, tangled_program  # noqa: E402
 
 from block_programs import Sizes, block_program  # noqa: E402
 from saved_programs import expected, images_for  # noqa: E402
-from vitquant.integer.program import IntegerProgram  # noqa: E402
-from vitquant.integer.storage import encode_program, save_program  # noqa: E402
+from support.random_programs import STEPS, random_program, tangled_program  # noqa: E402
+from vitquant.program.program import IntegerProgram  # noqa: E402
+from vitquant.program.storage import encode_program, save_program  # noqa: E402
 
 
 def programs() -> dict[str, IntegerProgram]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vitquant.cli.common import add_output_options, positive, print_json, print_table
 
 if TYPE_CHECKING:
-    from vitquant.bench import Timing
+    from vitquant.workflows.bench import Timing
 
 COLUMNS = ("", "batch", "ms a call", "images a second", "of float PyTorch's time")
 
@@ -27,7 +27,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(args: argparse.Namespace) -> None:
     """Print latency and throughput."""
-    from vitquant.bench import bench
+    from vitquant.workflows.bench import bench
 
     found = bench(args.folder, batches=args.batch, rounds=args.rounds, threads=args.threads)
     if args.json:

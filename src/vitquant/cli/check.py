@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 
 from vitquant.cli.common import add_output_options, depth, print_json
 from vitquant.cli.streams import say
+from vitquant.compiler.deployability import Verdict, refusal, verdicts
+from vitquant.compiler.float_share import float_share
 from vitquant.config import ModelConfig, point_names
 from vitquant.errors import printable
-from vitquant.integer.deployability import Verdict, refusal, verdicts
-from vitquant.integer.float_share import float_share
 from vitquant.progress import console
 
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
         found = verdicts(config.resolve(point_names(args.depth)))
         judged = [v for v in found if v.configured]
     else:
-        from vitquant.models.names import lookup
+        from vitquant.adapters.names import lookup
 
         spec = lookup(args.model).spec
         names = point_names(spec.depth, head=bool(spec.num_classes), distilled=spec.dist_token)

@@ -13,9 +13,9 @@ from vitquant.files import json_text
 from vitquant.progress import console
 
 if TYPE_CHECKING:
-    from vitquant.job import JobResult
-    from vitquant.models.adapt import FloatModel
-    from vitquant.profiling import Evaluation
+    from vitquant.adapters.adapt import FloatModel
+    from vitquant.measure import Evaluation
+    from vitquant.workflows.job import JobResult
 
 
 COMPARED = ("", "float", "simulated", "integers")
@@ -159,7 +159,7 @@ def print_result(result: JobResult, as_json: bool) -> None:
     if as_json:
         print_json(result.summary)
         return
-    from vitquant.profiling.report import worst_table
+    from vitquant.report.points import worst_table
 
     found, program = result.evaluation, result.program
     rows = list(comparison_rows(found))

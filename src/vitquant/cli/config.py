@@ -54,7 +54,7 @@ def names_of(model: str | None, depth: int) -> tuple[str, ...]:
     """The points of a named model, or of any plain ViT of this depth."""
     if model is None:
         return point_names(depth)
-    from vitquant.models.names import lookup
+    from vitquant.adapters.names import lookup
 
     spec = lookup(model).spec
     return point_names(spec.depth, head=bool(spec.num_classes), distilled=spec.dist_token)

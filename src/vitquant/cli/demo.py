@@ -19,10 +19,10 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(args: argparse.Namespace) -> None:
     """Run the job on the embedded Fashion-MNIST model, calibrating on 512 images, measuring on 2,000 others."""
-    from vitquant import job
-    from vitquant.api import as_config
+    from vitquant.adapters.fashion import load_fashion, load_fashion_images
     from vitquant.device import require_device
-    from vitquant.models.fashion import load_fashion, load_fashion_images
+    from vitquant.workflows import job
+    from vitquant.workflows.quantize import as_config
 
     require_device(args.device)
     config = as_config(args.config)

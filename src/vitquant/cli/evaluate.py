@@ -25,7 +25,7 @@ from vitquant.cli.streams import say
 from vitquant.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitquant.models.adapt import FloatModel
+    from vitquant.adapters.adapt import FloatModel
 
 EPILOG = """examples:
   vitquant evaluate out --model vit_small_patch14_dinov2 --weights dinov2.safetensors --img-size 224 --eval photos2/
@@ -58,10 +58,10 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(args: argparse.Namespace) -> None:
     """Print the comparison; fail if program and simulation disagree."""
+    from vitquant.adapters.adapt import adapt
+    from vitquant.adapters.fashion import FASHION, load_fashion, load_fashion_images
     from vitquant.device import require_device
-    from vitquant.integer.compare import compare
-    from vitquant.models.adapt import adapt
-    from vitquant.models.fashion import FASHION, load_fashion, load_fashion_images
+    from vitquant.measure.compare import compare
 
     require_device(args.device)
     embedded = args.model == FASHION and args.weights is None
@@ -106,7 +106,7 @@ def as_quantized(model: FloatModel, folder: str, given: dict[str, Any] | None) -
     """
     from pathlib import Path
 
-    from vitquant.models.manifest import read_manifest
+    from vitquant.artifact.manifest import read_manifest
 
     stored = read_manifest(Path(folder)).preprocessing
     wanted = stored.replaced(**given) if given else stored

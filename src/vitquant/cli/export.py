@@ -43,9 +43,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def run(args: argparse.Namespace) -> None:
     """Export, compare, and say how it came out."""
     options = qdq_options(args)
-    from vitquant.export.job import export_onnx_integer, export_onnx_qdq
-    from vitquant.integer.storage import load_program
-    from vitquant.models.artifact import load
+    from vitquant.artifact.storage import load
+    from vitquant.program.storage import load_program
+    from vitquant.workflows.export import export_onnx_integer, export_onnx_qdq
 
     if args.onnx_integer is not None:
         path, program = args.onnx_integer, load_program(args.source)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from vitquant.errors import ConfigError, QualityError
 
 if TYPE_CHECKING:
+    from vitquant.adapters.adapt import FloatModel
     from vitquant.data import ImagesLike
-    from vitquant.models.adapt import FloatModel
-    from vitquant.profiling import Evaluation
+    from vitquant.measure import Evaluation
 
 
 def add_quality_options(parser: argparse.ArgumentParser) -> None:

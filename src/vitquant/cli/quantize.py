@@ -44,11 +44,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(args: argparse.Namespace) -> None:
     """Load the model, run the job, print the result."""
-    from vitquant import job
-    from vitquant.api import as_config
+    from vitquant.adapters.adapt import adapt
     from vitquant.arguments import require_path
     from vitquant.device import require_device
-    from vitquant.models.adapt import adapt
+    from vitquant.workflows import job
+    from vitquant.workflows.quantize import as_config
 
     require_device(args.device)
     job.require_results_folder(require_path(args.out, "--out"))

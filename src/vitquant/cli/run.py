@@ -27,10 +27,10 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def run(args: argparse.Namespace) -> None:
     """Print a line for each image: the classes with the largest logits, or the first features without a head."""
     from vitquant.arguments import require_path
+    from vitquant.executors.choose import open_executor
     from vitquant.files import require_writable
-    from vitquant.integer.classify import classify
-    from vitquant.integer.executors import open_executor
-    from vitquant.integer.storage import load_program
+    from vitquant.program.storage import load_program
+    from vitquant.workflows.classify import classify
 
     out = None if args.out is None else require_path(args.out, "--out")
     if out is not None:

@@ -1,0 +1,184 @@
+"""The models known by name: timm's plain ViT, DeiT, DeiT III and DINOv2, their shapes and their preprocessing.
+
+Sources: Dosovitskiy et al., 2021 (ViT; table 1), Touvron et al., 2021 (DeiT) and 2022 (DeiT III), Oquab et al., 2023
+(DINOv2), Darcet et al., 2024 (registers). Names, normalisation and crops are those of timm's default weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral
+
+from vitquant.adapters.timm_bridge import Silence, import_timm, preprocessing_from_cfg
+from vitquant.architectures.vit import ViTSpec
+from vitquant.data.preprocessing import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vitquant.errors import ModelError
+
+#            embed_dim, depth, num_heads
+SIZES = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "medium": (512, 12, 8),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+}
+MAX_SIDE = 8192
+"""Pixels a side; attention's memory grows with their fourth power."""
+
+TO_LARGE, TO_BASE = ("tiny", "small", "base", "large"), ("tiny", "small", "base")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names that differ in size only; ``{}`` stands for the size."""
+
+    name: str
+    sizes: tuple[str, ...]
+    patch: int
+    img: int
+    crop_pct: float
+    imagenet: bool = True
+    """Normalised by ImageNet's mean and deviation; otherwise by 0.5 and 0.5."""
+    num_classes: int = 1000
+    dist_token: bool = False
+    reg_tokens: int = 0
+    pos_covers_prefix: bool = True
+    layer_scale: bool = False
+
+
+FAMILIES = (
+    Family("vit_{}_patch16_224", TO_LARGE, 16, 224, 0.9, imagenet=False),
+    Family("vit_{}_patch16_384", TO_LARGE, 16, 384, 1.0, imagenet=False),
+    Family("vit_{}_patch32_224", ("small", "base"), 32, 224, 0.9, imagenet=False),
+    Family("vit_{}_patch32_224", ("large",), 32, 224, 0.9, imagenet=False, num_classes=0),
+    Family("vit_{}_patch32_384", ("small", "base", "large"), 32, 384, 1.0, imagenet=False),
+    Family("vit_{}_patch8_224", ("small",), 8, 224, 0.9, num_classes=0),  # DINO's (Caron et al., 2021)
+    Family("vit_{}_patch8_224", ("base",), 8, 224, 0.9, imagenet=False),
+    Family("vit_{}_patch14_224", ("large",), 14, 224, 0.9, imagenet=False),
+    Family("deit_{}_patch16_224", TO_BASE, 16, 224, 0.9),
+    Family("deit_{}_patch16_384", ("base",), 16, 384, 1.0),
+    Family("deit_{}_distilled_patch16_224", TO_BASE, 16, 224, 0.9, dist_token=True),
+    Family("deit_{}_distilled_patch16_384", ("base",), 16, 384, 1.0, dist_token=True),
+    Family(
+        "deit3_{}_patch16_224",
+        ("small", "medium", "base", "large"),
+        *(16, 224, 0.9),
+        pos_covers_prefix=False,
+        layer_scale=True,
+    ),
+    Family("deit3_{}_patch16_384", ("small", "base", "large"), 16, 384, 1.0, pos_covers_prefix=False, layer_scale=True),
+    Family("vit_{}_patch14_dinov2", ("small", "base", "large"), 14, 518, 1.0, num_classes=0, layer_scale=True),
+    Family(
+        "vit_{}_patch14_reg4_dinov2",
+        ("small", "base", "large"),
+        *(14, 518, 1.0),
+        num_classes=0,
+        reg_tokens=4,
+        pos_covers_prefix=False,
+        layer_scale=True,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """What a name stands for. ``base`` is the name without timm's tag; ``notes`` tell what had to be assumed."""
+
+    name: str
+    base: str
+    spec: ViTSpec
+    preprocessing: Preprocessing
+    notes: tuple[str, ...] = ()
+
+
+def known_models() -> tuple[str, ...]:
+    """All names that :func:`lookup` takes, without tags."""
+    return tuple(family.name.format(size) for family in FAMILIES for size in family.sizes)
+
+
+def lookup(name: str, *, img_size: int | tuple[int, int] | None = None) -> NamedModel:
+    """The shape and the preprocessing of a model, by timm's name for it.
+
+    Args:
+        name: such as ``deit_small_patch16_224``; a tag, as in ``vit_small_patch16_224.augreg_in1k``, picks the
+            preprocessing of those weights, which timm knows. Without timm the default weights' is taken, with a note.
+        img_size: another input size than the name's, in pixels (``(height, width)`` or one number for both).
+
+    Raises:
+        ModelError: if the name, or a tag that timm could know, is unknown, or ``img_size`` is no whole numbers of
+            pixels or no multiple of the patch.
+    """
+    base, _, tag = name.partition(".")
+    spec, preprocessing = _named(base)
+    notes: tuple[str, ...] = ()
+    if tag:
+        preprocessing, notes = _tagged(name, preprocessing)
+    if img_size is not None:
+        size = _size(img_size)
+        spec, preprocessing = replace(spec, img_size=size), replace(preprocessing, img_size=size)
+    return NamedModel(name, base, spec, preprocessing, notes)
+
+
+def _size(img_size: object) -> tuple[int, int]:
+    sides = tuple(img_size) if isinstance(img_size, Sequence) and not isinstance(img_size, str) else (img_size,) * 2
+    if len(sides) != 2 or not all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides):
+        expected = "whole pixels, one number or (height, width)"
+        raise ModelError("this is no image size", where="img_size", got=repr(img_size), expected=expected)
+    if max(sides) > MAX_SIDE:
+        expected = f"at most {MAX_SIDE} pixels a side"
+        raise ModelError("the images would be too large", where="img_size", got=repr(img_size), expected=expected)
+    return int(sides[0]), int(sides[1])
+
+
+def _named(base: str) -> tuple[ViTSpec, Preprocessing]:
+    for family in FAMILIES:
+        for size in family.sizes:
+            if family.name.format(size) == base:
+                return _spec(family, size), _preprocessing(family)
+    close = difflib.get_close_matches(base, known_models(), n=5, cutoff=0.5)
+    raise ModelError(
+        "unknown model name",
+        where="model",
+        got=base if re.fullmatch(r"[\w.-]+", base) else repr(base),
+        expected=f"a name such as {', '.join(close or known_models()[:5])}",
+        fix="vitquant.adapters.names.known_models() lists all names; other models of timm go in as model objects",
+    )
+
+
+def _spec(family: Family, size: str) -> ViTSpec:
+    embed_dim, depth, num_heads = SIZES[size]
+    return ViTSpec(
+        img_size=(family.img, family.img),
+        patch_size=(family.patch, family.patch),
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_hidden=4 * embed_dim,
+        num_classes=family.num_classes,
+        dist_token=family.dist_token,
+        reg_tokens=family.reg_tokens,
+        pos_covers_prefix=family.pos_covers_prefix,
+        layer_scale=family.layer_scale,
+    )
+
+
+def _preprocessing(family: Family) -> Preprocessing:
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if family.imagenet else (HALF, HALF)
+    return Preprocessing((family.img, family.img), mean, std, "bicubic", family.crop_pct)
+
+
+def _tagged(name: str, default: Preprocessing) -> tuple[Preprocessing, tuple[str, ...]]:
+    timm = import_timm()
+    if isinstance(timm, Silence):
+        return default, (timm.note(f"the tag of {name} was not looked up and the default preprocessing is assumed"),)
+    try:
+        cfg = timm.get_pretrained_cfg(name).to_dict()
+    except RuntimeError as error:
+        base = name.partition(".")[0]
+        tags = ", ".join(timm.list_models(f"{base}.*", pretrained=True))
+        raise ModelError("unknown tag", where="model", got=name, expected=f"{base} or one of {tags}") from error
+    preprocessing, notes = preprocessing_from_cfg(cfg, default.img_size, default.channels)
+    return preprocessing, tuple(notes.values())

@@ -1,0 +1,107 @@
+"""Which executor runs a program: the native one where it is installed, else the reference."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from vitquant.arguments import require_kind, require_whole
+from vitquant.device import parse_device, require_device
+from vitquant.errors import ConfigError, DeviceError, MissingDependencyError
+from vitquant.executors.reference import Logits, Reference, require_pixels
+from vitquant.program.program import IntegerProgram
+from vitquant.program.storage import program_files
+
+Kind: TypeAlias = Literal["auto", "reference", "native"]
+
+NATIVE = "vitquant_runtime"
+
+MAX_THREADS = 256
+"""Of the native executor."""
+
+
+@dataclass(frozen=True)
+class Executor:
+    """Runs a program: images ``uint8 [B, C, h, w]`` to :class:`Logits`. All executors give the same integers."""
+
+    name: str
+    execute: Callable[[Tensor], Logits]
+
+    def __call__(self, images: Tensor) -> Logits:
+        return self.execute(images)
+
+
+def open_executor(
+    program: IntegerProgram, kind: Kind = "auto", *, device: torch.device | str = "cpu", threads: int | None = None
+) -> Executor:
+    """An executor of a program.
+
+    Args:
+        program: compiled or loaded.
+        kind: ``native`` needs ``vitquant-runtime`` and the CPU; ``auto`` takes it where both are there.
+        device: for the reference executor.
+        threads: of the native executor, 1 to 256; torch's number if not given.
+
+    Raises:
+        MissingDependencyError: ``native``, and ``vitquant-runtime`` is not installed.
+        ConfigError: an unknown kind or device, a number of threads that cannot be, ``native`` on another device than
+            the CPU, or with ``VITQUANT_ISA`` naming an instruction set that this machine does not have.
+        DeviceError: the device is not there, or the native executor cannot start its threads.
+    """
+    require_kind(program, IntegerProgram, "program")
+    if kind not in get_args(Kind):
+        raise ConfigError("unknown executor", where="executor", got=kind, expected=" or ".join(get_args(Kind)))
+    threads = require_threads(threads)
+    on_cpu = parse_device(device).type == "cpu"
+    if kind == "auto":
+        kind = "native" if on_cpu and importlib.util.find_spec(NATIVE) is not None else "reference"
+    if kind == "reference":
+        return Executor("reference executor", Reference(program, require_device(device)))
+    if not on_cpu:
+        raise ConfigError("the native executor runs on the CPU", where="executor", got=str(device), expected="cpu")
+    return native(program, threads)
+
+
+def require_threads(threads: int | None) -> int:
+    """How many threads to use; torch's number, if none is given.
+
+    Raises:
+        ConfigError: not from 1 to 256.
+    """
+    if threads is None:
+        return min(torch.get_num_threads(), MAX_THREADS)
+    return require_whole(threads, "threads", 1, MAX_THREADS)
+
+
+def native(program: IntegerProgram, threads: int) -> Executor:
+    """The native executor, which reads nothing but program files."""
+    try:
+        module = importlib.import_module(NATIVE)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the native executor cannot be imported: {error}", fix="pip install vitquant-runtime"
+        ) from error
+    with tempfile.TemporaryDirectory(prefix="vitquant-") as folder:
+        for name, data in program_files(program).items():
+            Path(folder, name).write_bytes(data.encode() if isinstance(data, str) else data)
+        try:
+            runtime = module.load(folder + "/program.json", threads=threads)
+        except ValueError as error:  # not about the files, which were written just now
+            raise ConfigError(str(error).removesuffix(".")) from error
+        except OSError as error:
+            raise DeviceError(f"the native executor cannot start: {str(error).removesuffix('.')}") from error
+    scale = torch.from_numpy(runtime.scale)
+
+    def execute(images: Tensor) -> Logits:
+        pixels = require_pixels(program, images).cpu().contiguous().numpy()
+        return Logits(torch.from_numpy(runtime(pixels)), scale.clone())
+
+    return Executor(f"vitquant-runtime {module.__version__}, {runtime.isa}, {threads} threads", execute)

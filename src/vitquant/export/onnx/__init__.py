@@ -1,0 +1,1 @@
+"""ONNX graphs: integer operators only, and the quantize/dequantize form."""

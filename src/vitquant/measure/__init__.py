@@ -1,0 +1,19 @@
+"""What quantization costs, point by point and in the end."""
+
+from vitquant.measure.evaluate import Evaluation, IntegerEvaluation, evaluate
+from vitquant.measure.meters import PointMetrics, SqnrMeter
+from vitquant.measure.outliers import Outlier, OutlierWarning
+from vitquant.measure.profile import ModelProfile, PointProfile, profile
+
+__all__ = [
+    "Evaluation",
+    "IntegerEvaluation",
+    "ModelProfile",
+    "Outlier",
+    "OutlierWarning",
+    "PointMetrics",
+    "PointProfile",
+    "SqnrMeter",
+    "evaluate",
+    "profile",
+]

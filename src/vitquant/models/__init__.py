@@ -1,1 +1,0 @@
-"""The float Vision Transformer, the quantized one, and the ways from and to files."""

@@ -1,0 +1,1 @@
+"""The integer program: its operations, its proof, its files. NumPy only."""

@@ -1,0 +1,82 @@
+"""The integer program: a short typed list of operations between named tensors of codes.
+
+This module, ``values`` and ``ops`` need NumPy only. Nothing in a program refers to torch or to the model it was made
+from, so an executor can live on the saved files alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitquant.program.ops import Operation
+from vitquant.program.values import Array, Value
+
+
+@dataclass(frozen=True)
+class IntegerProgram:
+    """Image in, logits out, integers only.
+
+    ``image`` is the ``uint8`` input, ``operations`` run in order, each making one new value; ``output`` names the value
+    whose codes, less their zero point, are the logits (or the pooled features of a model without a head).
+    ``metadata`` (JSON) tells what the program was made from, and how a picture becomes ``image``.
+    """
+
+    image: Value
+    operations: tuple[Operation, ...]
+    output: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def values(self) -> dict[str, Value]:
+        """Every value by name, the image first."""
+        return {v.name: v for v in (self.image, *(op.out for op in self.operations))}
+
+    def tensors(self) -> Iterator[tuple[str, Array]]:
+        """Every constant of the operations, as ``<value>/<field>``."""
+        for op in self.operations:
+            for name, array in op.constants():
+                yield f"{op.out.name}/{name}", array
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all constants, scales and zero points."""
+        grids = sum(v.scale.nbytes + v.zero_point.nbytes for v in self.values().values())
+        return grids + sum(array.nbytes for _, array in self.tensors())
+
+    @property
+    def output_value(self) -> Value:
+        """The value that ``output`` names."""
+        return self.values()[self.output]
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        values = self.values()
+        name, size = self.metadata.get("model", "integer program"), self.nbytes / 1e6
+        yield f"{name}: {len(self.operations)} operations, {size:.1f} MB of integers"
+        yield f"{self.image.name:32} {'':16} {shape(self.image):16} {self.image.kind}"
+        for op in self.operations:
+            out, made_of = op.out, ", ".join(op.inputs())
+            weight = getattr(op, "weight", None)
+            detail = "" if weight is None else f" x {weight.dtype} {'x'.join(map(str, weight.shape))}"
+            yield f"{out.name:32} {op.kind:16} {shape(out):16} {out.kind:7} {meaning(out):36} <- {made_of}{detail}"
+        logits = values[self.output]
+        yield f"output: {self.output}, less its zero point, times {meaning(logits).removeprefix('x ')}"
+
+
+def shape(value: Value) -> str:
+    """Such as ``257x384``."""
+    return "x".join(map(str, value.shape))
+
+
+def meaning(value: Value) -> str:
+    """Scale and zero point in a few characters: ``x 0.0123 - 128``, ``x 0.01..0.2 (384)``."""
+    low, high = float(value.scale.min()), float(value.scale.max())
+    count = len(value.scale)
+    scale = f"x {low:.3g}" if low == high else f"x {low:.3g}..{high:.3g} ({count})"
+    if value.is_plain:
+        return scale
+    zeros = int(value.zero_point.min()), int(value.zero_point.max())
+    return f"{scale}, zero {zeros[0]}" if zeros[0] == zeros[1] else f"{scale}, zero {zeros[0]}..{zeros[1]}"

@@ -1,0 +1,256 @@
+"""An integer program as two files: ``program.json`` and ``program.safetensors``.
+
+The format is told in ``docs/program-format.md``. Nothing in either file is executed, everything is checked before it is
+used, and a digest in the first file covers both: a program is read as it was written, or refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from vitquant.arguments import require_kind, require_path
+from vitquant.errors import DeployabilityError, ProgramError
+from vitquant.files import write_folder
+from vitquant.program.ops import KINDS, Operation
+from vitquant.program.program import IntegerProgram
+from vitquant.program.validate import check_name, refuse, validate
+from vitquant.program.values import Array, Value
+from vitquant.runs import PROGRAM, require_one_run
+from vitquant.strict_files import MAX_MANIFEST_BYTES, parse_json, read_file
+
+FORMAT, FORMAT_VERSION = "vitquant-program", 1
+MANIFEST, TENSORS = PROGRAM, "program.safetensors"
+FILES = (TENSORS, MANIFEST)
+
+MAX_HEADER_BYTES = 2**23
+"""Of the tensor file: some hundred bytes a tensor."""
+
+NO_DIGEST = "0" * 64
+"""Stands in the manifest, where its digest will be, while this is computed."""
+
+
+def save_program(program: IntegerProgram, folder: str | Path) -> None:
+    """Write a program into ``folder``, whose other files stay as they are; a program that was there stays until both
+    new files are complete.
+
+    Raises:
+        OutputError: the files cannot be written.
+    """
+    write_folder(require_path(folder, "folder"), program_files(require_kind(program, IntegerProgram, "program")))
+
+
+def program_files(program: IntegerProgram) -> dict[str, bytes | str]:
+    """The files of a saved program by name, the manifest last."""
+    manifest, tensors = encode_program(program)
+    return {TENSORS: tensors, MANIFEST: manifest}
+
+
+def load_program(path: str | Path) -> IntegerProgram:
+    """Read a program: a folder, or the path of its ``program.json``.
+
+    Raises:
+        ProgramError: a file is missing, damaged, of another format or of a newer version, or the program in it is not
+            well formed.
+        ArtifactError: the folder's files are of different runs.
+    """
+    path = require_path(path, "program")
+    path = path / MANIFEST if path.is_dir() else path
+    manifest = read_bytes(path, MAX_MANIFEST_BYTES)
+    require_one_run(path.parent)
+    size = whole(expect(read_manifest(manifest, str(path)), "tensors", dict, str(path)), "bytes", str(path))
+    return decode_program(manifest, read_bytes(path.parent / TENSORS, size), str(path))
+
+
+def encode_program(program: IntegerProgram) -> tuple[bytes, bytes]:
+    """The bytes of both files, the manifest first."""
+    arrays = dict(program.tensors())
+    for value in program.values().values():
+        arrays[f"{value.name}/scale"], arrays[f"{value.name}/zero_point"] = value.scale, value.zero_point
+    tensors = save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    body = {
+        "image": value_to_json(program.image),
+        "operations": [operation_to_json(op) for op in program.operations],
+        "output": program.output,
+        "metadata": dict(program.metadata),
+        "tensors": {"file": TENSORS, "sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)},
+    }
+    manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "sha256": NO_DIGEST, "program": body}
+    text = json.dumps(manifest, indent=1, allow_nan=False).encode()
+    return text.replace(NO_DIGEST.encode(), digest(text, NO_DIGEST).encode(), 1), tensors
+
+
+def decode_program(manifest: bytes, tensors: bytes, where: str = MANIFEST) -> IntegerProgram:
+    """The inverse.
+
+    Raises:
+        ProgramError: as :func:`load_program`.
+    """
+    body = read_manifest(manifest, where)
+    told = expect(body, "tensors", dict, where)
+    expected = {"file": TENSORS, "sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)}
+    if told != expected:
+        refuse(where, "the tensor file is not the one that the program was written with", got=f"{len(tensors)} bytes")
+    check_header(tensors, where)
+    try:
+        arrays = load_tensors(tensors)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        refuse(where, f"the tensor file is damaged: {str(error)[:200]}")
+    try:
+        return decode_body(body, arrays, where)
+    except (ProgramError, DeployabilityError) as error:
+        raise ProgramError(f"not a program that can be run: {error}", where=where) from error
+
+
+def decode_body(body: Mapping[str, Any], arrays: dict[str, Array], where: str) -> IntegerProgram:
+    """The program that a checked manifest and its tensors tell of; every tensor must be used, once."""
+    require_keys(body, {"image", "operations", "output", "metadata", "tensors"}, where)
+    left = dict(arrays)
+    image = value_from_json(expect(body, "image", dict, where), left)
+    operations = [operation_from_json(told, left) for told in expect(body, "operations", list, where)]
+    metadata = expect(body, "metadata", dict, where)
+    program = IntegerProgram(image, tuple(operations), text(body, "output", where), metadata)
+    if left:
+        refuse(where, "the tensor file holds what no operation uses", got=ascii(sorted(left)[:5]))
+    validate(program)
+    return program
+
+
+def check_header(tensors: bytes, where: str) -> None:
+    """Refuse a header of the tensor file that some readers would take and others not: as strict as the manifest."""
+    size = int.from_bytes(tensors[:8], "little")
+    if size > min(MAX_HEADER_BYTES, len(tensors) - 8) or tensors[8:9] != b"{":
+        refuse(where, "the tensor file is damaged: no header, or one longer than the file or than allowed")
+    for name, told in read_json(tensors[8 : 8 + size], where, "the tensor file's header").items():
+        if not isinstance(told, dict):
+            refuse(where, "the tensor file is damaged: a tensor without description", got=ascii(name))
+        if name != "__metadata__":
+            require_keys(told, {"dtype", "shape", "data_offsets"}, where)
+
+
+def read_manifest(data: bytes, where: str) -> dict[str, Any]:
+    """The body of the manifest, after format, version and digest have been checked."""
+    manifest = read_json(data, where)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        refuse(where, "not an integer program", expected=f'"format": "{FORMAT}"')
+    version = manifest.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:  # True and 1.0 equal 1
+        raise ProgramError(
+            "the program was written in another version of the format",
+            where=where,
+            got=ascii(version)[:40],
+            expected=f"version {FORMAT_VERSION}",
+            fix="install the vitquant that wrote it, or compile it again with this one",
+        )
+    require_keys(manifest, {"format", "format_version", "sha256", "program"}, where)
+    given: str = expect(manifest, "sha256", str, where)
+    if len(given) != len(NO_DIGEST) or given != digest(data, given):
+        refuse(where, "the program was changed after it was written", expected="another sha256")
+    body: dict[str, Any] = expect(manifest, "program", dict, where)
+    return body
+
+
+def digest(manifest: bytes, given: str) -> str:
+    """SHA-256 of the manifest's bytes, in which 64 zeros stand for the first occurrence of the digest given."""
+    return hashlib.sha256(manifest.replace(given.encode(), NO_DIGEST.encode(), 1)).hexdigest()
+
+
+def read_json(data: bytes, where: str, part: str = "the manifest") -> Any:
+    """JSON that anybody reads alike: no key twice, no number without end, nothing deeply nested."""
+    return parse_json(data, where, part, ProgramError)
+
+
+def value_to_json(value: Value) -> dict[str, Any]:
+    """A value without its tensors."""
+    return {"name": value.name, "shape": list(value.shape), "low": value.low, "high": value.high}
+
+
+def value_from_json(told: Mapping[str, Any], arrays: dict[str, Array]) -> Value:
+    """The inverse; takes the value's scale and zero point out of ``arrays``."""
+    require_keys(told, {"name", "shape", "low", "high"}, "value")
+    name = text(told, "name", "value")
+    shape = expect(told, "shape", list, name)
+    if not 2 <= len(shape) <= 3:
+        refuse(name, "not a shape", got=f"{len(shape)} sizes")
+    sizes = tuple(whole({"shape": n}, "shape", name) for n in shape)
+    low, high = (whole(told, key, name) for key in ("low", "high"))
+    return Value(name, sizes, low, high, take(arrays, f"{name}/scale"), take(arrays, f"{name}/zero_point"))
+
+
+def operation_to_json(op: Operation) -> dict[str, Any]:
+    """An operation without its tensors."""
+    plain = {f.name: getattr(op, f.name) for f in fields(op) if f.type in READERS}
+    return {"op": op.kind, "out": value_to_json(op.out), **plain}
+
+
+def operation_from_json(told: Any, arrays: dict[str, Array]) -> Operation:
+    """The inverse; takes the operation's tensors out of ``arrays``."""
+    if not isinstance(told, dict) or not isinstance(told.get("op"), str) or told["op"] not in KINDS:
+        refuse("operation", "unknown kind", got=ascii(told.get("op") if isinstance(told, dict) else told))
+    kind = KINDS[told["op"]]
+    plain = {f.name: READERS[str(f.type)] for f in fields(kind) if f.type in READERS}
+    require_keys(told, {"op", "out", *plain}, told["op"])
+    out = value_from_json(expect(told, "out", dict, told["op"]), arrays)
+    given = {name: read(told, name, out.name) for name, read in plain.items()}
+    tensors = {f.name: take(arrays, f"{out.name}/{f.name}") for f in fields(kind) if f.type == "Array"}
+    return kind(out=out, **given, **tensors)
+
+
+def take(arrays: dict[str, Array], name: str) -> Array:
+    """Remove a tensor and give it back."""
+    if name not in arrays:
+        refuse(name, "the tensor file does not hold it")
+    return arrays.pop(name)
+
+
+def require_keys(told: Mapping[str, Any], keys: set[str], where: str) -> None:
+    """Exactly these."""
+    if set(told) != keys:
+        refuse(where, "unknown or missing keys", got=ascii(sorted(set(told) ^ keys)[:5]))
+
+
+def expect(told: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+    """The value of a key, of the type that it must have."""
+    value = told.get(key)
+    if not isinstance(value, kind):
+        refuse(where, f"`{key}` is missing or of the wrong type", expected=kind.__name__)
+    return value
+
+
+def text(told: Mapping[str, Any], key: str, where: str) -> str:
+    """The name of a value."""
+    name: str = expect(told, key, str, where)
+    check_name(name)
+    return name
+
+
+def whole(told: Mapping[str, Any], key: str, where: str) -> int:
+    """A whole number."""
+    value = told.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        refuse(where, f"`{key}` is missing or no whole number")
+    return value
+
+
+def flag(told: Mapping[str, Any], key: str, where: str) -> bool:
+    """True or false."""
+    value: bool = expect(told, key, bool, where)
+    return value
+
+
+READERS = {"str": text, "int": whole, "bool": flag}
+"""Type of an operation's field -> what reads it."""
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A whole file, if it is a file and not larger than ``limit``."""
+    return read_file(path, limit, "the program", ProgramError)

@@ -1,0 +1,1 @@
+"""Whole jobs: quantize, classify, export, compare timings."""

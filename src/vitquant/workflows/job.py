@@ -1,0 +1,260 @@
+"""The main job, from images to a folder of results. The pipeline is :func:`run`, top to bottom."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitquant.adapters.adapt import FloatModel
+from vitquant.architectures.quant_vit import QuantViT
+from vitquant.arguments import require_count, require_kind, require_path, require_whole
+from vitquant.artifact.storage import TENSORS, encode_model, run_id
+from vitquant.compiler.float_share import FloatShare, float_share
+from vitquant.compiler.lowering import compile  # noqa: A004
+from vitquant.data import ImagesLike, SharedImages, open_images
+from vitquant.device import require_device
+from vitquant.errors import DataError, DeployabilityError, NumericsError
+from vitquant.files import json_text, require_writable, write_folder
+from vitquant.measure import Evaluation, ModelProfile, evaluate, profile
+from vitquant.measure.compare import Comparison, compare_models
+from vitquant.measure.evaluate import check_classes
+from vitquant.measure.outliers import OutlierWarning, outlier_message
+from vitquant.program import storage
+from vitquant.program.program import IntegerProgram
+from vitquant.report.points import points_csv
+from vitquant.runs import KEY, MANIFEST, POINTS, SUMMARY
+from vitquant.version import __version__
+from vitquant.workflows.quantize import ConfigLike, as_config, calibrate, prepare
+
+RESULTS = {
+    SUMMARY: "the figures",
+    POINTS: "what every point loses",
+    "config.resolved.yaml": "the settings of every point",
+    f"{MANIFEST}, {TENSORS}": "the quantized model",
+}
+PROGRAM_FILES = f"{storage.MANIFEST}, {storage.TENSORS}"
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What the job found, and where it put it.
+
+    ``program`` and ``comparison`` are ``None`` where integers cannot execute the configuration; ``refusal`` says why.
+    ``kept_float`` is what the configuration leaves in floating point.
+    """
+
+    model: QuantViT
+    evaluation: Evaluation
+    profile: ModelProfile
+    program: IntegerProgram | None
+    refusal: str | None
+    comparison: Comparison | None
+    summary: dict[str, Any]
+    out: Path
+    float_bytes: int
+    kept_float: FloatShare
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that were written, and what is in them."""
+        return RESULTS | ({PROGRAM_FILES: "the integer program"} if self.program is not None else {})
+
+
+def run(
+    model: FloatModel,
+    config: ConfigLike,
+    *,
+    calibration: ImagesLike,
+    evaluation: ImagesLike,
+    out: str | Path,
+    calibration_limit: int | None = None,
+    profile_images: int = 16,
+    batch_size: int = 8,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    strict: bool = False,
+    ignore_labels: bool = False,
+) -> JobResult:
+    """Quantize, evaluate, profile, and write everything into ``out``.
+
+    Nothing is written before all of it has been computed, and then all files are put there at once.
+
+    Args:
+        model: from :func:`vitquant.adapters.adapt.adapt`.
+        config: file, mapping or :class:`ModelConfig`.
+        calibration: images to calibrate on, as for :func:`vitquant.quantize`.
+        evaluation: other images, to measure on; labels give top-1. They are read twice, so no generator will do.
+        out: folder of the results, made if it does not exist. The files of an earlier run are replaced, others stay.
+        calibration_limit: calibrate on at most so many images.
+        profile_images: how many of the evaluation images to profile on.
+        batch_size: images in one forward.
+        seed: seed of torch's generators, recorded in ``summary.json``. The steps are deterministic and draw from none;
+            it matters only to images that do, such as those of a ``DataLoader`` that shuffles.
+        device: where to compute: any device of PyTorch that is there.
+        strict: refuse a configuration that leaves a point in floating point.
+        ignore_labels: evaluate without the labels of the images.
+
+    Raises:
+        VitquantError: whatever goes wrong; ``out`` is as it was before.
+    """
+    start = time.perf_counter()
+    require_kind(model, FloatModel, "model")
+    require_count(batch_size, "batch_size")
+    require_count(profile_images, "profile_images")
+    place = require_device(device)
+    out = require_path(out, "out")
+    # With 8 bits a weight the model takes a quarter of the float model's size, and so does the program.
+    require_results_folder(out, space=float_bytes(model) // 2)
+    torch.manual_seed(require_whole(seed, "seed", -(2**63), 2**63 - 1))
+
+    seconds: dict[str, float] = {}
+    quantized = prepare(model, as_config(config), device=place, strict=strict)
+    kept_float = float_share(quantized.config, quantized.spec)
+    # What can be known to be wrong with these images is found before the long work.
+    shared = SharedImages()
+    opened = open_images(calibration, model.preprocessing, limit=calibration_limit, ignore_labels=True)
+    calib_source = shared.calibrating(opened)
+    eval_source = shared.evaluating(open_images(evaluation, model.preprocessing, ignore_labels=ignore_labels))
+    check_classes(eval_source, quantized)
+    if not eval_source.repeatable:
+        raise DataError(
+            "the images are read twice, to evaluate and to profile, and these can be iterated only once",
+            where="evaluation",
+            got=type(evaluation).__name__,
+            fix="give a list, a tensor, a DataLoader, a folder or an .npz file",
+        )
+    with stopwatch(seconds, "calibrate"):
+        calibrate(quantized, calib_source, batch_size=batch_size)
+    with stopwatch(seconds, "compile"):
+        program, refusal = lower(quantized, model.name)
+    with stopwatch(seconds, "evaluate"):
+        if program is None:
+            comparison, evaluated = None, evaluate(quantized, eval_source, batch_size=batch_size)
+        else:
+            comparison = compare_models(quantized, program, eval_source, batch_size=batch_size)
+            evaluated = comparison.evaluation
+    shared.warn()
+    with stopwatch(seconds, "profile"):
+        profiled = profile(quantized, evaluation, limit=profile_images, batch_size=batch_size)
+    if profiled.outliers:
+        warnings.warn(outlier_message(profiled.outliers), OutlierWarning, stacklevel=2)
+    seconds["total"] = time.perf_counter() - start
+
+    summary = {KEY: run_id(quantized)} | summarize(model, evaluated, profiled, seconds, seed)
+    summary["float"] = {"points": list(kept_float.points), "multiplications": round(kept_float.share, 6)}
+    summary["integer"] = integer_summary(program, refusal, comparison)
+    files = encode_model(quantized) | {
+        "config.resolved.yaml": quantized.config.to_yaml(),
+        POINTS: points_csv(profiled, summary[KEY]),
+        SUMMARY: json_text(summary) + "\n",
+    }
+    if program is not None:
+        files = storage.program_files(program) | files
+    # A program that lies there and is not replaced is that of another model.
+    write_folder(out, files, remove=[name for name in storage.FILES if name not in files])
+    return JobResult(
+        quantized, evaluated, profiled, program, refusal, comparison, summary, out, float_bytes(model), kept_float
+    )
+
+
+def require_results_folder(out: Path, *, space: int = 0) -> None:
+    """Refuse a folder that the results cannot be written into, before the work for them; nothing is made.
+
+    Raises:
+        DataError: it is a file.
+        OutputError: it cannot be written, or there is less space than ``space`` bytes.
+    """
+    if os.path.lexists(out) and not os.path.isdir(out):
+        raise DataError("the results need a folder", where=str(out), got="a file", fix="choose another folder")
+    require_writable(out, folder=True, space=space)
+
+
+def lower(model: QuantViT, name: str) -> tuple[IntegerProgram | None, str | None]:
+    """The integer program of a calibrated model, or why integers cannot execute it."""
+    try:
+        return compile(model, name=name), None
+    except (DeployabilityError, NumericsError) as error:
+        return None, str(error)
+
+
+@contextmanager
+def stopwatch(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Note how long the block took."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+def summarize(
+    model: FloatModel,
+    evaluated: Evaluation,
+    profiled: ModelProfile,
+    seconds: dict[str, float],
+    seed: int,
+) -> dict[str, Any]:
+    """The content of ``summary.json``."""
+    return {
+        "vitquant": __version__,
+        "model": model.name,
+        "parity_db": None if model.parity_db is None else min(round(model.parity_db, 2), 300.0),
+        "preprocessing": model.preprocessing.to_dict(),
+        "notes": list(model.notes),
+        "seed": seed,
+        "images": evaluated.images,
+        "fp32": {"top1": evaluated.fp32_top1},
+        "quantized": {"top1": evaluated.quantized_top1, "agreement": evaluated.agreement},
+        "sqnr_db": round(evaluated.sqnr_db, 3),
+        "sqnr_final_norm_db": round(evaluated.sqnr_final_norm_db, 3),
+        "profile_images": profiled.images,
+        "outliers": {outlier.point: round(outlier.ratio, 1) for outlier in profiled.outliers},
+        "points": {
+            p.name: {
+                "active": p.active,
+                "sqnr_isolated_db": None if p.sqnr_isolated_db is None else round(p.sqnr_isolated_db, 3),
+                "sqnr_cumulative_db": None if p.sqnr_cumulative_db is None else round(p.sqnr_cumulative_db, 3),
+            }
+            for p in profiled.points
+        },
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "peak_rss_mb": round(peak_rss_mb(), 1),
+    }
+
+
+def integer_summary(
+    program: IntegerProgram | None, refusal: str | None, comparison: Comparison | None
+) -> dict[str, Any]:
+    """What ``summary.json`` says of the integer program."""
+    if program is None or comparison is None or comparison.evaluation.integer is None:
+        return {"refused": refusal}
+    found = comparison.evaluation.integer
+    return {
+        "top1": found.top1,
+        "agreement": found.agreement,
+        "sqnr_db": round(found.sqnr_db, 3),
+        "to_simulated_db": round(found.to_simulated_db, 3),
+        "executor": comparison.executor,
+        "points_compared": comparison.compared,
+        "first_divergence": asdict(comparison.divergences[0]) if comparison.divergences else None,
+        "bytes": program.nbytes,
+    }
+
+
+def float_bytes(model: FloatModel) -> int:
+    """Size of the float model's parameters."""
+    return sum(p.numel() * p.element_size() for p in model.vit.parameters())
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, in MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6

@@ -1,0 +1,144 @@
+"""The whole job in one call, and its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from vitquant.adapters.adapt import FloatModel, adapt
+from vitquant.architectures.quant_vit import QuantViT
+from vitquant.arguments import require_count, require_kind, require_path
+from vitquant.calibration.calibrate import calibrate_batches
+from vitquant.compiler.float_share import require_integers
+from vitquant.config import ModelConfig, load_config_from_yaml
+from vitquant.data import CalibrationCheck, ImagesLike, open_images
+from vitquant.device import require_device
+from vitquant.errors import ConfigError
+from vitquant.layers.memory import each_named
+from vitquant.layers.plain_torch import plain_torch
+from vitquant.progress import track
+
+ConfigLike: TypeAlias = ModelConfig | str | PathLike[str] | Mapping[str, Any]
+
+__all__ = ["ConfigLike", "as_config", "calibrate", "load_config_from_yaml", "prepare", "quantize"]
+
+
+def quantize(
+    model: nn.Module | FloatModel | str,
+    config: ConfigLike,
+    *,
+    calibration: ImagesLike,
+    weights: str | PathLike[str] | None = None,
+    weights_entry: str | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    device: str | torch.device = "cpu",
+    strict: bool = False,
+) -> QuantViT:
+    """Quantize a Vision Transformer: build, calibrate, fold. The result computes what integers will.
+
+    Args:
+        model: a timm model, our ``VisionTransformer``, a :class:`FloatModel`, or a name with ``weights``.
+        config: a YAML file (shipped ones by name), a mapping, or a :class:`ModelConfig`.
+        calibration: a folder of images, an ``.npz``, a tensor, or an iterable of tensors; see
+            :func:`vitquant.data.open_images`.
+        weights: local checkpoint that goes with a name.
+        weights_entry: which of several models in the checkpoint to take; see :func:`vitquant.adapt`.
+        img_size: input size that goes with a name, in pixels.
+        limit: calibrate on at most so many images.
+        batch_size: images in one forward. Statistics are streamed, so memory grows with this and with nothing else.
+        device: where to compute: any device of PyTorch that is there.
+        strict: refuse a configuration that leaves a point in floating point.
+
+    Raises:
+        VitquantError: see ``docs/failures.md`` for what can go wrong and how it reads.
+
+    >>> import vitquant
+    >>> float_model = vitquant.load_fashion()
+    >>> images, _, test_images, _ = vitquant.load_fashion_images()
+    >>> qmodel = vitquant.quantize(float_model, "vit_int8.yaml", calibration=images[:64])
+    >>> qmodel(float_model.preprocessing.normalize(test_images[:2, None])).shape
+    torch.Size([2, 10])
+    """
+    require_count(batch_size, "batch_size")
+    qmodel = prepare(
+        model, config, weights=weights, weights_entry=weights_entry, img_size=img_size, device=device, strict=strict
+    )
+    return calibrate(qmodel, calibration, limit=limit, batch_size=batch_size)
+
+
+@plain_torch()
+def prepare(
+    model: nn.Module | FloatModel | str,
+    config: ConfigLike,
+    *,
+    weights: str | PathLike[str] | None = None,
+    weights_entry: str | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    device: str | torch.device = "cpu",
+    strict: bool = False,
+) -> QuantViT:
+    """The first step of :func:`quantize`: the model with its points, not calibrated yet, in mode ``FP32``.
+
+    It owns its tensors: the float model is neither changed nor needed any more.
+
+    Raises:
+        DeployabilityError: ``strict``, and a point stays float.
+    """
+    place = require_device(device)
+    config = as_config(config)
+    if isinstance(model, FloatModel):
+        found = model
+    else:
+        found = adapt(model, weights=weights, weights_entry=weights_entry, img_size=img_size)
+    qmodel: QuantViT = QuantViT(found.vit, config, found.preprocessing).to(place)
+    if strict:
+        require_integers(qmodel.config, qmodel.spec)
+    return qmodel
+
+
+@plain_torch()
+def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> QuantViT:
+    """The second step of :func:`quantize`: one pass over the images, after which the model is in mode ``QUANTIZED``.
+
+    Warns:
+        CalibrationImagesWarning: the images are of one colour, all the same, or noise.
+
+    Raises:
+        DataError: no images, or images that the model cannot take.
+        NumericsError: NaN or Inf in an image or an activation.
+        LifecycleError: another thread computes with the model.
+        OutOfMemoryError: naming the point, and the batch size that was too large.
+
+    Whatever is raised, the model is as it was before; a calibrated one stays calibrated.
+    """
+    require_kind(model, QuantViT, "model")
+    require_count(batch_size, "batch_size")
+    source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
+    total = source.batch_count(batch_size)
+    check = CalibrationCheck(source.preprocessing)
+    batches = each_named(check.watch(source.batches(batch_size)), "images", batch_size)
+    calibrate_batches(model, track(batches, "calibrating", total))
+    check.warn()
+    return model
+
+
+def as_config(config: ConfigLike) -> ModelConfig:
+    """A configuration from a file, a shipped file's name, or a mapping.
+
+    Raises:
+        ConfigError: it is none of these, or something in it is wrong.
+    """
+    if isinstance(config, ModelConfig):
+        return config
+    if isinstance(config, Mapping):
+        return ModelConfig.from_dict(config)
+    if isinstance(config, str | PathLike):
+        return ModelConfig.from_yaml(require_path(config, "config"))
+    expected = "a YAML file, a shipped one's name, a mapping or a ModelConfig"
+    raise ConfigError("not a configuration", where="config", got=type(config).__name__, expected=expected)
