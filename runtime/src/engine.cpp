@@ -36,15 +36,15 @@ Bytes allocate(std::size_t bytes) {
     return Bytes(static_cast<std::uint8_t*>(::operator new[](bytes + 64, std::align_val_t{64})));
 }
 
-// The name of the plain operations among those of the tables of kernels.
+// Stands for no instruction set, but for operations that are executed one by one.
 constexpr const char* kPlain = "plain";
 
 constexpr const char* kSets[] = {"avx512vbmi", "avx512vnni", "avxvnni", "avx2", "neondot", "portable"};
 
-const kernels::Kernels* find_kernels(const std::string& isa) {
-    if (isa == kPlain) return nullptr;
+const kernels::Kernels& find_kernels(const std::string& isa) {
+    if (isa == kPlain) return *kernels::portable();
     const kernels::Kernels* found = kernels::select(isa.empty() ? nullptr : isa.c_str());
-    if (found) return found;
+    if (found) return *found;
     std::string known;
     for (const char* name : kSets)
         if (kernels::select(name)) known += std::string(name) + ", ";
@@ -124,9 +124,10 @@ private:
 Engine::Engine(const Program& program, std::size_t threads, const std::string& isa, Interrupt* interrupt)
     : image_shape_(program.image.shape), image_bytes_(std::size_t(program.image.elements())), output_type_(),
       metadata_(program.metadata), pool_(checked_threads(threads)) {
-    const kernels::Kernels* kernels = find_kernels(isa);
-    isa_ = kernels ? kernels->name : kPlain;
-    plan_ = make_plan(program, kernels, interrupt);
+    const kernels::Kernels& kernels = find_kernels(isa);
+    const Fusion fusion = isa == kPlain ? Fusion::none : Fusion::all;
+    isa_ = isa == kPlain ? kPlain : kernels.name;
+    plan_ = make_plan(program, kernels, fusion, interrupt);
     const auto output = std::find_if(program.operations.begin(), program.operations.end(),
                                      [&](const Operation& op) { return op.out.name == program.output; });
     output_zero_ = output->out.spread_zero();

@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "format/manifest.hpp"
 #include "interrupt.hpp"
-#include "manifest.hpp"
-#include "plan.hpp"
+#include "plan/plan.hpp"
 #include "thread_pool.hpp"
 
 namespace vitquant {

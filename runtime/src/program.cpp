@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ops/kind.hpp"
+
 namespace vitquant {
 
 std::int64_t Value::elements() const {
@@ -32,24 +34,6 @@ std::vector<std::int32_t> Value::spread_zero() const {
     return out;
 }
 
-const std::vector<Form>& forms() {
-    static const std::vector<Form> all = {
-        {Kind::patches, "patches", {"x"}, {"height", "width"}, {}, {}},
-        {Kind::linear, "linear", {"x"}, {}, {}, {"weight", "bias", "multiplier", "shift"}},
-        {Kind::embed, "embed", {"x"}, {"prefix"}, {}, {"table", "multiplier", "shift"}},
-        {Kind::layernorm, "layernorm", {"x"}, {"headroom"}, {}, {"gain", "offset", "shift", "epsilon"}},
-        {Kind::requantize, "requantize", {"x"}, {"start"}, {}, {"multiplier", "shift"}},
-        {Kind::scores, "scores", {"q", "k"}, {}, {}, {"multiplier", "shift"}},
-        {Kind::softmax_row, "softmax_row", {"x"}, {}, {}, {"table"}},
-        {Kind::softmax_uniform, "softmax_uniform", {"x"}, {}, {}, {"table", "multiplier", "shift"}},
-        {Kind::softmax_log2, "softmax_log2", {"x"}, {"last"}, {}, {"table"}},
-        {Kind::mix, "mix", {"p", "v"}, {"reciprocal_bits", "fraction_bits"}, {"normalize"}, {"multiplier", "shift"}},
-        {Kind::add, "add", {"a", "b"}, {}, {}, {"multiplier_a", "shift_a", "multiplier_b", "shift_b"}},
-        {Kind::lookup, "lookup", {"x"}, {}, {}, {"tables", "table_of"}},
-        {Kind::take, "take", {"x"}, {"token"}, {}, {}},
-        {Kind::pool, "pool", {"x"}, {"first"}, {}, {}},
-    };
-    return all;
-}
+bool Operation::is(std::string_view kind_name) const { return kind->name == kind_name; }
 
 }  // namespace vitquant

@@ -1,4 +1,4 @@
-// The integer program: a list of operations between named tensors of codes, as in its files.
+// The integer program: a list of operations between named tensors of integer values ("codes"), as in its files.
 #pragma once
 
 #include <cstdint>
@@ -31,19 +31,16 @@ struct Value {
     std::vector<std::int32_t> spread_zero() const;  // one for each place of the axis
 };
 
-enum class Kind : std::uint8_t {
-    patches, linear, embed, layernorm, requantize, scores, softmax_row, softmax_uniform, softmax_log2, mix, add,
-    lookup, take, pool
-};
+struct OperationKind;  // ops/kind.hpp
 
 struct Operation {
-    Kind kind;
-    std::string name;  // of the kind, as in files
+    const OperationKind* kind;
     Value out;
     std::vector<std::string> reads;
     std::map<std::string, std::int64_t, std::less<>> numbers;
     std::map<std::string, Tensor, std::less<>> constants;
 
+    bool is(std::string_view kind_name) const;
     std::int64_t number(std::string_view key) const { return numbers.find(key)->second; }
     const Tensor& constant(std::string_view key) const { return constants.find(key)->second; }
 };
@@ -54,14 +51,5 @@ struct Program {
     std::string output;
     std::string metadata;  // JSON
 };
-
-// What an operation of a kind consists of in files, beside its value.
-struct Form {
-    Kind kind;
-    const char* name;
-    std::vector<std::string_view> reads, numbers, flags, constants;
-};
-
-const std::vector<Form>& forms();
 
 }  // namespace vitquant

@@ -126,10 +126,10 @@ void mix_tile(const AttentionPlan& plan, const Head& h, const ByteRange& range, 
               size_t out_stride) {
     alignas(64) int32_t start[channel_block];
     for (int32_t& s : start) s = INT32_MIN;  // as `Doubles` want nothing
-    const double fraction = power_of_half(plan.reciprocal_bits - plan.fraction_bits);
+    const double fraction = power_of_half(plan.division.reciprocal_bits - plan.division.fraction_bits);
     double shares[rows];
     for (size_t i = 0; i < rows; ++i) {
-        shares[i] = static_cast<double>((int64_t{1} << plan.reciprocal_bits) / h.sums[row + i]) * fraction;
+        shares[i] = static_cast<double>((int64_t{1} << plan.division.reciprocal_bits) / h.sums[row + i]) * fraction;
     }
     const size_t columns = h.width - c;
     const __mmask64 inside = first_bytes(columns);
@@ -182,11 +182,11 @@ void run_head(const AttentionPlan& plan, const AttentionRun& run, size_t head, H
 }
 
 size_t attention_scratch_512(const AttentionPlan& plan) {
-    return plan.quick ? lay_out(plan, nullptr).bytes : plain::attention_scratch(plan);
+    return plan.quick ? lay_out(plan, nullptr).bytes : scalar::attention_scratch(plan);
 }
 
 void attention_512(const AttentionPlan& plan, const AttentionRun& run) {
-    if (!plan.quick) return plain::attention(plan, run);
+    if (!plan.quick) return scalar::attention(plan, run);
     Head h = lay_out(plan, run.scratch);
     for (size_t head = run.first_head; head < run.last_head; ++head) {
         plan.scores.float_scale != nullptr ? run_head<Floats>(plan, run, head, h)

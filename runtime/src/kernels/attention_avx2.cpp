@@ -113,9 +113,9 @@ void mix_tile(const AttentionPlan& plan, const AttentionRun& run, const Head& h,
     multiply_rows(rows, h.weights + row * h.padded_tokens, h.padded_tokens, h.values + c * h.token_steps * 2,
                   h.token_steps, h.nothing, tile);
     const size_t channel = h.first + c, columns = h.width - c < 16 ? h.width - c : 16;
-    const double fraction = 1.0 / static_cast<double>(int64_t{1} << (plan.reciprocal_bits - plan.fraction_bits));
+    const double fraction = 1.0 / static_cast<double>(int64_t{1} << (plan.division.reciprocal_bits - plan.division.fraction_bits));
     for (size_t i = 0; i < rows; ++i) {
-        const auto reciprocal = static_cast<double>((int64_t{1} << plan.reciprocal_bits) / sums[row + i]) * fraction;
+        const auto reciprocal = static_cast<double>((int64_t{1} << plan.division.reciprocal_bits) / sums[row + i]) * fraction;
         const __m256d share = _mm256_set1_pd(reciprocal);
         __m128i y[4];
         for (size_t j = 0; j < 4; ++j) {
@@ -157,11 +157,11 @@ void run_panel(const AttentionPlan& plan, const AttentionRun& run, const Head& h
 }  // namespace
 
 size_t attention_scratch(const AttentionPlan& plan) {
-    return plan.quick ? lay_out(plan, nullptr).bytes : plain::attention_scratch(plan);
+    return plan.quick ? lay_out(plan, nullptr).bytes : scalar::attention_scratch(plan);
 }
 
 void attention(const AttentionPlan& plan, const AttentionRun& run) {
-    if (!plan.quick) return plain::attention(plan, run);
+    if (!plan.quick) return scalar::attention(plan, run);
     Head h = lay_out(plan, run.scratch);
     for (size_t head = run.first_head; head < run.last_head; ++head) {
         prepare(plan, run, head, h);

@@ -1,4 +1,5 @@
-// The arithmetic of integer programs: one table of functions for each instruction set, all giving the same integers.
+// The arithmetic of integer programs that instruction sets do differently: one table of functions for each of them, all
+// giving the same integers.
 //
 // Life of a kernel: `make_*` turns the constants of an operation into a plan, once, at load (it allocates and packs);
 // the function of the same name without `make_` runs it on a range of rows (or heads), any number of times, from any
@@ -143,47 +144,10 @@ struct AttentionRun {
 
 struct AttentionPlan;
 
-// ---- Elementwise, for what is not fused ----
-
-/// Any addition: also `embed`, as an addition of the table (identity: multiplier 2^21, shift 21, zero point 0, and
-/// zero point 0 of the sum, as the table holds it) and the patches' rows; b's grid stands in the spec.
-struct AddSpec {
-    size_t channels;
-    Addition addition;
-    Grid b;
-};
-
-struct AddPlan;
-
-/// `requantize(x - zero)` of the channels start .. start + channels of x, which has x_channels.
-struct RequantizeSpec {
-    size_t x_channels, start, channels;
-    Grid x;
-    Rescale rescale;
-    Grid out;
-};
-
-struct RequantizePlan;
-
-struct LookupSpec {
-    size_t channels;
-    Grid x;  // its zero point is not read
-    LookupTables tables;
-};
-
-struct LookupPlan;
-
-struct ImageShape {
-    size_t channels, height, width;
-};
-
 struct Deleter {
     void operator()(LinearPlan*) const;
     void operator()(LayerNormPlan*) const;
     void operator()(AttentionPlan*) const;
-    void operator()(AddPlan*) const;
-    void operator()(RequantizePlan*) const;
-    void operator()(LookupPlan*) const;
 };
 
 template <class Plan>
@@ -202,22 +166,6 @@ struct Kernels {
     Owned<AttentionPlan> (*make_attention)(const AttentionSpec&);
     size_t (*attention_scratch)(const AttentionPlan&);
     void (*attention)(const AttentionPlan&, const AttentionRun&);
-
-    Owned<AddPlan> (*make_add)(const AddSpec&);
-    void (*add)(const AddPlan&, size_t rows, const void* a, size_t a_stride, const void* b, size_t b_stride, void* out,
-                size_t out_stride);
-
-    Owned<RequantizePlan> (*make_requantize)(const RequantizeSpec&);
-    void (*requantize)(const RequantizePlan&, size_t rows, const void* x, size_t x_stride, void* out,
-                       size_t out_stride);
-
-    Owned<LookupPlan> (*make_lookup)(const LookupSpec&);
-    void (*lookup)(const LookupPlan&, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride);
-
-    /// Rows [first, last) of the patches [P, channels * height * width] of a uint8 image [channels, h, w]; `out` points
-    /// at row `first`.
-    void (*patches)(const ImageShape& image, size_t height, size_t width, const uint8_t* x, size_t first, size_t last,
-                    uint8_t* out, size_t out_stride);
 };
 
 const Kernels* portable();

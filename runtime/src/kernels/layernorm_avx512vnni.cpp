@@ -73,7 +73,7 @@ void normalize(const LayerNormPlan& plan, const Token& token, const ByteRange& r
 }  // namespace
 
 void layernorm(const LayerNormPlan& plan, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride) {
-    if (!plan.quick) return plain::layernorm(plan, rows, x, x_stride, out, out_stride);
+    if (!plan.quick) return scalar::layernorm(plan, rows, x, x_stride, out, out_stride);
     const ByteRange range = byte_range(plan.type, plan.low, plan.high);
     const auto* from = static_cast<const int16_t*>(x);
     auto* to = static_cast<uint8_t*>(out);

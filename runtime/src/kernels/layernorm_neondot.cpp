@@ -48,7 +48,7 @@ void normalize(const LayerNormPlan& plan, const Token& token, const int16_t* x, 
 }  // namespace
 
 void layernorm(const LayerNormPlan& plan, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride) {
-    if (!plan.quick) return plain::layernorm(plan, rows, x, x_stride, out, out_stride);
+    if (!plan.quick) return scalar::layernorm(plan, rows, x, x_stride, out, out_stride);
     const auto channels = static_cast<int64_t>(plan.channels);
     for (size_t row = 0; row < rows; ++row) {
         const auto* from = static_cast<const int16_t*>(x) + row * x_stride;

@@ -207,12 +207,12 @@ void run_narrow(const LinearPlan& plan, const LinearRun& run) {
 }
 
 size_t linear_scratch_512(const LinearPlan& plan) {
-    if (plan.packed == nullptr) return plain::linear_scratch(plan);
+    if (plan.packed == nullptr) return scalar::linear_scratch(plan);
     return needs_staging(plan) ? staged_rows(plan) * plan.steps * 4 : 0;
 }
 
 void linear_512(const LinearPlan& plan, const LinearRun& run) {
-    if (plan.packed == nullptr) return plain::linear(plan, run);
+    if (plan.packed == nullptr) return scalar::linear(plan, run);
     if (!plan.requantizer.narrow) return run_with<ToAnything>(plan, run);
     const AdditionPlan& p = plan.addition;
     const bool floats = plan.requantizer.float_scale != nullptr &&

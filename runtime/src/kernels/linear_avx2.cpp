@@ -29,11 +29,11 @@ struct Words {
 }  // namespace
 
 size_t linear_scratch(const LinearPlan& plan) {
-    return plan.packed == nullptr ? plain::linear_scratch(plan) : staged_rows(plan) * plan.steps * 4;
+    return plan.packed == nullptr ? scalar::linear_scratch(plan) : staged_rows(plan) * plan.steps * 4;
 }
 
 void linear(const LinearPlan& plan, const LinearRun& run) {
-    return plan.packed == nullptr ? plain::linear(plan, run) : run_linear<Words>(plan, run);
+    return plan.packed == nullptr ? scalar::linear(plan, run) : run_linear<Words>(plan, run);
 }
 
 }  // namespace vitquant::kernels::avx

@@ -72,7 +72,7 @@ struct Bytes {
 }  // namespace
 
 void linear(const LinearPlan& plan, const LinearRun& run) {
-    return plan.packed == nullptr ? plain::linear(plan, run) : run_linear<Bytes>(plan, run);
+    return plan.packed == nullptr ? scalar::linear(plan, run) : run_linear<Bytes>(plan, run);
 }
 
 }  // namespace vitquant::kernels::vnni256

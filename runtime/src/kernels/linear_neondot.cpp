@@ -152,11 +152,11 @@ void finish_codes(const LinearPlan& plan, const LinearRun& run, const Place& at,
 }  // namespace
 
 size_t linear_scratch(const LinearPlan& plan) {
-    return plan.packed == nullptr ? plain::linear_scratch(plan) : staged_rows(plan) * plan.steps * 4;
+    return plan.packed == nullptr ? scalar::linear_scratch(plan) : staged_rows(plan) * plan.steps * 4;
 }
 
 void linear(const LinearPlan& plan, const LinearRun& run) {
-    if (plan.packed == nullptr) return plain::linear(plan, run);
+    if (plan.packed == nullptr) return scalar::linear(plan, run);
     const bool quick = is_quick(plan);
     auto* staged = static_cast<int8_t*>(run.scratch);
     const size_t stride = plan.steps * 4, chunk = staged_rows(plan);

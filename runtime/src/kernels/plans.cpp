@@ -293,23 +293,19 @@ Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
     plan->scores =
         make_requantizer(arena, layout, spec.scores_rescale, zeros(arena, spec.scores, heads), spec.scores.low,
                          spec.scores.high, spec.scores.type, heads, constant_limits(arena, score_limit, heads));
-    plan->softmax = spec.softmax;
-    plan->distances = static_cast<size_t>(static_cast<int64_t>(spec.scores.high) - spec.scores.low + 1);
-    auto* table = arena.array<int32_t>(heads * plan->distances);
+    const auto distances = static_cast<size_t>(static_cast<int64_t>(spec.scores.high) - spec.scores.low + 1);
     const size_t sharing = heads / spec.table_count;
-    for (size_t h = 0; h < heads; ++h) {
-        std::memcpy(table + h * plan->distances, spec.table + h / sharing * plan->distances, plan->distances * 4);
-    }
-    plan->table = table;
+    auto* table = arena.array<int32_t>(spec.table_count * distances);
+    std::memcpy(table, spec.table, spec.table_count * distances * sizeof(int32_t));
+    plan->softmax.form = spec.softmax, plan->softmax.last = spec.last;
+    plan->softmax.table = table, plan->softmax.distances = distances, plan->softmax.sharing = sharing;
     plan->zero_weights = zeros(arena, spec.weights, heads);
     if (spec.softmax == Softmax::uniform) {
-        plan->weights =
+        plan->softmax.codes =
             make_requantizer(arena, layout, spec.weights_rescale, plan->zero_weights, spec.weights.low,
                              spec.weights.high, spec.weights.type, heads, constant_limits(arena, 1 << 30, heads));
     }
-    plan->last = spec.last;
-    plan->normalize = spec.normalize;
-    plan->reciprocal_bits = spec.reciprocal_bits, plan->fraction_bits = spec.fraction_bits;
+    plan->division = {spec.normalize, spec.reciprocal_bits, spec.fraction_bits};
     const double mix_limit = spec.normalize ? std::ldexp(centred_limit(spec.v), spec.fraction_bits) + 1 : 2147483648.0;
     plan->out = make_requantizer(arena, layout, spec.rescale, zeros(arena, spec.out, channels), spec.out.low,
                                  spec.out.high, spec.out.type, channels, constant_limits(arena, mix_limit, channels));
@@ -317,9 +313,10 @@ Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
                  is_byte(spec.k.type) && is_byte(spec.v.type) && is_byte(spec.out.type) && is_byte(spec.scores.type) &&
                  plan->scores.narrow && plan->out.narrow;
     auto* bytes = arena.array<uint8_t>(heads * 256);
-    for (size_t i = 0; quick && i < heads * plan->distances; ++i) {
-        quick = table[i] <= 255;
-        bytes[i / plan->distances * 256 + i % plan->distances] = static_cast<uint8_t>(table[i]);
+    for (size_t i = 0; quick && i < heads * distances; ++i) {
+        const int32_t e = table[i / distances / sharing * distances + i % distances];
+        quick = e <= 255;
+        bytes[i / distances * 256 + i % distances] = static_cast<uint8_t>(e);
     }
     plan->quick = quick, plan->bytes = bytes;
     auto* score_scale = arena.array<double>(heads);
@@ -329,39 +326,6 @@ Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
         score_scale[h] = plan->scores.scale[at], score_start[h] = plan->scores.start[at];
     }
     plan->score_scale = score_scale, plan->score_start = score_start;
-    return plan;
-}
-
-Owned<AddPlan> make_add(const AddSpec& spec) {
-    Owned<AddPlan> plan(new AddPlan{});
-    plan->channels = spec.channels;
-    plan->b_type = spec.b.type;
-    plan->addition = make_addition(plan->arena, Layout::portable, spec.addition, spec.b, spec.channels);
-    return plan;
-}
-
-Owned<RequantizePlan> make_requantize(const RequantizeSpec& spec) {
-    constexpr Layout layout = Layout::portable;
-    Owned<RequantizePlan> plan(new RequantizePlan{});
-    Arena& arena = plan->arena;
-    plan->start = spec.start, plan->channels = spec.channels;
-    plan->x_type = spec.x.type;
-    auto* zero = arena.array<int32_t>(padded(spec.channels));
-    for (size_t c = 0; c < spec.channels; ++c) {
-        zero[c] = spec.x.zero_point[(spec.start + c) / (spec.x_channels / spec.x.zero_count)];
-    }
-    plan->zero = zero;
-    plan->requantizer = make_requantizer(arena, layout, spec.rescale, zeros(arena, spec.out, spec.channels),
-                                         spec.out.low, spec.out.high, spec.out.type, spec.channels,
-                                         constant_limits(arena, centred_limit(spec.x), spec.channels));
-    return plan;
-}
-
-Owned<LookupPlan> make_lookup(const LookupSpec& spec) {
-    Owned<LookupPlan> plan(new LookupPlan{});
-    plan->channels = spec.channels;
-    plan->x_type = spec.x.type;
-    plan->table = make_table(plan->arena, spec.tables, spec.x, spec.channels);
     return plan;
 }
 

@@ -112,70 +112,49 @@ struct LayerNormPlan {
     const int64_t* split_shift;
 };
 
+/// How scores become weights.
+struct SoftmaxRows {
+    Softmax form;
+    const int32_t* table;  // [heads / sharing, distances]
+    size_t distances, sharing;
+    Requantizer codes;  // uniform
+    int last;           // log2
+};
+
+/// The division of weighted sums by the sum of the weights, if there is any.
+struct Division {
+    bool normalize;
+    int reciprocal_bits, fraction_bits;
+};
+
 struct AttentionPlan {
     Arena arena;
     size_t tokens, channels, heads;
     Type q_type, k_type, v_type;
     const int32_t *zero_q, *zero_k, *zero_v;  // [channels]
     Requantizer scores;                       // [heads]
-    Softmax softmax;
-    const int32_t* table;  // [heads, distances]
-    size_t distances;
-    Requantizer weights;  // uniform
+    SoftmaxRows softmax;
     const int32_t* zero_weights;
-    int last;
-    bool normalize;
-    int reciprocal_bits, fraction_bits;
+    Division division;
     Requantizer out;  // [channels]
     bool quick;
     const uint8_t* bytes;                     // quick: the table, [heads, 256]
     const double *score_scale, *score_start;  // quick, as in the requantizer, but in the order of the heads
 };
 
-struct AddPlan {
-    Arena arena;
-    size_t channels;
-    Type b_type;
-    AdditionPlan addition;
-};
-
-struct RequantizePlan {
-    Arena arena;
-    size_t start, channels;
-    Type x_type;
-    const int32_t* zero;
-    Requantizer requantizer;
-};
-
-struct LookupPlan {
-    Arena arena;
-    size_t channels;
-    Type x_type;
-    LookupTable table;
-};
-
 Owned<LinearPlan> make_linear(const LinearSpec&, Layout);
 Owned<LayerNormPlan> make_layernorm(const LayerNormSpec&, Layout);
 Owned<AttentionPlan> make_attention(const AttentionSpec&, Layout);
-Owned<AddPlan> make_add(const AddSpec&);
-Owned<RequantizePlan> make_requantize(const RequantizeSpec&);
-Owned<LookupPlan> make_lookup(const LookupSpec&);
 
-/// The definitions, in plain loops; other tables use them for what they are not quick at.
-namespace plain {
+/// One number at a time: any machine, any types. Other tables use these for what they are not quick at.
+namespace scalar {
 
 size_t linear_scratch(const LinearPlan&);
 void linear(const LinearPlan&, const LinearRun&);
 void layernorm(const LayerNormPlan&, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride);
 size_t attention_scratch(const AttentionPlan&);
 void attention(const AttentionPlan&, const AttentionRun&);
-void add(const AddPlan&, size_t rows, const void* a, size_t a_stride, const void* b, size_t b_stride, void* out,
-         size_t out_stride);
-void requantize(const RequantizePlan&, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride);
-void lookup(const LookupPlan&, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride);
-void patches(const ImageShape& image, size_t height, size_t width, const uint8_t* x, size_t first, size_t last,
-             uint8_t* out, size_t out_stride);
 
-}  // namespace plain
+}  // namespace scalar
 
 }  // namespace vitquant::kernels

@@ -14,7 +14,7 @@
 namespace vitquant::kernels {
 namespace {
 
-/// The pieces that instruction sets do differently; the rest is plain everywhere.
+/// The functions of a table that run plans.
 struct Pieces {
     decltype(Kernels::linear_scratch) linear_scratch;
     decltype(Kernels::linear) linear;
@@ -36,19 +36,12 @@ constexpr Kernels table_of(const char* name, const Pieces& pieces) {
         [](const AttentionSpec& spec) { return make_attention(spec, rest); },
         pieces.attention_scratch,
         pieces.attention,
-        make_add,
-        plain::add,
-        make_requantize,
-        plain::requantize,
-        make_lookup,
-        plain::lookup,
-        plain::patches,
     };
 }
 
 constexpr Kernels table = table_of<Layout::portable, Layout::portable>(
     "portable",
-    {plain::linear_scratch, plain::linear, plain::layernorm, plain::attention_scratch, plain::attention});
+    {scalar::linear_scratch, scalar::linear, scalar::layernorm, scalar::attention_scratch, scalar::attention});
 
 #if defined(__x86_64__)
 constexpr Kernels table_avx2 = table_of<Layout::avx2, Layout::avx2>(

@@ -159,6 +159,6 @@ void linear(const Kernels&, uint64_t seed);
 void linear_ties(const Kernels&);
 void layernorm(const Kernels&, uint64_t seed);
 void attention(const Kernels&, uint64_t seed, bool large);
-void elementwise(const Kernels&, uint64_t seed);
+void operations(uint64_t seed);
 
 }  // namespace test

@@ -1,6 +1,15 @@
-#include "kernel_rows.hpp"
+#include "ops/constants.hpp"
 
 namespace vitquant {
+namespace {
+
+std::vector<std::int32_t> spread(const Tensor& t, std::int64_t length) {
+    std::vector<std::int32_t> out;
+    for (std::int64_t i = 0; i < length; ++i) out.push_back(static_cast<std::int32_t>(t.at(t.count > 1 ? i : 0)));
+    return out;
+}
+
+}  // namespace
 
 kernels::Type kernel_type(DType type) {
     switch (type) {
@@ -34,23 +43,12 @@ kernels::LookupTables Constants::tables() {
             kernel_type(op_.out.type())};
 }
 
-RowKernelStep::RowKernelStep(const Node& node, const Surroundings& around)
-    : kernels_(around.kernels), only_row_(around.grouping.row_of(node.writes)),
-      rows_(only_row_ == kAllRows ? std::size_t(around.value(node.writes).shape[0]) : 1) {
-    out_ = lines(node.writes, around);
-}
-
-Lines RowKernelStep::lines(const std::string& name, const Surroundings& around) {
-    const Value& v = around.value(name);
-    const std::size_t width = std::size_t(v.shape[1]);
-    Lines found{size_of(v.type()), width, width, 0};
-    if (around.grouping.row_of(name) == kAllRows) {
-        found.image_stride = std::size_t(v.shape[0]) * width;
-        if (only_row_ != kAllRows) found.offset = std::size_t(only_row_) * width;
-    }
-    if (rows_ == 1) found.stride = found.image_stride;
-    seamless_ = seamless_ && found.image_stride == found.stride * rows_;
-    return found;
+Requantization::Requantization(const Operation& op, std::int64_t length, const std::string& suffix)
+    : multiplier_(spread(op.constant("multiplier" + suffix), length)),
+      shift_(spread(op.constant("shift" + suffix), length)), zero_(op.out.spread_zero()) {
+    at.multiplier = multiplier_.data(), at.shift = shift_.data(), at.zero = zero_.data();
+    at.low = static_cast<std::int32_t>(op.out.low), at.high = static_cast<std::int32_t>(op.out.high);
+    at.type = kernel_type(op.out.type());
 }
 
 }  // namespace vitquant

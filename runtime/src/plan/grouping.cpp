@@ -1,8 +1,10 @@
-#include "nodes.hpp"
+#include "plan/grouping.hpp"
 
 #include <algorithm>
 #include <unordered_set>
 #include <utility>
+
+#include "ops/kind.hpp"
 
 namespace vitquant {
 namespace {
@@ -44,11 +46,6 @@ private:
         return found == maker_.end() ? nullptr : found->second;
     }
 
-    const Value& value(const std::string& name) const {
-        const Operation* made = maker_of(name);
-        return made ? made->out : program_.image;
-    }
-
     // One for each operand: an operation that reads a value twice is here twice. None for the output, perhaps.
     const std::vector<const Operation*>& readers_of(const std::string& name) const {
         static const std::vector<const Operation*> nobody;
@@ -57,15 +54,15 @@ private:
     }
 
     // The operation that makes a value which nothing else reads; null if it is of another kind.
-    const Operation* private_maker(const std::string& name, Kind kind) const {
+    const Operation* private_maker(const std::string& name, std::string_view kind) const {
         const Operation* made = maker_of(name);
-        if (!made || made->kind != kind) return nullptr;
+        if (!made || !made->is(kind)) return nullptr;
         if (name == program_.output || readers_of(name).size() != 1) return nullptr;
         return made;
     }
 
     const Operation* private_softmax(const std::string& name) const {
-        for (Kind kind : {Kind::softmax_row, Kind::softmax_uniform, Kind::softmax_log2})
+        for (const char* kind : {"softmax_row", "softmax_uniform", "softmax_log2"})
             if (const Operation* found = private_maker(name, kind)) return found;
         return nullptr;
     }
@@ -77,10 +74,10 @@ private:
     };
 
     Fused fused_linear(const Operation& op) const {
-        if (op.kind == Kind::lookup || op.kind == Kind::embed) return {private_maker(op.reads[0], Kind::linear), 0};
-        if (op.kind == Kind::add)
+        if (op.is("lookup") || op.is("embed")) return {private_maker(op.reads[0], "linear"), 0};
+        if (op.is("add"))
             for (std::size_t i : {1, 0})
-                if (const Operation* linear = private_maker(op.reads[i], Kind::linear)) return {linear, i};
+                if (const Operation* linear = private_maker(op.reads[i], "linear")) return {linear, i};
         return {};
     }
 
@@ -89,10 +86,10 @@ private:
     };
 
     Attention attention(const Operation& mix) const {
-        const Operation* softmax = mix.kind == Kind::mix ? private_softmax(mix.reads[0]) : nullptr;
-        const Operation* scores = softmax ? private_maker(softmax->reads[0], Kind::scores) : nullptr;
-        // The kernels know one width of a head; V may have another.
-        if (!scores || value(scores->reads[0]).shape[1] != mix.out.shape[1]) return {};
+        const Operation* softmax = mix.is("mix") ? private_softmax(mix.reads[0]) : nullptr;
+        const Operation* scores = softmax ? private_maker(softmax->reads[0], "scores") : nullptr;
+        // The kernels know one width of a head; V may have another. What scores are of has channels, so it was made.
+        if (!scores || maker_of(scores->reads[0])->out.shape[1] != mix.out.shape[1]) return {};
         return {scores, softmax};
     }
 
@@ -109,36 +106,17 @@ private:
     }
 
     Node node(const Operation& op) const {
-        Node node{plain_kind(op), &op, nullptr, nullptr, op.reads, op.out.name};
         if (const Fused fused = fused_linear(op); fused.linear) {
-            node.kind = NodeKind::linear;
-            node.first = fused.linear;
-            node.second = &op;
-            node.reads = fused.linear->reads;
-            if (op.kind == Kind::add) node.reads.push_back(op.reads[1 - fused.operand]);
+            Node node{{fused.linear, &op}, fused.linear->reads};
+            if (op.is("add")) node.reads.push_back(op.reads[1 - fused.operand]);
+            return node;
         }
         if (const Attention whole = attention(op); whole.scores) {
-            node = {NodeKind::attention, whole.scores, whole.softmax, &op, whole.scores->reads, op.out.name};
+            Node node{{whole.scores, whole.softmax, &op}, whole.scores->reads};
             node.reads.push_back(op.reads[1]);
+            return node;
         }
-        return node;
-    }
-
-    NodeKind plain_kind(const Operation& op) const {
-        switch (op.kind) {
-            case Kind::patches: return cuts_bytes(op) ? NodeKind::patches : NodeKind::plain;
-            case Kind::linear: return NodeKind::linear;
-            case Kind::layernorm: return NodeKind::layernorm;
-            case Kind::add: return NodeKind::add;
-            case Kind::requantize: return NodeKind::requantize;
-            case Kind::lookup: return NodeKind::lookup;
-            default: return NodeKind::plain;
-        }
-    }
-
-    // Patches may also be cut from scores, and from what softmax makes of them, whose codes have any type.
-    bool cuts_bytes(const Operation& patches) const {
-        return value(patches.reads[0]).type() == DType::uint8 && patches.out.type() == DType::uint8;
+        return {{&op}, op.reads};
     }
 
     const Program& program_;
@@ -147,24 +125,15 @@ private:
     std::unordered_map<std::string, std::vector<const Operation*>> readers_;
 };
 
+bool is_attention(const Node& node) { return node.operations.size() == 3; }
+
+bool can_make_one_row(const Node& node) { return is_attention(node) || node.operations.back()->kind->row_wise; }
+
 // Which row of an operand a node reads, if its result is needed in `row` only.
 std::int64_t row_read(const Node& node, std::size_t operand, std::int64_t row) {
-    switch (node.kind) {
-        case NodeKind::layernorm:
-        case NodeKind::add:
-        case NodeKind::requantize:
-        case NodeKind::lookup: return row;
-        case NodeKind::linear: return node.second && node.second->kind == Kind::embed ? kAllRows : row;
-        case NodeKind::attention: return operand == 0 ? row : kAllRows;  // all of K and V
-        case NodeKind::plain: return node.first->kind == Kind::take ? node.first->number("token") : kAllRows;
-        case NodeKind::patches: break;
-    }
-    return kAllRows;
-}
-
-bool can_make_one_row(const Node& node) {
-    return node.kind != NodeKind::plain && node.kind != NodeKind::patches &&
-           !(node.kind == NodeKind::linear && node.second && node.second->kind == Kind::embed);
+    if (is_attention(node)) return operand == 0 ? row : kAllRows;  // all of K and V
+    const Operation& last = *node.operations.back();
+    return last.is("take") ? last.number("token") : row;
 }
 
 }  // namespace
@@ -173,18 +142,17 @@ Grouping group(const Program& program, bool fuse) {
     Grouping found;
     const std::vector<const Operation*> operations = needed_operations(program);
     if (!fuse) {
-        for (const Operation* op : operations)
-            found.nodes.push_back({NodeKind::plain, op, nullptr, nullptr, op->reads, op->out.name});
+        for (const Operation* op : operations) found.nodes.push_back({{op}, op->reads});
         return found;
     }
     std::vector<Node> all = Grouper(program, operations).nodes();
     std::unordered_map<std::string, std::int64_t> needed;  // by all readers of a value
     needed[program.output] = kAllRows;
     for (auto node = all.rbegin(); node != all.rend(); ++node) {
-        const auto wanted = needed.find(node->writes);
+        const auto wanted = needed.find(node->writes());
         if (wanted == needed.end()) continue;
         const std::int64_t row = can_make_one_row(*node) ? wanted->second : kAllRows;
-        if (row != kAllRows) found.only_row[node->writes] = row;
+        if (row != kAllRows) found.only_row[node->writes()] = row;
         for (std::size_t i = 0; i < node->reads.size(); ++i) {
             const std::int64_t read = row_read(*node, i, row);
             const auto [entry, is_new] = needed.emplace(node->reads[i], read);

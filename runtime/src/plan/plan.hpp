@@ -41,8 +41,10 @@ struct Plan {
     int output = 0;                       // number of the value that is the output
 };
 
-// Every operation by itself where `kernels` is null; else fused and by the kernels where they fit.
+// Whether each operation is executed by itself, as the format defines it, or together with others where that is quicker.
+enum class Fusion { none, all };
+
 // Throws Interrupted.
-Plan make_plan(const Program& program, const kernels::Kernels* kernels, Interrupt* interrupt);
+Plan make_plan(const Program& program, const kernels::Kernels& kernels, Fusion fusion, Interrupt* interrupt);
 
 }  // namespace vitquant

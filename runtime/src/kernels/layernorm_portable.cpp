@@ -1,7 +1,7 @@
 #include "roots.hpp"
 #include "scalar.hpp"
 
-namespace vitquant::kernels::plain {
+namespace vitquant::kernels::scalar {
 
 void layernorm(const LayerNormPlan& plan, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride) {
     const auto channels = static_cast<int64_t>(plan.channels);
@@ -24,4 +24,4 @@ void layernorm(const LayerNormPlan& plan, size_t rows, const void* x, size_t x_s
     }
 }
 
-}  // namespace vitquant::kernels::plain
+}  // namespace vitquant::kernels::scalar

@@ -1,4 +1,4 @@
-#include "json.hpp"
+#include "format/json.hpp"
 
 #include <algorithm>
 #include <cmath>

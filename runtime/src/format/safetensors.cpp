@@ -1,10 +1,10 @@
-#include "safetensors.hpp"
+#include "format/safetensors.hpp"
 
 #include <algorithm>
 #include <vector>
 
 #include "error.hpp"
-#include "json.hpp"
+#include "format/json.hpp"
 
 namespace vitquant {
 namespace {

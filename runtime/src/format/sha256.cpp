@@ -1,4 +1,4 @@
-#include "sha256.hpp"
+#include "format/sha256.hpp"
 
 #include <algorithm>
 #include <cstring>

@@ -1,6 +1,6 @@
 #include "scalar.hpp"
 
-namespace vitquant::kernels::plain {
+namespace vitquant::kernels::scalar {
 namespace {
 
 /// Wraps around as 32 bits do; the whole sum fits.
@@ -46,4 +46,4 @@ void linear(const LinearPlan& plan, const LinearRun& run) {
     }
 }
 
-}  // namespace vitquant::kernels::plain
+}  // namespace vitquant::kernels::scalar

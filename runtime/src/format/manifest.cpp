@@ -1,4 +1,4 @@
-#include "manifest.hpp"
+#include "format/manifest.hpp"
 
 #include <algorithm>
 #include <cerrno>
@@ -8,10 +8,11 @@
 #include <fstream>
 
 #include "error.hpp"
-#include "json.hpp"
-#include "safetensors.hpp"
-#include "sha256.hpp"
-#include "validate.hpp"
+#include "format/json.hpp"
+#include "format/safetensors.hpp"
+#include "format/sha256.hpp"
+#include "format/validate.hpp"
+#include "ops/kind.hpp"
 
 namespace vitquant {
 namespace {
@@ -126,31 +127,30 @@ Value read_value(const Json& told, Tensors& left) {
     return value;
 }
 
-const Form& form_of(const Json& told) {
+const OperationKind& kind_of(const Json& told) {
     const Json* name = told.type == Json::Type::object ? told.find("op") : nullptr;
     if (name && name->type == Json::Type::string)
-        for (const Form& form : forms())
-            if (name->text == form.name) return form;
+        if (const OperationKind* kind = find_kind(name->text)) return *kind;
     refuse("operation", "unknown kind", name ? name->text : "");
 }
 
 Operation read_operation(const Json& told, Tensors& left) {
-    const Form& form = form_of(told);
+    const OperationKind& kind = kind_of(told);
+    const std::string kind_name(kind.name);
     std::vector<std::string_view> keys = {"op", "out"};
-    for (const auto* more : {&form.reads, &form.numbers, &form.flags}) keys.insert(keys.end(), more->begin(), more->end());
-    told.require_keys(keys, form.name);
+    for (const auto* more : {&kind.reads, &kind.numbers, &kind.flags}) keys.insert(keys.end(), more->begin(), more->end());
+    told.require_keys(keys, kind_name);
     Operation op;
-    op.kind = form.kind;
-    op.name = form.name;
-    op.out = read_value(told.object("out", form.name), left);
-    for (std::string_view key : form.reads) {
+    op.kind = &kind;
+    op.out = read_value(told.object("out", kind_name), left);
+    for (std::string_view key : kind.reads) {
         op.reads.push_back(told.string(key, op.out.name));
         check_name(op.reads.back());
     }
-    for (std::string_view key : form.numbers) op.numbers.emplace(key, told.whole(key, op.out.name));
-    for (std::string_view key : form.flags) op.numbers.emplace(key, told.flag(key, op.out.name));
-    for (std::string_view key : form.constants)
-        op.constants.emplace(key, take(left, op.out.name + "/" + std::string(key)));
+    for (std::string_view key : kind.numbers) op.numbers.emplace(key, told.whole(key, op.out.name));
+    for (std::string_view key : kind.flags) op.numbers.emplace(key, told.flag(key, op.out.name));
+    for (const Constant& constant : kind.constants)
+        op.constants.emplace(constant.name, take(left, op.out.name + "/" + std::string(constant.name)));
     return op;
 }
 

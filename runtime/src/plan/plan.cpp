@@ -1,12 +1,11 @@
-#include "plan.hpp"
+#include "plan/plan.hpp"
 
 #include <algorithm>
 #include <string>
 #include <unordered_map>
 
-#include "kernel_steps.hpp"
-#include "nodes.hpp"
-#include "plain_steps.hpp"
+#include "ops/kind.hpp"
+#include "plan/grouping.hpp"
 
 namespace vitquant {
 namespace {
@@ -17,36 +16,27 @@ constexpr std::size_t kRowGrain = 12;     // a multiple of the rows that kernels
 
 std::size_t rounded(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// One token of a value that is kept as this one token already.
-std::unique_ptr<Step> make_copy(const Operation& take, const Value& x) {
-    Operation op = take;
-    Value row = x;
-    row.shape[0] = 1;
-    op.numbers["token"] = 0;
-    return make_row_step(op, [&](const std::string&) -> const Value& { return row; });
-}
-
 class Planner {
 public:
-    Planner(const Program& program, const kernels::Kernels* kernels)
-        : program_(program), kernels_(kernels), grouping_(group(program, kernels != nullptr)) {
+    Planner(const Program& program, const kernels::Kernels& kernels, Fusion fusion)
+        : fusion_(fusion), grouping_(group(program, fusion == Fusion::all)), context_{kernels, {}, grouping_.only_row} {
         add(program.image);
         for (const Operation& op : program.operations) add(op.out);
     }
 
-    Plan plan(Interrupt* interrupt) {
+    Plan plan(const std::string& output, Interrupt* interrupt) {
         Plan plan;
         for (const Node& node : grouping_.nodes) {
             go_on(interrupt);
-            std::unique_ptr<Step> step = make(node);
+            std::unique_ptr<Step> step = make(node.operations);
             for (const std::string& name : node.reads) step->reads.push_back(numbers_.at(name));
-            step->writes = numbers_.at(node.writes);
-            for (const Operation* op : {node.first, node.second, node.last})
-                if (op) step->label += (step->label.empty() ? "" : "+") + op->name;
+            step->writes = numbers_.at(node.writes());
+            for (const Operation* op : node.operations)
+                step->label += (step->label.empty() ? "" : "+") + std::string(op->kind->name);
             plan.scratch_bytes = std::max(plan.scratch_bytes, rounded(step->scratch_bytes()));
             plan.steps.push_back(std::move(step));
         }
-        plan.output = numbers_.at(program_.output);
+        plan.output = numbers_.at(output);
         plan.phases = phases(plan);
         place(plan);
         return plan;
@@ -56,15 +46,13 @@ private:
     void add(const Value& value) {
         numbers_.emplace(value.name, static_cast<int>(values_.size()));
         values_.push_back(&value);
+        context_.values.emplace(value.name, &value);
     }
 
-    std::unique_ptr<Step> make(const Node& node) const {
-        const ValueOf value = [this](const std::string& name) -> const Value& { return *values_[std::size_t(numbers_.at(name))]; };
-        if (node.kind != NodeKind::plain) return make_kernel_step(node, {*kernels_, grouping_, value});
-        if (node.first->kind == Kind::take && grouping_.row_of(node.reads[0]) != kAllRows)
-            return make_copy(*node.first, value(node.reads[0]));
-        std::unique_ptr<Step> step = make_row_step(*node.first, value);
-        return step ? std::move(step) : make_attention_step(*node.first, value);
+    std::unique_ptr<Step> make(const std::vector<const Operation*>& ops) const {
+        if (ops.size() == 3) return make_attention_step(*ops[0], *ops[1], *ops[2], context_);
+        if (ops.size() == 2) return make_linear_step(*ops[0], *ops[1], context_);
+        return ops[0]->kind->make_step(*ops[0], context_);
     }
 
     static bool contains(const std::vector<int>& values, int value) {
@@ -73,10 +61,9 @@ private:
 
     // Whether a step can go on with each panel of rows right after the unit has made it. Its tasks are of rows only then,
     // which would be too few threads' work where rows are few.
-    static bool continues(const Unit& unit, const Step& step) {
+    bool continues(const Unit& unit, const Step& step) const {
         const RowExtent extent = step.extent();
-        if (extent.rows < kChainedRows || !(unit.steps().back()->extent() == extent)) return false;
-        return true;
+        return fusion_ == Fusion::all && extent.rows >= kChainedRows && unit.steps().back()->extent() == extent;
     }
 
     // Neighbouring steps of which none reads what another makes may run at the same time.
@@ -102,7 +89,7 @@ private:
         const Value& v = *values_[std::size_t(value)];
         const auto rows = static_cast<std::size_t>(v.shape[0]);
         const std::size_t all = static_cast<std::size_t>(v.elements()) * size_of(v.type());
-        return rounded(grouping_.row_of(v.name) == kAllRows ? all : all / rows);
+        return rounded(context_.row_of(v.name) == kAllRows ? all : all / rows);
     }
 
     // Values share memory where one is no longer read when the other is made; each takes the lowest place that is free
@@ -141,9 +128,9 @@ private:
         }
     }
 
-    const Program& program_;
-    const kernels::Kernels* kernels_;
+    Fusion fusion_;
     Grouping grouping_;
+    Context context_;
     std::unordered_map<std::string, int> numbers_;
     std::vector<const Value*> values_;
 };
@@ -163,8 +150,8 @@ void Unit::run(const Frame& frame, std::size_t task) const {
     for (const Step* step : steps_) step->run_rows(frame, rows);
 }
 
-Plan make_plan(const Program& program, const kernels::Kernels* kernels, Interrupt* interrupt) {
-    return Planner(program, kernels).plan(interrupt);
+Plan make_plan(const Program& program, const kernels::Kernels& kernels, Fusion fusion, Interrupt* interrupt) {
+    return Planner(program, kernels, fusion).plan(program.output, interrupt);
 }
 
 }  // namespace vitquant
