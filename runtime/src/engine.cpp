@@ -12,6 +12,7 @@
 
 #include "codes.hpp"
 #include "error.hpp"
+#include "plan/explain.hpp"
 
 namespace vitquant {
 namespace {
@@ -41,15 +42,26 @@ constexpr const char* kPlain = "plain";
 
 constexpr const char* kSets[] = {"avx512vbmi", "avx512vnni", "avxvnni", "avx2", "neondot", "portable"};
 
-const kernels::Kernels& find_kernels(const std::string& isa) {
-    if (isa == kPlain) return *kernels::portable();
+struct Choice {
+    std::string name;
+    const kernels::Kernels& kernels;
+    Fusion fusion;
+};
+
+Choice choose(const std::string& isa) {
+    if (isa == kPlain) return {kPlain, *kernels::portable(), Fusion::none};
     const kernels::Kernels* found = kernels::select(isa.empty() ? nullptr : isa.c_str());
-    if (found) return *found;
+    if (found) return {found->name, *found, Fusion::all};
     std::string known;
     for (const char* name : kSets)
         if (kernels::select(name)) known += std::string(name) + ", ";
     refuse("VITQUANT_ISA", "this machine or this build does not have the instruction set", isa,
            "one of " + known + kPlain + ", or nothing for the quickest");
+}
+
+std::string wanted_isa() {
+    const char* isa = std::getenv("VITQUANT_ISA");
+    return isa ? isa : "";
 }
 
 std::size_t checked_threads(std::size_t threads) {
@@ -124,10 +136,9 @@ private:
 Engine::Engine(const Program& program, std::size_t threads, const std::string& isa, Interrupt* interrupt)
     : image_shape_(program.image.shape), image_bytes_(std::size_t(program.image.elements())), output_type_(),
       metadata_(program.metadata), pool_(checked_threads(threads)) {
-    const kernels::Kernels& kernels = find_kernels(isa);
-    const Fusion fusion = isa == kPlain ? Fusion::none : Fusion::all;
-    isa_ = isa == kPlain ? kPlain : kernels.name;
-    plan_ = make_plan(program, kernels, fusion, interrupt);
+    const Choice choice = choose(isa);
+    isa_ = choice.name;
+    plan_ = make_plan(program, choice.kernels, choice.fusion, interrupt);
     const auto output = std::find_if(program.operations.begin(), program.operations.end(),
                                      [&](const Operation& op) { return op.out.name == program.output; });
     output_zero_ = output->out.spread_zero();
@@ -200,10 +211,22 @@ std::vector<Engine::Timing> Engine::profile(const std::uint8_t* images, std::siz
 }
 
 std::unique_ptr<Engine> load_engine(const std::string& path, std::size_t threads, Interrupt* interrupt) {
-    const char* isa = std::getenv("VITQUANT_ISA");
     const ProgramFiles files = read_program_files(path, interrupt);
     const Program program = decode_program(files.manifest, files.tensors, files.where, Digests::checked, interrupt);
-    return std::make_unique<Engine>(program, threads, isa ? isa : "", interrupt);
+    return std::make_unique<Engine>(program, threads, wanted_isa(), interrupt);
+}
+
+std::unique_ptr<Engine> load_engine(std::string_view manifest, std::string_view tensors, std::size_t threads,
+                                    Interrupt* interrupt) {
+    const Program program = decode_program(manifest, tensors, "program.json", Digests::checked, interrupt);
+    return std::make_unique<Engine>(program, threads, wanted_isa(), interrupt);
+}
+
+std::string explain_program(const std::string& path, Interrupt* interrupt) {
+    const ProgramFiles files = read_program_files(path, interrupt);
+    const Program program = decode_program(files.manifest, files.tensors, files.where, Digests::checked, interrupt);
+    const Choice choice = choose(wanted_isa());
+    return explain(program, make_plan(program, choice.kernels, choice.fusion, interrupt), choice.name);
 }
 
 }  // namespace vitquant

@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "format/manifest.hpp"
@@ -65,5 +66,12 @@ private:
 // Reads, checks and prepares a program; `path` is a folder or its program.json. VITQUANT_ISA in the environment names
 // the instruction set. Throws Error, and Interrupted.
 std::unique_ptr<Engine> load_engine(const std::string& path, std::size_t threads, Interrupt* interrupt = nullptr);
+
+// The same for the bytes of its two files.
+std::unique_ptr<Engine> load_engine(std::string_view manifest, std::string_view tensors, std::size_t threads,
+                                    Interrupt* interrupt = nullptr);
+
+// How a program would be executed, for people: steps, phases, memory. Throws as `load_engine`.
+std::string explain_program(const std::string& path, Interrupt* interrupt = nullptr);
 
 }  // namespace vitquant

@@ -7,6 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <new>
+#include <string_view>
 #include <system_error>
 
 #include "engine.hpp"
@@ -52,6 +53,21 @@ std::unique_ptr<Engine> load(const nb::bytes& path, std::size_t threads, bool in
     const std::string given(path.c_str(), path.size());
     return interruptible(in_main_thread, [&](vitquant::Interrupt* interrupt) {
         return vitquant::load_engine(given, threads, interrupt);
+    });
+}
+
+std::unique_ptr<Engine> loads(const nb::bytes& manifest, const nb::bytes& tensors, std::size_t threads,
+                              bool in_main_thread) {
+    const std::string_view first(manifest.c_str(), manifest.size()), second(tensors.c_str(), tensors.size());
+    return interruptible(in_main_thread, [&](vitquant::Interrupt* interrupt) {
+        return vitquant::load_engine(first, second, threads, interrupt);
+    });
+}
+
+std::string explain(const nb::bytes& path, bool in_main_thread) {
+    const std::string given(path.c_str(), path.size());
+    return interruptible(in_main_thread, [&](vitquant::Interrupt* interrupt) {
+        return vitquant::explain_program(given, interrupt);
     });
 }
 
@@ -101,4 +117,6 @@ NB_MODULE(_native, module) {
         .def("profile", &profile, nb::arg("images").noconvert(), nb::arg("in_main_thread"))
         .def("run", &run, nb::arg("images").noconvert(), nb::arg("logits").noconvert(), nb::arg("in_main_thread"));
     module.def("load", &load, nb::arg("path"), nb::arg("threads"), nb::arg("in_main_thread"));
+    module.def("loads", &loads, nb::arg("manifest"), nb::arg("tensors"), nb::arg("threads"), nb::arg("in_main_thread"));
+    module.def("explain", &explain, nb::arg("path"), nb::arg("in_main_thread"));
 }

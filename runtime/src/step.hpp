@@ -48,6 +48,7 @@ public:
     std::vector<int> reads;  // numbers of values
     int writes = -1;
     std::string label;  // the operations, such as `linear+add`
+    std::string code = "scalar";  // which code executes them: this, or the name of an instruction set
 };
 
 // The part of `total` that falls to a task, in multiples of `grain` (but for the last).

@@ -28,6 +28,11 @@ constexpr JsonLimits kLimits = {8, 20, kMaxManifest};
 constexpr std::size_t kDigest = 64;
 constexpr std::size_t kPiece = std::size_t{1} << 24;  // of a file: what is read or digested in milliseconds
 
+void check_size(std::uintmax_t size, std::uintmax_t limit, const std::string& where) {
+    if (size > limit)
+        refuse(where, "the file is too large", std::to_string(size) + " bytes", "at most " + std::to_string(limit));
+}
+
 // Looks before it opens: to open a pipe would wait for somebody to write.
 std::string read_file(const fs::path& path, std::uintmax_t limit, Interrupt* interrupt) {
     const std::string where = path.string();
@@ -39,8 +44,7 @@ std::string read_file(const fs::path& path, std::uintmax_t limit, Interrupt* int
     std::ifstream file(path, std::ios::binary | std::ios::ate);
     if (!file) refuse(where, "cannot read the program: " + std::string(std::strerror(errno)));
     const auto size = static_cast<std::uintmax_t>(file.tellg());
-    if (size > limit)
-        refuse(where, "the file is too large", std::to_string(size) + " bytes", "at most " + std::to_string(limit));
+    check_size(size, limit, where);
     std::string data;
     data.reserve(std::size_t(size));
     file.seekg(0);
@@ -78,6 +82,7 @@ void check_digest(std::string_view manifest, const std::string& given, const std
 }
 
 Json read_manifest(std::string_view manifest, const std::string& where, Digests digests) {
+    check_size(manifest.size(), kMaxManifest, where);
     Json told = parse_json(manifest, kLimits, where);
     const Json* format = told.find("format");
     if (!format || format->type != Json::Type::string || format->text != kFormat)

@@ -146,6 +146,11 @@ Owned<LinearPlan> make_linear(const LinearSpec&, Layout);
 Owned<LayerNormPlan> make_layernorm(const LayerNormSpec&, Layout);
 Owned<AttentionPlan> make_attention(const AttentionSpec&, Layout);
 
+/// Whether a plan runs in vectors; else one number at a time.
+inline bool is_quick(const LinearPlan& plan) { return plan.packed != nullptr; }
+inline bool is_quick(const LayerNormPlan& plan) { return plan.quick; }
+inline bool is_quick(const AttentionPlan& plan) { return plan.quick; }
+
 /// One number at a time: any machine, any types. Other tables use these for what they are not quick at.
 namespace scalar {
 

@@ -280,6 +280,7 @@ public:
         spec.rescale = of_mix.rescale();
         spec.out = kernel_grid(mix.out);
         plan_ = kernels_.make_attention(spec);
+        if (kernels::is_quick(*plan_)) code = kernels_.name;
 
         only_row_ = context.row_of(mix.out.name);
         for (const auto& [name, operand] :

@@ -36,6 +36,7 @@ public:
                                          constants.get<std::int64_t>("gain"), constants.get<std::int64_t>("offset"),
                                          constants.get<std::uint8_t>("shift"), op.constant("epsilon").at(0),
                                          static_cast<int>(op.number("headroom")), kernel_grid(op.out)});
+        if (kernels::is_quick(*plan_)) code = kernels_.name;
     }
 
     void run_rows(const Frame& frame, Rows rows) const override {

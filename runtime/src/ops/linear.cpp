@@ -74,6 +74,7 @@ public:
             spec.addition = &addition;
         }
         plan_ = kernels_.make_linear(spec);
+        if (kernels::is_quick(*plan_)) code = kernels_.name;
     }
 
     LinearStep(const Operation& op, const Context& context) : LinearStep(op, nullptr, context) {}

@@ -37,6 +37,7 @@ public:
             plan.steps.push_back(std::move(step));
         }
         plan.output = numbers_.at(output);
+        for (const Value* value : values_) plan.only_row.push_back(context_.row_of(value->name));
         plan.phases = phases(plan);
         place(plan);
         return plan;

@@ -35,7 +35,8 @@ private:
 struct Plan {
     std::vector<std::unique_ptr<Step>> steps;
     std::vector<std::vector<Unit>> phases;  // units of a phase do not wait for each other
-    std::vector<Placement> values;        // by number; the image is value 0
+    std::vector<Placement> values;        // by number; the image is value 0, what operation i makes value i + 1
+    std::vector<std::int64_t> only_row;   // by number; the only row that is computed, or kAllRows
     std::size_t arena_bytes = 0;          // of one image
     std::size_t scratch_bytes = 0;        // of one thread
     int output = 0;                       // number of the value that is the output

@@ -17,20 +17,35 @@
 
 #include "engine.hpp"
 #include "error.hpp"
+#include "vitquant_runtime.h"
 
 namespace {
 
 constexpr std::size_t kArenaLimit = std::size_t{1} << 26;  // larger programs are well formed, but slow to run
 
-bool try_input(std::string_view input) {
-    if (input.size() < 4) return false;
+std::size_t manifest_length(std::string_view input) {
     std::size_t length = 0;
     for (int i = 3; i >= 0; --i) length = length << 8 | static_cast<unsigned char>(input[std::size_t(i)]);
+    return length;
+}
+
+// With its digests, as callers of the C interface load a program.
+bool loads_from_memory(const std::string& manifest, const std::string& tensors) {
+    char error[64];
+    vitquant_program* program = vitquant_load_bytes(manifest.data(), manifest.size(), tensors.data(), tensors.size(), 1,
+                                                    error, sizeof error);
+    vitquant_free(program);
+    return program != nullptr;
+}
+
+bool try_input(std::string_view input) {
+    if (input.size() < 4) return false;
+    const std::size_t length = std::min(manifest_length(input), input.size() - 4);
     input.remove_prefix(4);
-    length = std::min(length, input.size());
+    // Copies of the exact sizes: a sanitizer sees a read beyond their ends.
+    const std::string manifest(input.substr(0, length)), tensors(input.substr(length));
+    const bool loads = loads_from_memory(manifest, tensors);
     try {
-        // Copies of the exact sizes: a sanitizer sees a read beyond their ends.
-        const std::string manifest(input.substr(0, length)), tensors(input.substr(length));
         const vitquant::Program program =
             vitquant::decode_program(manifest, tensors, "input", vitquant::Digests::ignored);
         std::int64_t elements = program.image.elements();
@@ -42,6 +57,7 @@ bool try_input(std::string_view input) {
         engine.run(image.data(), 1, logits.data());
         return true;
     } catch (const vitquant::Error&) {
+        if (loads) std::abort();  // nothing may pass that is refused without regard to digests
         return false;
     }
 }
@@ -63,9 +79,7 @@ void mutate(std::string& input, Random& random) {
     const auto below = [&](std::size_t n) { return std::size_t(random() % std::max<std::size_t>(n, 1)); };
     static const char* const pieces[] = {"0",  "-1", "9223372036854775807", "4611686018427387904", "1e9", "[", "]", "{", "}",
                                          "\"", ",",  "65536", "null", "true", "\\u0000", "\xff", "268435456"};
-    const std::size_t length = std::size_t(static_cast<unsigned char>(input[0])) |
-                               std::size_t(static_cast<unsigned char>(input[1])) << 8 |
-                               std::size_t(static_cast<unsigned char>(input[2])) << 16;
+    const std::size_t length = manifest_length(input);
     // Half of the changes in the manifest, a quarter in the header of the tensors, the rest anywhere.
     const std::size_t kind = below(4);
     const std::size_t begin = kind == 2 ? std::min(4 + length, input.size()) : 4;
@@ -94,9 +108,7 @@ void change_number(std::string& input, Random& random) {
                                               "1073741824", "2147483648", "268435456"};
         const std::string number = random() % 2 ? std::to_string(random() % 70) : numbers[random() % 15];
         input.replace(at, before, number);
-        std::uint32_t length = 0;
-        for (int i = 3; i >= 0; --i) length = length << 8 | static_cast<unsigned char>(input[std::size_t(i)]);
-        length += std::uint32_t(number.size() - before);
+        const std::size_t length = manifest_length(input) + number.size() - before;
         for (int i = 0; i < 4; ++i) input[std::size_t(i)] = static_cast<char>(length >> (8 * i));
         return;
     }
@@ -111,7 +123,11 @@ int main(int argc, char** argv) {
     for (const auto& entry : std::filesystem::directory_iterator(std::string(argv[1]) + "/seeds")) {
         std::ifstream file(entry.path(), std::ios::binary);
         seeds.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
-        if (!try_input(seeds.back())) return std::printf("%s is refused as it is\n", entry.path().c_str()), 1;
+        const std::string& seed = seeds.back();
+        if (!try_input(seed)) return std::printf("%s is refused as it is\n", entry.path().c_str()), 1;
+        const std::size_t length = manifest_length(seed);
+        if (!loads_from_memory(seed.substr(4, length), seed.substr(4 + length)))
+            return std::printf("%s is refused from memory\n", entry.path().c_str()), 1;
     }
     if (seeds.empty()) return 2;
     Random random(1);
