@@ -8,7 +8,6 @@
 #pragma once
 
 #include "heads_512.hpp"
-#include "pieces.hpp"
 
 namespace vitquant::kernels {
 namespace {

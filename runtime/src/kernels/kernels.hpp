@@ -13,11 +13,12 @@
 // `rescale(x, m, n)` is `(x * m + 2^(n-1)) >> n` in 64 bits, no half where n = 0.
 //
 // Build: each file is compiled with flags by its name (and -O3 -std=c++17):
-//   *_avx512vnni.cpp  -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
-//   *_avxvnni.cpp     -mavx2 -mfma -mavxvnni
-//   *_avx2.cpp        -mavx2 -mfma
-//   *_neondot.cpp     -march=armv8.2-a+dotprod
-//   all others        none.
+//   avx512vnni.cpp  -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
+//   avx512vbmi.cpp  the same and -mavx512vbmi
+//   avxvnni.cpp     -mavx2 -mfma -mavxvnni
+//   avx2.cpp        -mavx2 -mfma
+//   neondot.cpp     -march=armv8.2-a+dotprod
+//   all others      none.
 // Files named for an instruction set of another architecture compile to nothing. They include no header with inline
 // functions that other files share (no containers), or the linker might keep their copy for a machine that lacks the
 // instructions.

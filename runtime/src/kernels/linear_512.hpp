@@ -1,7 +1,6 @@
 // Linear layers: tiles of 6 rows x 64 channels, everything after the products done while a tile is in registers.
 #pragma once
 
-#include "pieces.hpp"
 #include "vectors_512.hpp"
 
 namespace vitquant::kernels {

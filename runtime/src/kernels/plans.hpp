@@ -146,6 +146,18 @@ Owned<LinearPlan> make_linear(const LinearSpec&, Layout);
 Owned<LayerNormPlan> make_layernorm(const LayerNormSpec&, Layout);
 Owned<AttentionPlan> make_attention(const AttentionSpec&, Layout);
 
+/// What runs plans: the functions of a table that are compiled for its instruction set.
+struct Functions {
+    decltype(Kernels::linear_scratch) linear_scratch;
+    decltype(Kernels::linear) linear;
+    decltype(Kernels::layernorm) layernorm;
+    decltype(Kernels::attention_scratch) attention_scratch;
+    decltype(Kernels::attention) attention;
+};
+
+extern const Functions avx2_functions, avxvnni_functions, avx512vnni_functions, avx512vbmi_functions,
+    neondot_functions;
+
 /// Whether a plan runs in vectors; else one number at a time.
 inline bool is_quick(const LinearPlan& plan) { return plan.packed != nullptr; }
 inline bool is_quick(const LayerNormPlan& plan) { return plan.quick; }

@@ -7,11 +7,9 @@
 #include <immintrin.h>
 
 #include <type_traits>
-#include <utility>
 
+#include "loops.hpp"
 #include "scalar.hpp"
-
-#define INLINE __attribute__((always_inline))
 
 namespace vitquant::kernels {
 namespace {
@@ -19,25 +17,7 @@ namespace {
 /// Says that x is in a register now.
 inline void keep_in_register(__m512i& x) { __asm__("" : "+v"(x)); }
 
-constexpr size_t tile_rows = 6;  // 6 x 4 accumulators, 4 vectors of weights and one of inputs fill 32 registers
-
-/// An index that is part of its type.
-template <int value>
-struct Index {
-    constexpr operator int() const { return value; }
-};
-
-template <class Work, int... i>
-inline INLINE void each_of(const Work& work, std::integer_sequence<int, i...>) {
-    (work(Index<i>{}), ...);
-}
-
-/// `work(Index<0>{}) .. work(Index<count - 1>{})`. Arrays whose indices are constants live in registers, which those
-/// of loops do not, even when the loops are unrolled.
-template <int count, class Work>
-inline INLINE void each(const Work& work) {
-    each_of(work, std::make_integer_sequence<int, count>{});
-}
+constexpr int tile_rows = 6;  // 6 x 4 accumulators, 4 vectors of weights and one of inputs fill 32 registers
 
 /// Sums of products: rows x channels, of which there are 16 to a vector.
 template <int rows_, int vectors_>
@@ -97,15 +77,8 @@ inline void multiply_columns(size_t columns, const Factors& factors, const Finis
 template <class Work>
 inline void by_tiles(size_t rows, const Work& work) {
     size_t i = 0;
-    for (; i + tile_rows <= rows; i += tile_rows) work(Index<6>{}, i);
-    switch (rows - i) {
-        case 1: return work(Index<1>{}, i);
-        case 2: return work(Index<2>{}, i);
-        case 3: return work(Index<3>{}, i);
-        case 4: return work(Index<4>{}, i);
-        case 5: return work(Index<5>{}, i);
-        default: return;
-    }
+    for (; i + tile_rows <= rows; i += tile_rows) work(Index<tile_rows>{}, i);
+    if (i < rows) with_index<tile_rows - 1>(rows - i, [&](auto count) { work(count, i); });
 }
 
 inline __m512i flip(__m512i x) { return _mm512_xor_si512(x, _mm512_set1_epi32(INT32_MIN)); }

@@ -33,22 +33,25 @@ public:
     std::size_t scratch_bytes() const override { return patch_width_ * sizeof(std::int32_t); }
 
     void run_rows(const Frame& frame, Rows rows) const override {
-        const std::size_t across = x_.width / patch_width_;
+        const std::size_t across = x_.width / patch_width_, in_size = size_of(x_.codes.type);
+        const std::size_t line = patch_width_ * size_of(out_.codes.type);
         for (std::size_t r = rows.first; r < rows.last; ++r) {
             const std::size_t image = r / rows_, patch = r % rows_;
             const std::size_t top = patch / across * patch_height_, left = patch % across * patch_width_;
             std::uint8_t* to = out_.at(output(frame), image, patch);
-            for (std::size_t c = 0; c < channels_; ++c)
-                for (std::size_t y = 0; y < patch_height_; ++y, to = out_.codes.at(to, patch_width_))
-                    copy(x_.codes.at(x_.at(input(frame, 0), image, c * height_ + top + y), left), to, frame.scratch);
+            for (std::size_t c = 0; c < channels_; ++c) {
+                const std::uint8_t* from = x_.at(input(frame, 0), image, c * height_ + top) + left * in_size;
+                for (std::size_t y = 0; y < patch_height_; ++y, from += x_.width * in_size, to += line)
+                    copy(from, to, line, frame.scratch);
+            }
         }
     }
 
 private:
     // A line of a patch. Its codes are those of the image, but may be stored in another type.
-    void copy(const std::uint8_t* from, std::uint8_t* to, std::uint8_t* scratch) const {
+    void copy(const std::uint8_t* from, std::uint8_t* to, std::size_t bytes, std::uint8_t* scratch) const {
         if (x_.codes.type == out_.codes.type) {
-            std::memcpy(to, from, patch_width_ * size_of(x_.codes.type));
+            std::memcpy(to, from, bytes);
         } else {
             auto* line = reinterpret_cast<std::int32_t*>(scratch);
             x_.codes.load(from, patch_width_, line);

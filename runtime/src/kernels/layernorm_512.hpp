@@ -1,12 +1,10 @@
 // LayerNorm of 16-bit codes to bytes.
-#if defined(__x86_64__)
+#pragma once
 
-#include "avx512.hpp"
-#include "pieces.hpp"
 #include "roots.hpp"
 #include "vectors_512.hpp"
 
-namespace vitquant::kernels::vnni512 {
+namespace vitquant::kernels {
 namespace {
 
 struct Sums {
@@ -70,9 +68,8 @@ void normalize(const LayerNormPlan& plan, const Token& token, const ByteRange& r
     }
 }
 
-}  // namespace
-
-void layernorm(const LayerNormPlan& plan, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride) {
+void layernorm_512(const LayerNormPlan& plan, size_t rows, const void* x, size_t x_stride, void* out,
+                   size_t out_stride) {
     if (!plan.quick) return scalar::layernorm(plan, rows, x, x_stride, out, out_stride);
     const ByteRange range = byte_range(plan.type, plan.low, plan.high);
     const auto* from = static_cast<const int16_t*>(x);
@@ -88,6 +85,5 @@ void layernorm(const LayerNormPlan& plan, size_t rows, const void* x, size_t x_s
     });
 }
 
-}  // namespace vitquant::kernels::vnni512
-
-#endif
+}  // namespace
+}  // namespace vitquant::kernels
