@@ -16,12 +16,12 @@ namespace {
 
 // The program that `load` gives; null, and the reason in `error`, where it throws.
 template <typename Load>
-vitquant_program* loaded(const Load& load, char* error, std::size_t error_size) {
+vitquant_program* loaded(const Load& load, char* error, size_t error_size) {
     try {
         return new vitquant_program{load()};
     } catch (const std::exception& caught) {
         if (error && error_size) {
-            const std::size_t length = std::min(error_size - 1, std::strlen(caught.what()));
+            const size_t length = std::min(error_size - 1, std::strlen(caught.what()));
             std::memcpy(error, caught.what(), length);
             error[length] = '\0';
         }
@@ -47,7 +47,7 @@ vitquant_program* vitquant_load_bytes(const void* manifest, size_t manifest_size
 void vitquant_free(vitquant_program* program) { delete program; }
 
 void vitquant_image_shape(const vitquant_program* program, size_t shape[3]) {
-    for (std::size_t i = 0; i < 3; ++i) shape[i] = std::size_t(program->engine->image_shape()[i]);
+    for (size_t i = 0; i < 3; ++i) shape[i] = size_t(program->engine->image_shape()[i]);
 }
 
 size_t vitquant_outputs(const vitquant_program* program) { return program->engine->outputs(); }

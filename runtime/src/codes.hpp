@@ -12,50 +12,49 @@ namespace vitquant {
 
 // Calls `visit` with a pointer of the codes' own type.
 template <typename Visit>
-void with_codes(DType type, const std::uint8_t* at, Visit visit) {
+void with_codes(DType type, const uint8_t* at, Visit visit) {
     switch (type) {
-        case DType::int8: return visit(reinterpret_cast<const std::int8_t*>(at));
+        case DType::int8: return visit(reinterpret_cast<const int8_t*>(at));
         case DType::uint8: return visit(at);
-        case DType::int16: return visit(reinterpret_cast<const std::int16_t*>(at));
-        default: return visit(reinterpret_cast<const std::int32_t*>(at));
+        case DType::int16: return visit(reinterpret_cast<const int16_t*>(at));
+        default: return visit(reinterpret_cast<const int32_t*>(at));
     }
 }
 
 template <typename Visit>
-void with_codes(DType type, std::uint8_t* at, Visit visit) {
+void with_codes(DType type, uint8_t* at, Visit visit) {
     switch (type) {
-        case DType::int8: return visit(reinterpret_cast<std::int8_t*>(at));
+        case DType::int8: return visit(reinterpret_cast<int8_t*>(at));
         case DType::uint8: return visit(at);
-        case DType::int16: return visit(reinterpret_cast<std::int16_t*>(at));
-        default: return visit(reinterpret_cast<std::int32_t*>(at));
+        case DType::int16: return visit(reinterpret_cast<int16_t*>(at));
+        default: return visit(reinterpret_cast<int32_t*>(at));
     }
 }
 
 // How the codes of a value lie in memory.
 struct Codes {
     DType type;
-    std::int64_t low, high;
+    int64_t low, high;
 
     explicit Codes(const Value& v) : type(v.type()), low(v.low), high(v.high) {}
 
     template <typename Byte>
-    Byte* at(Byte* base, std::size_t element) const {
+    Byte* at(Byte* base, size_t element) const {
         return base + element * size_of(type);
     }
 
-    void load(const std::uint8_t* from, std::size_t count, std::int32_t* to) const {
+    void load(const uint8_t* from, size_t count, int32_t* to) const {
         with_codes(type, from, [&](const auto* x) {
-            for (std::size_t i = 0; i < count; ++i) to[i] = x[i];
+            for (size_t i = 0; i < count; ++i) to[i] = x[i];
         });
     }
 
     // Clamped to the value's range. Numbers are int64 or int32.
     template <typename Number>
-    void store(const Number* x, std::size_t count, std::uint8_t* to) const {
+    void store(const Number* x, size_t count, uint8_t* to) const {
         with_codes(type, to, [&](auto* out) {
             using Code = std::remove_reference_t<decltype(*out)>;
-            for (std::size_t i = 0; i < count; ++i)
-                out[i] = static_cast<Code>(std::clamp(std::int64_t{x[i]}, low, high));
+            for (size_t i = 0; i < count; ++i) out[i] = static_cast<Code>(std::clamp(int64_t{x[i]}, low, high));
         });
     }
 };

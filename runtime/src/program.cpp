@@ -6,9 +6,9 @@
 
 namespace vitquant {
 
-std::int64_t Value::elements() const {
-    std::int64_t count = 1;
-    for (std::int64_t n : shape) count *= n;
+int64_t Value::elements() const {
+    int64_t count = 1;
+    for (int64_t n : shape) count *= n;
     return count;
 }
 
@@ -19,18 +19,18 @@ DType Value::type() const {
     return DType::int32;  // codes stay within 2^30
 }
 
-std::int64_t Value::centred_limit() const {
+int64_t Value::centred_limit() const {
     const auto [least, most] = std::minmax_element(zero_point.begin(), zero_point.end());
-    return std::max({std::int64_t{*most} - low, high - std::int64_t{*least}, std::int64_t{1}});
+    return std::max({int64_t{*most} - low, high - int64_t{*least}, int64_t{1}});
 }
 
 bool Value::is_plain() const {
-    return std::all_of(zero_point.begin(), zero_point.end(), [](std::int32_t z) { return z == 0; });
+    return std::all_of(zero_point.begin(), zero_point.end(), [](int32_t z) { return z == 0; });
 }
 
-std::vector<std::int32_t> Value::spread_zero() const {
-    std::vector<std::int32_t> out;
-    for (std::int64_t i = 0; i < axis_length(); ++i) out.push_back(zero_at(i));
+std::vector<int32_t> Value::spread_zero() const {
+    std::vector<int32_t> out;
+    for (int64_t i = 0; i < axis_length(); ++i) out.push_back(zero_at(i));
     return out;
 }
 

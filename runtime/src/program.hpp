@@ -15,20 +15,20 @@ namespace vitquant {
 // neighbours along the last axis, or along the heads.
 struct Value {
     std::string name;
-    std::vector<std::int64_t> shape;
-    std::int64_t low = 0, high = 0;
+    std::vector<int64_t> shape;
+    int64_t low = 0, high = 0;
     std::vector<float> scale;
-    std::vector<std::int32_t> zero_point;
+    std::vector<int32_t> zero_point;
 
-    std::int64_t axis_length() const { return shape.size() == 3 ? shape[0] : shape.back(); }
-    std::int64_t elements() const;
-    DType type() const;  // the narrowest that holds the codes
-    std::int64_t centred_limit() const;  // largest |code - zero point|, at least 1
-    bool is_plain() const;  // whether the zero point is 0 everywhere
-    std::int32_t zero_at(std::int64_t place) const {
-        return zero_point[std::size_t(place / (axis_length() / std::int64_t(zero_point.size())))];
+    int64_t axis_length() const { return shape.size() == 3 ? shape[0] : shape.back(); }
+    int64_t elements() const;
+    DType type() const;             // the narrowest that holds the codes
+    int64_t centred_limit() const;  // largest |code - zero point|, at least 1
+    bool is_plain() const;          // whether the zero point is 0 everywhere
+    int32_t zero_at(int64_t place) const {
+        return zero_point[size_t(place / (axis_length() / int64_t(zero_point.size())))];
     }
-    std::vector<std::int32_t> spread_zero() const;  // one for each place of the axis
+    std::vector<int32_t> spread_zero() const;  // one for each place of the axis
 };
 
 struct OperationKind;  // ops/kind.hpp
@@ -37,11 +37,11 @@ struct Operation {
     const OperationKind* kind;
     Value out;
     std::vector<std::string> reads;
-    std::map<std::string, std::int64_t, std::less<>> numbers;
+    std::map<std::string, int64_t, std::less<>> numbers;
     std::map<std::string, Tensor, std::less<>> constants;
 
     bool is(std::string_view kind_name) const;
-    std::int64_t number(std::string_view key) const { return numbers.find(key)->second; }
+    int64_t number(std::string_view key) const { return numbers.find(key)->second; }
     const Tensor& constant(std::string_view key) const { return constants.find(key)->second; }
 };
 

@@ -30,7 +30,8 @@ private:
     int peek() const { return at_ < text_.size() ? static_cast<unsigned char>(text_[at_]) : -1; }
 
     void blank() {
-        while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t'))
+        while (at_ < text_.size() &&
+               (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t'))
             ++at_;
     }
 
@@ -48,11 +49,12 @@ private:
     Json value(int depth) {
         blank();
         if (++values_ > limits_.values) refuse(where_, "too many values in one file");
-        const std::size_t start = at_;
+        const size_t start = at_;
         Json found;
         const int c = peek();
         if (c == '{' || c == '[') {
-            if (depth == 0) refuse(where_, "nested too deeply", "", "at most " + std::to_string(limits_.depth) + " levels");
+            if (depth == 0)
+                refuse(where_, "nested too deeply", "", "at most " + std::to_string(limits_.depth) + " levels");
             c == '{' ? object(found, depth) : array(found, depth);
         } else if (c == '"') {
             found.type = Json::Type::string;
@@ -111,15 +113,15 @@ private:
         expect(']');
     }
 
-    std::size_t digits() {
-        const std::size_t start = at_;
+    size_t digits() {
+        const size_t start = at_;
         while (peek() >= '0' && peek() <= '9') ++at_;
         if (at_ == start) fail("expected a digit");
         return at_ - start;
     }
 
     void number(Json& found) {
-        const std::size_t start = at_;
+        const size_t start = at_;
         if (peek() == '-') ++at_;
         const bool leading_zero = peek() == '0';
         if (digits() > 1 && leading_zero) fail("a number starts with 0");
@@ -202,10 +204,10 @@ private:
     // One character of two to four bytes, checked: no overlong form, no surrogate, nothing above U+10FFFF.
     void multibyte(std::string& out) {
         const unsigned first = static_cast<unsigned>(peek());
-        const std::size_t length = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
+        const size_t length = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
         if (first < 0xc2 || first > 0xf4 || at_ + length > text_.size()) fail("not UTF-8");
         unsigned code = first & (0x7fu >> length);
-        for (std::size_t i = 1; i < length; ++i) {
+        for (size_t i = 1; i < length; ++i) {
             const unsigned c = static_cast<unsigned char>(text_[at_ + i]);
             if ((c & 0xc0) != 0x80) fail("not UTF-8");
             code = code << 6 | (c & 63);
@@ -235,10 +237,11 @@ private:
     std::string_view text_;
     JsonLimits limits_;
     const std::string& where_;
-    std::size_t at_ = 0, values_ = 0;
+    size_t at_ = 0, values_ = 0;
 };
 
-const Json& member(const Json& json, std::string_view key, Json::Type type, const char* kind, const std::string& where) {
+const Json& member(const Json& json, std::string_view key, Json::Type type, const char* kind,
+                   const std::string& where) {
     const Json* found = json.find(key);
     if (!found || found->type != type)
         refuse(where, "`" + std::string(key) + "` is missing or of the wrong type", "", kind);
@@ -265,7 +268,7 @@ const std::string& Json::string(std::string_view key, const std::string& where) 
     return member(*this, key, Type::string, "a string", where).text;
 }
 
-std::int64_t Json::whole(std::string_view key, const std::string& where) const {
+int64_t Json::whole(std::string_view key, const std::string& where) const {
     return member(*this, key, Type::integer, "a whole number", where).integer;
 }
 

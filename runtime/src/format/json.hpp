@@ -15,8 +15,8 @@ struct Json {
 
     Type type = Type::null;
     bool boolean = false;
-    std::int64_t integer = 0;  // a whole number that fits 62 bits and a sign; others are `number`
-    std::string text;          // of a string
+    int64_t integer = 0;  // a whole number that fits 62 bits and a sign; others are `number`
+    std::string text;     // of a string
     std::vector<Json> items;
     std::vector<std::pair<std::string, Json>> members;
     std::string_view source;  // where it stands in the text that was parsed
@@ -27,7 +27,7 @@ struct Json {
     const Json& object(std::string_view key, const std::string& where) const;
     const Json& array(std::string_view key, const std::string& where) const;
     const std::string& string(std::string_view key, const std::string& where) const;
-    std::int64_t whole(std::string_view key, const std::string& where) const;
+    int64_t whole(std::string_view key, const std::string& where) const;
     bool flag(std::string_view key, const std::string& where) const;
 
     // Throws Error unless this is an object with exactly these keys.
@@ -35,9 +35,9 @@ struct Json {
 };
 
 struct JsonLimits {
-    int depth;           // of brackets in brackets
-    std::size_t digits;  // of a whole number, its sign included
-    std::size_t values;  // of all kinds, as each takes memory
+    int depth;      // of brackets in brackets
+    size_t digits;  // of a whole number, its sign included
+    size_t values;  // of all kinds, as each takes memory
 };
 
 // Refuses what is not JSON in valid UTF-8, half surrogates, a key twice in one object, numbers without end.

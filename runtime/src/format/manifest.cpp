@@ -20,21 +20,21 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kFormat = "vitquant-program";
-constexpr std::int64_t kVersion = 1;
+constexpr int64_t kVersion = 1;
 constexpr const char* kManifest = "program.json";
 constexpr const char* kTensors = "program.safetensors";
-constexpr std::uintmax_t kMaxManifest = 1u << 22;
+constexpr uintmax_t kMaxManifest = 1u << 22;
 constexpr JsonLimits kLimits = {8, 20, kMaxManifest};
-constexpr std::size_t kDigest = 64;
-constexpr std::size_t kPiece = std::size_t{1} << 24;  // of a file: what is read or digested in milliseconds
+constexpr size_t kDigest = 64;
+constexpr size_t kPiece = size_t{1} << 24;  // of a file: what is read or digested in milliseconds
 
-void check_size(std::uintmax_t size, std::uintmax_t limit, const std::string& where) {
+void check_size(uintmax_t size, uintmax_t limit, const std::string& where) {
     if (size > limit)
         refuse(where, "the file is too large", std::to_string(size) + " bytes", "at most " + std::to_string(limit));
 }
 
 // Looks before it opens: to open a pipe would wait for somebody to write.
-std::string read_file(const fs::path& path, std::uintmax_t limit, Interrupt* interrupt) {
+std::string read_file(const fs::path& path, uintmax_t limit, Interrupt* interrupt) {
     const std::string where = path.string();
     std::error_code failed;
     const fs::file_status status = fs::status(path, failed);
@@ -43,23 +43,22 @@ std::string read_file(const fs::path& path, std::uintmax_t limit, Interrupt* int
     if (status.type() != fs::file_type::regular) refuse(where, "not a file");
     std::ifstream file(path, std::ios::binary | std::ios::ate);
     if (!file) refuse(where, "cannot read the program: " + std::string(std::strerror(errno)));
-    const auto size = static_cast<std::uintmax_t>(file.tellg());
+    const auto size = static_cast<uintmax_t>(file.tellg());
     check_size(size, limit, where);
     std::string data;
-    data.reserve(std::size_t(size));
+    data.reserve(size_t(size));
     file.seekg(0);
-    for (std::size_t at = 0; at < size; at = data.size()) {
+    for (size_t at = 0; at < size; at = data.size()) {
         go_on(interrupt);
-        data.resize(std::min(std::size_t(size), at + kPiece));
-        if (!file.read(&data[at], std::streamsize(data.size() - at)))
-            refuse(where, "cannot read all of the program");
+        data.resize(std::min(size_t(size), at + kPiece));
+        if (!file.read(&data[at], std::streamsize(data.size() - at))) refuse(where, "cannot read all of the program");
     }
     return data;
 }
 
 std::string digest_of(std::string_view data, Interrupt* interrupt) {
     Sha256 hash;
-    for (std::size_t at = 0; at < data.size(); at += kPiece) {
+    for (size_t at = 0; at < data.size(); at += kPiece) {
         go_on(interrupt);
         const std::string_view piece = data.substr(at, kPiece);
         hash.update(piece.data(), piece.size());
@@ -69,7 +68,7 @@ std::string digest_of(std::string_view data, Interrupt* interrupt) {
 
 // The digest is that of the manifest's bytes in which zeros stand for the first occurrence of the digest itself.
 void check_digest(std::string_view manifest, const std::string& given, const std::string& where) {
-    const std::size_t at = given.size() == kDigest ? manifest.find(given) : std::string_view::npos;
+    const size_t at = given.size() == kDigest ? manifest.find(given) : std::string_view::npos;
     std::string told;
     if (at != std::string_view::npos) {
         Sha256 hash;
@@ -126,8 +125,8 @@ Value read_value(const Json& told, Tensors& left) {
     value.high = told.whole("high", value.name);
     const Tensor scale = take(left, value.name + "/scale"), zero = take(left, value.name + "/zero_point");
     check_grid(value, scale, zero);
-    for (std::int64_t i = 0; i < scale.count; ++i) value.scale.push_back(scale.raw<float>(i));
-    value.zero_point = zero.to<std::int32_t>();
+    for (int64_t i = 0; i < scale.count; ++i) value.scale.push_back(scale.raw<float>(i));
+    value.zero_point = zero.to<int32_t>();
     check_value(value);
     return value;
 }
@@ -143,7 +142,8 @@ Operation read_operation(const Json& told, Tensors& left) {
     const OperationKind& kind = kind_of(told);
     const std::string kind_name(kind.name);
     std::vector<std::string_view> keys = {"op", "out"};
-    for (const auto* more : {&kind.reads, &kind.numbers, &kind.flags}) keys.insert(keys.end(), more->begin(), more->end());
+    for (const auto* more : {&kind.reads, &kind.numbers, &kind.flags})
+        keys.insert(keys.end(), more->begin(), more->end());
     told.require_keys(keys, kind_name);
     Operation op;
     op.kind = &kind;
@@ -171,24 +171,25 @@ ProgramFiles read_program_files(const std::string& given, Interrupt* interrupt) 
     files.where = path.string();
     files.manifest = read_file(path, kMaxManifest, interrupt);
     const Json told = read_manifest(files.manifest, files.where, Digests::checked);
-    const std::int64_t bytes = told.object("program", files.where).object("tensors", files.where).whole("bytes", files.where);
+    const int64_t bytes =
+        told.object("program", files.where).object("tensors", files.where).whole("bytes", files.where);
     if (bytes < 0) refuse(files.where, "a tensor file of a negative size");
-    files.tensors = read_file(path.parent_path() / kTensors, std::uintmax_t(bytes), interrupt);
+    files.tensors = read_file(path.parent_path() / kTensors, uintmax_t(bytes), interrupt);
     return files;
 }
 
-Program decode_program(std::string_view manifest, std::string_view tensors, const std::string& where,
-                       Digests digests, Interrupt* interrupt) {
+Program decode_program(std::string_view manifest, std::string_view tensors, const std::string& where, Digests digests,
+                       Interrupt* interrupt) {
     const Json told = read_manifest(manifest, where, digests);
     const Json& body = told.object("program", where);
     body.require_keys({"image", "operations", "output", "metadata", "tensors"}, where);
     const Json& file = body.object("tensors", where);
     file.require_keys({"file", "sha256", "bytes"}, where);
     bool same = file.string("file", where) == kTensors;
-    const std::int64_t bytes = file.whole("bytes", where);
+    const int64_t bytes = file.whole("bytes", where);
     const std::string& digest = file.string("sha256", where);
     if (digests == Digests::checked)
-        same = same && bytes == std::int64_t(tensors.size()) && digest == digest_of(tensors, interrupt);
+        same = same && bytes == int64_t(tensors.size()) && digest == digest_of(tensors, interrupt);
     if (!same)
         refuse(where, "the tensor file is not the one that the program was written with",
                std::to_string(tensors.size()) + " bytes");

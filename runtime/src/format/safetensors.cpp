@@ -9,10 +9,10 @@
 namespace vitquant {
 namespace {
 
-constexpr std::size_t kMaxHeader = std::size_t{1} << 23;
+constexpr size_t kMaxHeader = size_t{1} << 23;
 constexpr JsonLimits kLimits = {4, 19, kMaxHeader / 4};  // a tensor takes 50 bytes or more, and has 8 values or so
-constexpr std::int64_t kMaxElements = std::int64_t{1} << 32;
-constexpr std::size_t kMaxDims = 8;
+constexpr int64_t kMaxElements = int64_t{1} << 32;
+constexpr size_t kMaxDims = 8;
 
 DType type_of(const std::string& code, const std::string& where) {
     static const std::map<std::string, DType> types = {{"I8", DType::int8},   {"U8", DType::uint8},
@@ -24,7 +24,7 @@ DType type_of(const std::string& code, const std::string& where) {
 }
 
 struct Placed {
-    std::int64_t begin, end;
+    int64_t begin, end;
 };
 
 // Sizes and offsets are written without a sign, which `-0` has.
@@ -38,8 +38,7 @@ Tensor describe_tensor(const Json& told, const std::string& where, Placed& place
     const Json& shape = told.array("shape", where);
     if (shape.items.size() > kMaxDims) refuse(where, "a tensor of too many dimensions");
     for (const Json& n : shape.items) {
-        if (!is_size(n) || n.integer > kMaxElements)
-            refuse(where, "a tensor with no proper shape");
+        if (!is_size(n) || n.integer > kMaxElements) refuse(where, "a tensor with no proper shape");
         tensor.shape.push_back(n.integer);
         tensor.count *= n.integer;
         if (tensor.count > kMaxElements) refuse(where, "a tensor that is too large");
@@ -48,7 +47,7 @@ Tensor describe_tensor(const Json& told, const std::string& where, Placed& place
     if (offsets.items.size() != 2 || !is_size(offsets.items[0]) || !is_size(offsets.items[1]))
         refuse(where, "a tensor without offsets");
     place = {offsets.items[0].integer, offsets.items[1].integer};
-    const std::int64_t bytes = tensor.count * std::int64_t(size_of(tensor.type));
+    const int64_t bytes = tensor.count * int64_t(size_of(tensor.type));
     if (place.end < place.begin || place.end - place.begin != bytes)
         refuse(where, "a tensor's offsets do not fit its shape");
     return tensor;
@@ -64,12 +63,12 @@ void check_metadata(const Json& told, const std::string& where) {
 
 std::map<std::string, Tensor> read_safetensors(std::string_view file, const std::string& where) {
     if (file.size() < 8) refuse(where, "too short for a tensor file");
-    std::uint64_t length = 0;
-    for (int i = 0; i < 8; ++i) length |= std::uint64_t(static_cast<unsigned char>(file[std::size_t(i)])) << (8 * i);
+    uint64_t length = 0;
+    for (int i = 0; i < 8; ++i) length |= uint64_t(static_cast<unsigned char>(file[size_t(i)])) << (8 * i);
     if (length > kMaxHeader || length > file.size() - 8) refuse(where, "a header longer than the file or than allowed");
-    std::string_view header = file.substr(8, std::size_t(length));
+    std::string_view header = file.substr(8, size_t(length));
     if (header.empty() || header[0] != '{') refuse(where, "not a tensor file");
-    const std::string_view bytes = file.substr(8 + std::size_t(length));
+    const std::string_view bytes = file.substr(8 + size_t(length));
     const Json told = parse_json(header, kLimits, where);
 
     std::map<std::string, Tensor> tensors;
@@ -81,20 +80,19 @@ std::map<std::string, Tensor> read_safetensors(std::string_view file, const std:
         }
         Placed place{};
         Tensor tensor = describe_tensor(value, where, place);
-        if (place.end > std::int64_t(bytes.size())) refuse(where, "a tensor lies beyond the end of the file", name);
-        tensor.data = reinterpret_cast<const std::uint8_t*>(bytes.data()) + place.begin;
+        if (place.end > int64_t(bytes.size())) refuse(where, "a tensor lies beyond the end of the file", name);
+        tensor.data = reinterpret_cast<const uint8_t*>(bytes.data()) + place.begin;
         tensors.emplace(name, std::move(tensor));
         places.push_back(place);
     }
-    std::sort(places.begin(), places.end(), [](const Placed& a, const Placed& b) {
-        return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
-    });
-    std::int64_t end = 0;
+    std::sort(places.begin(), places.end(),
+              [](const Placed& a, const Placed& b) { return a.begin != b.begin ? a.begin < b.begin : a.end < b.end; });
+    int64_t end = 0;
     for (const Placed& place : places) {
         if (place.begin != end) refuse(where, "tensors that overlap, or leave a gap");
         end = place.end;
     }
-    if (end != std::int64_t(bytes.size())) refuse(where, "bytes that belong to no tensor");
+    if (end != int64_t(bytes.size())) refuse(where, "bytes that belong to no tensor");
     return tensors;
 }
 

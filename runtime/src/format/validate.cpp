@@ -9,7 +9,7 @@
 namespace vitquant {
 namespace {
 
-constexpr std::size_t kMaxName = 200;
+constexpr size_t kMaxName = 200;
 
 }  // namespace
 
@@ -30,8 +30,8 @@ void check_grid(const Value& value, const Tensor& scale, const Tensor& zero_poin
 void check_value(const Value& value) {
     const std::string& name = value.name;
     bool possible = value.shape.size() == 2 || value.shape.size() == 3;
-    std::int64_t elements = 1;
-    for (std::int64_t n : value.shape) {
+    int64_t elements = 1;
+    for (int64_t n : value.shape) {
         possible = possible && n >= 1 && n <= kMaxElements;
         if (possible) possible = (elements *= n) <= kMaxElements;
     }
@@ -40,13 +40,13 @@ void check_value(const Value& value) {
                "at most " + std::to_string(kMaxElements) + " elements");
     if (value.low < -kAddendLimit || value.high > kAddendLimit || value.low >= value.high)
         refuse(name, "not a range of codes", span(value.low, value.high));
-    for (std::size_t groups : {value.scale.size(), value.zero_point.size()})
-        if (groups < 1 || value.axis_length() % std::int64_t(groups))
+    for (size_t groups : {value.scale.size(), value.zero_point.size()})
+        if (groups < 1 || value.axis_length() % int64_t(groups))
             refuse(name, "scale or zero point does not fit the shape", std::to_string(groups),
                    "a divisor of " + std::to_string(value.axis_length()));
     for (float s : value.scale)
         if (!std::isfinite(s) || s <= 0) refuse(name, "scales must be positive float32");
-    for (std::int32_t z : value.zero_point)
+    for (int32_t z : value.zero_point)
         if (z < value.low || z > value.high) refuse(name, "a zero point is not one of the codes", std::to_string(z));
     if (value.centred_limit() > kInt32Max)
         refuse(name, "codes less their zero point would leave 32 bits", span(value.low, value.high));

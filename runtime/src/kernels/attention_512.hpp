@@ -12,7 +12,7 @@
 namespace vitquant::kernels {
 namespace {
 
-/// Everything that a head needs once.
+// Everything that a head needs once.
 template <class Reals>
 void prepare(const AttentionPlan& plan, const AttentionRun& run, size_t head, Head& h) {
     h.first = head * h.width;
@@ -55,7 +55,7 @@ int32_t dot(const uint8_t* a, const int8_t* b, size_t count) {
     return _mm512_reduce_add_epi32(sum);
 }
 
-/// What makes scores codes: of unsigned bytes, signed codes being 128 more.
+// What makes scores codes: of unsigned bytes, signed codes being 128 more.
 template <class Reals>
 struct ScoreCodes {
     Reals constants;
@@ -84,7 +84,7 @@ void score_tile(const Head& h, const ScoreCodes<Reals>& codes, size_t row, size_
     });
 }
 
-/// In place of the codes of one row, the exponentials of their distances from the largest; returns their sum.
+// In place of the codes of one row, the exponentials of their distances from the largest; returns their sum.
 int32_t exponentials(const ByteTable& table, size_t tokens, uint8_t* row) {
     __m512i largest = _mm512_setzero_si512();  // below every code, as bytes beyond the last token are
     for (size_t i = 0; i < tokens; i += 64) largest = _mm512_max_epu8(largest, _mm512_load_si512(row + i));
@@ -104,7 +104,7 @@ int32_t exponentials(const ByteTable& table, size_t tokens, uint8_t* row) {
     return _mm512_reduce_add_epi32(sum);
 }
 
-/// Sums of weighted values, divided by the sum of the weights, to codes.
+// Sums of weighted values, divided by the sum of the weights, to codes.
 inline __m512i divided(__m512i flipped, __m512d reciprocal, const Doubles& constants) {
     const __m512d low = _mm512_mul_pd(low_doubles(flipped), reciprocal);
     const __m512d high = _mm512_mul_pd(high_doubles(flipped), reciprocal);
@@ -112,7 +112,7 @@ inline __m512i divided(__m512i flipped, __m512d reciprocal, const Doubles& const
                           constants);
 }
 
-/// 2^-bits.
+// 2^-bits.
 double power_of_half(int bits) {
     const auto pattern = static_cast<uint64_t>(1023 - bits) << 52;
     double x;

@@ -3,11 +3,11 @@
 namespace vitquant::kernels::scalar {
 namespace {
 
-/// Scratch of one head: K and V less their zero points, and one row of everything else.
+// Scratch of one head: K and V less their zero points, and one row of everything else.
 struct Head {
-    int32_t *k, *v;      // [tokens, width]
-    int32_t *q, *sums;   // [width]
-    int32_t* weights;    // [tokens], at first the scores
+    int32_t *k, *v;     // [tokens, width]
+    int32_t *q, *sums;  // [width]
+    int32_t* weights;   // [tokens], at first the scores
 };
 
 void centre(const void* x, Type type, size_t at, const int32_t* zero, size_t width, int32_t* to) {

@@ -10,7 +10,7 @@ namespace {
 constexpr int share_reciprocal_bits = 50, share_bits = 30;  // of the shares of exponentials
 constexpr int log2_max = 15;
 
-/// Codes of the scores of a query with all keys; both less their zero points.
+// Codes of the scores of a query with all keys; both less their zero points.
 inline void score_row(const Requantizer& r, size_t head, const int32_t* q, const int32_t* keys, size_t tokens,
                       size_t width, int32_t* codes) {
     for (size_t t = 0; t < tokens; ++t, keys += width) {
@@ -20,7 +20,7 @@ inline void score_row(const Requantizer& r, size_t head, const int32_t* q, const
     }
 }
 
-/// Codes of the weights in place of those of the scores; returns the sum of the exponentials.
+// Codes of the weights in place of those of the scores; returns the sum of the exponentials.
 inline int64_t softmax_row(const SoftmaxRows& softmax, size_t head, size_t tokens, int32_t* row) {
     const int32_t* table = softmax.table + head / softmax.sharing * softmax.distances;
     int32_t largest = row[0];
@@ -44,7 +44,7 @@ inline int64_t softmax_row(const SoftmaxRows& softmax, size_t head, size_t token
     return sum;
 }
 
-/// Sums of the values, weighted; weights and values are less their zero points.
+// Sums of the values, weighted; weights and values are less their zero points.
 inline void weigh_row(const int32_t* weights, const int32_t* values, size_t tokens, size_t width, int32_t* sums) {
     for (size_t d = 0; d < width; ++d) sums[d] = 0;
     for (size_t t = 0; t < tokens; ++t, values += width) {
@@ -52,7 +52,7 @@ inline void weigh_row(const int32_t* weights, const int32_t* values, size_t toke
     }
 }
 
-/// 2^reciprocal_bits, divided by the sum of the weights.
+// 2^reciprocal_bits, divided by the sum of the weights.
 inline int64_t reciprocal_of(const Division& division, int64_t sum) {
     return division.normalize ? (int64_t{1} << division.reciprocal_bits) / sum : 0;
 }

@@ -13,18 +13,18 @@ constexpr size_t panel_rows = 12;  // whole tiles
 
 constexpr size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-/// One head's sizes, and its part of the scratch memory.
+// One head's sizes, and its part of the scratch memory.
 template <class V>
 struct Head {
-    size_t tokens, width, first;        // first: its first channel
-    size_t key_inputs, value_inputs;    // the width and the tokens, padded as products want them
-    size_t padded_tokens;               // to vectors of bytes
-    typename V::Key* keys;              // packed, [tokens / 16][key_inputs][16]
-    typename V::Val* values;            // packed, [width / 16][value_inputs][16]
-    typename V::Query* rows;            // [panel][key_inputs]
-    uint8_t* scores;                    // above the lowest code, [panel][padded_tokens]
-    typename V::Weight* weights;        // [panel][padded_tokens]; the place of the scores, if these are bytes too
-    int32_t *key_start, *value_zero;    // what a score has of its key alone; what is left to take off values
+    size_t tokens, width, first;      // first: its first channel
+    size_t key_inputs, value_inputs;  // the width and the tokens, padded as products want them
+    size_t padded_tokens;             // to vectors of bytes
+    typename V::Key* keys;            // packed, [tokens / 16][key_inputs][16]
+    typename V::Val* values;          // packed, [width / 16][value_inputs][16]
+    typename V::Query* rows;          // [panel][key_inputs]
+    uint8_t* scores;                  // above the lowest code, [panel][padded_tokens]
+    typename V::Weight* weights;      // [panel][padded_tokens]; the place of the scores, if these are bytes too
+    int32_t *key_start, *value_zero;  // what a score has of its key alone; what is left to take off values
     size_t bytes;
 };
 
@@ -37,7 +37,8 @@ Head<V> lay_out(const AttentionPlan& plan, void* scratch) {
     const size_t padded_width = round_up(h.width, tile_columns);
     const auto take = [&](auto*& part, size_t count) {
         // No pointer yet where there is no memory.
-        part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(reinterpret_cast<uintptr_t>(scratch) + h.bytes);
+        part =
+            reinterpret_cast<std::remove_reference_t<decltype(part)>>(reinterpret_cast<uintptr_t>(scratch) + h.bytes);
         h.bytes += round_up(count * sizeof *part, 64);
     };
     take(h.keys, h.padded_tokens * h.key_inputs);
@@ -51,14 +52,14 @@ Head<V> lay_out(const AttentionPlan& plan, void* scratch) {
     return h;
 }
 
-/// Where packed weights have an input of a column.
+// Where packed weights have an input of a column.
 template <class Weight>
 size_t packed_at(size_t column, size_t input, size_t inputs) {
     constexpr size_t n = together<Weight>;
     return column / 16 * 16 * inputs + input / n * 16 * n + column % 16 * n + input % n;
 }
 
-/// What is taken off the codes of an operand before they are multiplied; the rest of their zero point is not.
+// What is taken off the codes of an operand before they are multiplied; the rest of their zero point is not.
 template <class V, class Operand>
 int32_t taken_off(Type type, int32_t zero) {
     return V::centred ? zero : moved_by<Operand>(type);
@@ -98,7 +99,7 @@ void pack_value(const AttentionPlan& plan, const AttentionRun& run, const Head<V
     }
 }
 
-/// Everything that a head needs once.
+// Everything that a head needs once.
 template <class V>
 void prepare(const AttentionPlan& plan, const AttentionRun& run, size_t head, Head<V>& h) {
     h.first = head * h.width;
@@ -114,7 +115,7 @@ void prepare(const AttentionPlan& plan, const AttentionRun& run, size_t head, He
     }
 }
 
-/// One row of q; returns what its scores have of it and the keys' zero points.
+// One row of q; returns what its scores have of it and the keys' zero points.
 template <class V>
 int32_t stage_query(const AttentionPlan& plan, const AttentionRun& run, const Head<V>& h, size_t row,
                     typename V::Query* to) {
@@ -130,7 +131,7 @@ int32_t stage_query(const AttentionPlan& plan, const AttentionRun& run, const He
     return start;
 }
 
-/// Scores of a tile's rows with 16 keys.
+// Scores of a tile's rows with 16 keys.
 template <class V>
 void score_tile(const AttentionPlan& plan, const Head<V>& h, size_t head, const int32_t* starts, size_t row,
                 size_t rows, size_t key) {
@@ -148,7 +149,7 @@ void score_tile(const AttentionPlan& plan, const Head<V>& h, size_t head, const 
     for (size_t i = 0; i < rows; ++i) V::to_bytes(tile.sum[i], h.scores + (row + i) * h.padded_tokens + key);
 }
 
-/// From the scores of one row to the exponentials of their distances from the largest; returns their sum.
+// From the scores of one row to the exponentials of their distances from the largest; returns their sum.
 template <class V>
 int32_t exponentials(const uint8_t* table, const Head<V>& h, size_t row) {
     uint8_t* scores = h.scores + row * h.padded_tokens;
@@ -168,7 +169,7 @@ int32_t exponentials(const uint8_t* table, const Head<V>& h, size_t row) {
     return sum;
 }
 
-/// Weighted sums of 16 channels, divided by the sums of the weights, to codes.
+// Weighted sums of 16 channels, divided by the sums of the weights, to codes.
 template <class V>
 void mix_tile(const AttentionPlan& plan, const AttentionRun& run, const Head<V>& h, const int32_t* sums,
               size_t first_row, size_t row, size_t rows, size_t c) {
@@ -177,7 +178,8 @@ void mix_tile(const AttentionPlan& plan, const AttentionRun& run, const Head<V>&
     multiply<V>(rows, h.weights + row * h.padded_tokens, h.padded_tokens, h.values + c * h.value_inputs, h.value_inputs,
                 nothing, tile);
     const Division& division = plan.division;
-    const double fraction = 1.0 / static_cast<double>(int64_t{1} << (division.reciprocal_bits - division.fraction_bits));
+    const double fraction =
+        1.0 / static_cast<double>(int64_t{1} << (division.reciprocal_bits - division.fraction_bits));
     double shares[V::rows];
     for (size_t i = 0; i < rows; ++i) {
         shares[i] = static_cast<double>((int64_t{1} << division.reciprocal_bits) / sums[row + i]) * fraction;
@@ -206,8 +208,7 @@ void run_panel(const AttentionPlan& plan, const AttentionRun& run, const Head<V>
     }
     for (size_t i = 0; i < rows; ++i) sums[i] = exponentials(plan.bytes + head * 256, h, i);
     for (size_t c = 0; c < h.width; c += tile_columns) {
-        in_pieces(0, rows, V::rows,
-                  [&](size_t i, size_t count) { mix_tile(plan, run, h, sums, first, i, count, c); });
+        in_pieces(0, rows, V::rows, [&](size_t i, size_t count) { mix_tile(plan, run, h, sums, first, i, count, c); });
     }
 }
 

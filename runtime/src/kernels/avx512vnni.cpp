@@ -7,7 +7,7 @@
 namespace vitquant::kernels {
 
 const Functions avx512vnni_functions = {linear_scratch_512, linear_512, layernorm_512, attention_scratch_512,
-                                         attention_512};
+                                        attention_512};
 
 }  // namespace vitquant::kernels
 

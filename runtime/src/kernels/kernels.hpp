@@ -30,13 +30,13 @@
 
 namespace vitquant::kernels {
 
-/// How codes are stored.
+// How codes are stored.
 enum class Type : uint8_t { i8, u8, i16, i32 };
 
 inline constexpr size_t size_of(Type type) { return type == Type::i32 ? 4 : type == Type::i16 ? 2 : 1; }
 
-/// A value's codes: they lie in [low, high]; `zero_point` has `zero_count` elements, each for a run of neighbouring
-/// channels (or heads) of equal length.
+// A value's codes: they lie in [low, high]; `zero_point` has `zero_count` elements, each for a run of neighbouring
+// channels (or heads) of equal length.
 struct Grid {
     Type type;
     int32_t low, high;
@@ -44,14 +44,14 @@ struct Grid {
     size_t zero_count;
 };
 
-/// Multipliers and shifts: one, or one for each channel (or head).
+// Multipliers and shifts: one, or one for each channel (or head).
 struct Rescale {
     const int32_t* multiplier;
     const uint8_t* shift;
     size_t count;
 };
 
-/// `tables[table_of[channel]][code - low of the input]`. The tables hold codes of type `out`.
+// `tables[table_of[channel]][code - low of the input]`. The tables hold codes of type `out`.
 struct LookupTables {
     const void* tables;
     size_t table_count;
@@ -59,7 +59,7 @@ struct LookupTables {
     Type out;
 };
 
-/// `clamp(zero + rescale(a - zero_a) + rescale(b - zero_b))`; b is what a linear layer makes.
+// `clamp(zero + rescale(a - zero_a) + rescale(b - zero_b))`; b is what a linear layer makes.
 struct Addition {
     Grid a;
     Rescale rescale_a, rescale_b;
@@ -132,8 +132,8 @@ struct AttentionSpec {
     Grid out;
 };
 
-/// One image. Rows [first_row, last_row) of the heads [first_head, last_head) of `out` are written; `out` points at row
-/// 0, channel 0. Prefer ranges of heads: K and V of a head are packed anew in every call that touches it.
+// One image. Rows [first_row, last_row) of the heads [first_head, last_head) of `out` are written; `out` points at row
+// 0, channel 0. Prefer ranges of heads: K and V of a head are packed anew in every call that touches it.
 struct AttentionRun {
     const void *q, *k, *v;
     size_t q_stride, k_stride, v_stride;
@@ -170,16 +170,16 @@ struct Kernels {
 };
 
 const Kernels* portable();
-/// Null where this build or this machine lacks the instructions.
+// Null where this build or this machine lacks the instructions.
 const Kernels* avx2();
 const Kernels* avxvnni();
 const Kernels* avx512vnni();
 const Kernels* avx512vbmi();
 const Kernels* neondot();
 
-/// The table of this name ("portable", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "neondot"), or the quickest that
-/// the machine has where `forced` is null or empty. Null where there is no such table, or the machine lacks its
-/// instructions.
+// The table of this name ("portable", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "neondot"), or the quickest that
+// the machine has where `forced` is null or empty. Null where there is no such table, or the machine lacks its
+// instructions.
 const Kernels* select(const char* forced);
 
 }  // namespace vitquant::kernels

@@ -26,7 +26,7 @@ Sums sums_of(const int16_t* x, size_t channels) {
     return {_mm512_reduce_add_epi32(sum), _mm512_reduce_add_epi64(_mm512_add_epi64(even, odd))};
 }
 
-/// What one token needs of itself, repeated over vectors.
+// What one token needs of itself, repeated over vectors.
 struct Token {
     __m512i channels, sum, reciprocal, half;
     __m128i shift;
@@ -42,7 +42,7 @@ Token token_of(const LayerNormPlan& plan, const int16_t* x) {
             _mm_cvtsi32_si128(norm.shift)};
 }
 
-/// Eight channels in the low halves of `centred`.
+// Eight channels in the low halves of `centred`.
 inline __m512i normalized(const LayerNormPlan& plan, const Token& token, __m512i centred, size_t at) {
     const __m512i product = _mm512_add_epi64(_mm512_mul_epi32(centred, token.reciprocal), token.half);
     const __m512i y = _mm512_sra_epi64(product, token.shift);

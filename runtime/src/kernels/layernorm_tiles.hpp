@@ -32,7 +32,8 @@ void layernorm(const LayerNormPlan& plan, size_t rows, const void* x, size_t x_s
         for (size_t c = 0; c < plan.channels; ++c) sum += from[c], squares += int32_t{from[c]} * from[c];
         const Normalizer norm =
             normalizer(channels * (channels * squares - sum * sum), plan.epsilon, plan.headroom, channels);
-        const auto token = V::token(norm.reciprocal, norm.shift, static_cast<int32_t>(channels), static_cast<int32_t>(sum));
+        const auto token =
+            V::token(norm.reciprocal, norm.shift, static_cast<int32_t>(channels), static_cast<int32_t>(sum));
         normalize<V>(plan, token, from, static_cast<uint8_t*>(out) + row * out_stride);
     }
 }

@@ -15,7 +15,7 @@ size_t staged_rows(const LinearPlan& plan) {
 
 bool needs_staging(const LinearPlan& plan) { return plan.x_type == Type::i8 || plan.inputs % 4 != 0; }
 
-/// The last steps of a tile. `row` and `channel` are where it begins, `columns` how many channels it has.
+// The last steps of a tile. `row` and `channel` are where it begins, `columns` how many channels it has.
 struct Place {
     size_t row, channel, columns;
 };
@@ -47,7 +47,7 @@ struct ToBytes {
     }
 };
 
-/// Bytes by way of a table.
+// Bytes by way of a table.
 template <class Reals>
 struct ToLookup {
     using Numbers = Reals;
@@ -77,7 +77,7 @@ struct ToLookup {
     }
 };
 
-/// The addend of sixteen channels, at the scale of the sum and with its zero point.
+// The addend of sixteen channels, at the scale of the sum and with its zero point.
 template <class Reals>
 struct ResidualAddend {
     using Code = int16_t;
@@ -104,7 +104,7 @@ struct TableAddend {
     }
 };
 
-/// The residual stream: sums in 16 bits.
+// The residual stream: sums in 16 bits.
 template <class Reals, template <class> class Addend>
 struct ToAddition {
     using Numbers = Reals;
@@ -140,7 +140,7 @@ struct ToAddition {
     }
 };
 
-/// All that is rare: one code at a time.
+// All that is rare: one code at a time.
 struct ToAnything {
     using Numbers = Floats;
 

@@ -3,7 +3,7 @@
 namespace vitquant::kernels::scalar {
 namespace {
 
-/// Wraps around as 32 bits do; the whole sum fits.
+// Wraps around as 32 bits do; the whole sum fits.
 template <class X, class W>
 int32_t product(const X* x, const W* w, size_t inputs, int32_t bias) {
     auto sum = static_cast<uint32_t>(bias);

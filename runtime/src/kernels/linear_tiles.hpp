@@ -106,7 +106,7 @@ bool has_one_table(const LookupTable& lookup, const Place& at) {
     return true;
 }
 
-/// Bytes by way of tables.
+// Bytes by way of tables.
 template <class V>
 void to_table(const LookupTable& lookup, const LinearRun& run, const Place& at, const Tile<V>& tile) {
     alignas(32) uint8_t codes[V::rows][tile_columns] = {};
@@ -136,7 +136,7 @@ void finish_tile(const LinearPlan& plan, const LinearRun& run, const Place& at, 
     store_tile<V>(run, plan.has_addition ? plan.addition.type : plan.requantizer.type, at, tile);
 }
 
-/// All that is rare: one code at a time.
+// All that is rare: one code at a time.
 template <class V>
 void finish_codes(const LinearPlan& plan, const LinearRun& run, const Place& at, const Tile<V>& tile) {
     for (size_t i = 0; i < at.rows; ++i) {
@@ -144,7 +144,7 @@ void finish_codes(const LinearPlan& plan, const LinearRun& run, const Place& at,
     }
 }
 
-/// The code of a narrow requantizer is less than 2^30 from its zero point, and so is a narrow addend: their sum fits.
+// The code of a narrow requantizer is less than 2^30 from its zero point, and so is a narrow addend: their sum fits.
 bool can_finish_tiles(const LinearPlan& plan) {
     const AdditionPlan& p = plan.addition;
     if (plan.has_lookup && plan.lookup.by_byte == nullptr) return false;

@@ -11,14 +11,14 @@ namespace vitquant::kernels {
 namespace {
 
 constexpr double narrow_limit = 1 << 30;
-constexpr double float_limit = 1 << 21;      // of results, by which floats leave their halves
+constexpr double float_limit = 1 << 21;     // of results, by which floats leave their halves
 constexpr double exact_in_float = 1 << 24;  // of sums
 
 bool is_byte(Type type) { return type == Type::i8 || type == Type::u8; }
 
 size_t padded(size_t channels) { return (channels + channel_block - 1) / channel_block * channel_block; }
 
-/// `count` equal runs, spread over the channels; padded once more, as vectors may begin at the last channel.
+// `count` equal runs, spread over the channels; padded once more, as vectors may begin at the last channel.
 template <class To, class From>
 To* spread(Arena& arena, const From* values, size_t count, size_t channels) {
     To* all = arena.array<To>(padded(channels) + channel_block);
@@ -32,7 +32,7 @@ int32_t* zeros(Arena& arena, const Grid& grid, size_t channels) {
 
 double largest_code(const Grid& grid) { return std::fmax(std::fabs(grid.low), std::fabs(grid.high)); }
 
-/// Largest |code - zero point|.
+// Largest |code - zero point|.
 double centred_limit(const Grid& grid) {
     int64_t limit = 0;  // no maximum of doubles, on which some compilers for Arm stumble
     for (size_t i = 0; i < grid.zero_count; ++i) {
@@ -42,10 +42,10 @@ double centred_limit(const Grid& grid) {
     return static_cast<double>(limit);
 }
 
-/// What makes a byte signed.
+// What makes a byte signed.
 int32_t signed_shift(Type type) { return type == Type::u8 ? 128 : 0; }
 
-/// `zero` (spread over the channels) may be null; `limits` bounds what is rescaled, of each channel: 32 bits at most.
+// `zero` (spread over the channels) may be null; `limits` bounds what is rescaled, of each channel: 32 bits at most.
 Requantizer make_requantizer(Arena& arena, Layout layout, const Rescale& rescale, const int32_t* zero, int32_t low,
                              int32_t high, Type type, size_t channels, const double* limits) {
     Requantizer r{};
@@ -151,7 +151,7 @@ int64_t weight_at(const void* weight, Type type, size_t i) {
     }
 }
 
-/// Blocks of outputs; in each, `together` inputs of each output after the other. Steps are taken `at_once`.
+// Blocks of outputs; in each, `together` inputs of each output after the other. Steps are taken `at_once`.
 struct Packing {
     size_t block, together, at_once;
 
@@ -170,7 +170,7 @@ Packing packing_of(Layout layout) {
     }
 }
 
-/// What is added to inputs, so that all have the sign that the instructions multiply with int8.
+// What is added to inputs, so that all have the sign that the instructions multiply with int8.
 int32_t input_shift(Layout layout, Type type) {
     if (layout == Layout::avx2) return 0;
     if (layout == Layout::neondot) return type == Type::u8 ? -128 : 0;

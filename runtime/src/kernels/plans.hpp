@@ -6,10 +6,10 @@
 
 namespace vitquant::kernels {
 
-/// How a plan's constants are laid out.
+// How a plan's constants are laid out.
 enum class Layout : uint8_t { portable, avx2, avxvnni, avx512vnni, neondot };
 
-/// Memory that lives as long as its plan: blocks aligned to 64 bytes, set to zero.
+// Memory that lives as long as its plan: blocks aligned to 64 bytes, set to zero.
 class Arena {
 public:
     Arena() = default;
@@ -29,15 +29,15 @@ private:
     Block* last_ = nullptr;
 };
 
-/// Weights are packed, and constants of channels padded, in blocks of so many channels.
+// Weights are packed, and constants of channels padded, in blocks of so many channels.
 inline constexpr size_t channel_block = 64;
 
-/// In a double, 1.5 * 2^51 + y leaves y in halves in the low 32 bits, for |y| < 2^30.
+// In a double, 1.5 * 2^51 + y leaves y in halves in the low 32 bits, for |y| < 2^30.
 inline constexpr double fixed_point = 1.5 * 2251799813685248.0;
-/// In a float, 1.5 * 2^22 + y does, for |y| < 2^21.
+// In a float, 1.5 * 2^22 + y does, for |y| < 2^21.
 inline constexpr float float_fixed_point = 1.5F * 4194304.0F;
 
-/// `clamp(zero + rescale(x))`, with the constants of each channel.
+// `clamp(zero + rescale(x))`, with the constants of each channel.
 struct Requantizer {
     const int32_t* multiplier;
     const int32_t* shift;
@@ -84,8 +84,9 @@ struct LinearPlan {
     Type x_type, weight_type;
     const void* weight;    // [outputs, inputs], where the packed form is not used
     const int8_t* packed;  // or null
-    const int32_t* bias;   // less what inputs are shifted by, times the row's sum: VNNI makes int8 uint8, NEON uint8 int8
-    size_t steps;          // packed: fours of inputs; for AVX2, twos
+    const int32_t*
+        bias;      // less what inputs are shifted by, times the row's sum: VNNI makes int8 uint8, NEON uint8 int8
+    size_t steps;  // packed: fours of inputs; for AVX2, twos
     Requantizer requantizer;
     bool has_lookup, has_addition;
     LookupTable lookup;
@@ -112,7 +113,7 @@ struct LayerNormPlan {
     const int64_t* split_shift;
 };
 
-/// How scores become weights.
+// How scores become weights.
 struct SoftmaxRows {
     Softmax form;
     const int32_t* table;  // [heads / sharing, distances]
@@ -121,7 +122,7 @@ struct SoftmaxRows {
     int last;           // log2
 };
 
-/// The division of weighted sums by the sum of the weights, if there is any.
+// The division of weighted sums by the sum of the weights, if there is any.
 struct Division {
     bool normalize;
     int reciprocal_bits, fraction_bits;
@@ -146,7 +147,7 @@ Owned<LinearPlan> make_linear(const LinearSpec&, Layout);
 Owned<LayerNormPlan> make_layernorm(const LayerNormSpec&, Layout);
 Owned<AttentionPlan> make_attention(const AttentionSpec&, Layout);
 
-/// What runs plans: the functions of a table that are compiled for its instruction set.
+// What runs plans: the functions of a table that are compiled for its instruction set.
 struct Functions {
     decltype(Kernels::linear_scratch) linear_scratch;
     decltype(Kernels::linear) linear;
@@ -155,15 +156,14 @@ struct Functions {
     decltype(Kernels::attention) attention;
 };
 
-extern const Functions avx2_functions, avxvnni_functions, avx512vnni_functions, avx512vbmi_functions,
-    neondot_functions;
+extern const Functions avx2_functions, avxvnni_functions, avx512vnni_functions, avx512vbmi_functions, neondot_functions;
 
-/// Whether a plan runs in vectors; else one number at a time.
+// Whether a plan runs in vectors; else one number at a time.
 inline bool is_quick(const LinearPlan& plan) { return plan.packed != nullptr; }
 inline bool is_quick(const LayerNormPlan& plan) { return plan.quick; }
 inline bool is_quick(const AttentionPlan& plan) { return plan.quick; }
 
-/// One number at a time: any machine, any types. Other tables use these for what they are not quick at.
+// One number at a time: any machine, any types. Other tables use these for what they are not quick at.
 namespace scalar {
 
 size_t linear_scratch(const LinearPlan&);

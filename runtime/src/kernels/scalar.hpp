@@ -7,7 +7,7 @@
 namespace vitquant::kernels {
 namespace {
 
-/// Where a channel's constants are when the low halves of all 128-bit lanes of sixteen come first.
+// Where a channel's constants are when the low halves of all 128-bit lanes of sixteen come first.
 inline size_t interleaved(size_t c) { return c / 16 * 16 + c % 4 / 2 * 8 + c % 16 / 4 * 2 + c % 2; }
 
 inline int32_t load(const void* data, Type type, size_t i) {
@@ -41,7 +41,7 @@ inline int64_t to_code(const Requantizer& r, int64_t x, size_t c) {
     return clamp(rescale(r, x, c) + r.zero[c], r.low, r.high);
 }
 
-/// Of two numbers less their zero points; the zero point of the sum is a's. Not clamped.
+// Of two numbers less their zero points; the zero point of the sum is a's. Not clamped.
 inline int64_t sum_of(const Requantizer& a, int64_t x, const Requantizer& b, int64_t y, size_t c) {
     return rescale(a, x, c) + rescale(b, y, c) + a.zero[c];
 }
@@ -51,7 +51,7 @@ inline int64_t look_up(const LookupTable& plan, int32_t code, size_t c) {
     return load(plan.bytes, plan.type, i);
 }
 
-/// All steps after the products.
+// All steps after the products.
 inline void finish(const LinearPlan& plan, const LinearRun& run, int32_t product, size_t row, size_t c) {
     const int64_t code = to_code(plan.requantizer, product, c);
     const size_t at = row * run.out_stride + c;

@@ -14,7 +14,7 @@
 namespace vitquant::kernels {
 namespace {
 
-/// A table whose linear layers are packed for one layout, and everything else for another.
+// A table whose linear layers are packed for one layout, and everything else for another.
 template <Layout linear, Layout rest>
 Kernels table_of(const char* name, const Functions& functions) {
     return {
@@ -68,8 +68,8 @@ bool has_neondot() {
 
 const Kernels* portable() {
     static const Kernels table = table_of<Layout::portable, Layout::portable>(
-        "portable", {scalar::linear_scratch, scalar::linear, scalar::layernorm, scalar::attention_scratch,
-                     scalar::attention});
+        "portable",
+        {scalar::linear_scratch, scalar::linear, scalar::layernorm, scalar::attention_scratch, scalar::attention});
     return &table;
 }
 
@@ -91,8 +91,7 @@ const Kernels* avxvnni() {
 
 const Kernels* avx512vnni() {
 #if defined(__x86_64__)
-    static const Kernels table =
-        table_of<Layout::avx512vnni, Layout::avx512vnni>("avx512vnni", avx512vnni_functions);
+    static const Kernels table = table_of<Layout::avx512vnni, Layout::avx512vnni>("avx512vnni", avx512vnni_functions);
     if (has_avx512vnni()) return &table;
 #endif
     return nullptr;
@@ -100,8 +99,7 @@ const Kernels* avx512vnni() {
 
 const Kernels* avx512vbmi() {
 #if defined(__x86_64__)
-    static const Kernels table =
-        table_of<Layout::avx512vnni, Layout::avx512vnni>("avx512vbmi", avx512vbmi_functions);
+    static const Kernels table = table_of<Layout::avx512vnni, Layout::avx512vnni>("avx512vbmi", avx512vbmi_functions);
     if (has_avx512vbmi()) return &table;
 #endif
     return nullptr;

@@ -28,11 +28,11 @@ struct alignas(32) Sums {
 template <class V>
 using Tile = Sums<V::rows>;
 
-/// How many inputs of a channel lie next to each other in packed weights: as many as make up 32 bits.
+// How many inputs of a channel lie next to each other in packed weights: as many as make up 32 bits.
 template <class Input>
 constexpr size_t together = 4 / sizeof(Input);
 
-/// What is taken off codes so that they fit the type that is multiplied; the bias makes good for it.
+// What is taken off codes so that they fit the type that is multiplied; the bias makes good for it.
 template <class Input>
 int32_t moved_by(Type type) {
     if constexpr (sizeof(Input) > 1) return 0;
@@ -43,11 +43,10 @@ int32_t moved_by(Type type) {
 template <class V, class Input, class Weight>
 inline void multiply(size_t rows, const Input* x, size_t x_stride, const Weight* w, size_t inputs, const int32_t* start,
                      Tile<V>& tile) {
-    with_index<V::rows>(rows,
-                        [&](auto count) { V::template multiply<count>(x, x_stride, w, inputs, start, tile); });
+    with_index<V::rows>(rows, [&](auto count) { V::template multiply<count>(x, x_stride, w, inputs, start, tile); });
 }
 
-/// Replaces each sum of some columns by what `change` makes of it.
+// Replaces each sum of some columns by what `change` makes of it.
 template <class V, class Change>
 inline void change_columns(Tile<V>& tile, size_t rows, size_t column, const Change& change) {
     for (size_t i = 0; i < rows; ++i) {
@@ -56,7 +55,7 @@ inline void change_columns(Tile<V>& tile, size_t rows, size_t column, const Chan
     }
 }
 
-/// Writes up to sixteen elements of `size` bytes: `write` writes sixteen.
+// Writes up to sixteen elements of `size` bytes: `write` writes sixteen.
 template <class Write>
 inline void write_columns(void* out, size_t size, size_t columns, const Write& write) {
     if (columns >= tile_columns) return write(static_cast<uint8_t*>(out));
@@ -65,7 +64,7 @@ inline void write_columns(void* out, size_t size, size_t columns, const Write& w
     __builtin_memcpy(out, all, columns * size);
 }
 
-/// Sixteen codes of one byte, of which `columns` are written.
+// Sixteen codes of one byte, of which `columns` are written.
 template <class V>
 inline void store_bytes(const int32_t* codes, size_t columns, uint8_t* out) {
     write_columns(out, 1, columns, [&](uint8_t* to) INLINE { V::to_bytes(codes, to); });

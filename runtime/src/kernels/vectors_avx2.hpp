@@ -39,9 +39,9 @@ struct Avx2 {
         multiply_tile<Avx2, count>(x, x_stride, w, inputs, start, tile);
     }
 
-    /// Sums of products of rows of inputs and 16 packed channels of weights, on top of `start`.
-    ///
-    /// Not inlined, so that nothing else takes part in the contest for registers.
+    // Sums of products of rows of inputs and 16 packed channels of weights, on top of `start`.
+    //
+    // Not inlined, so that nothing else takes part in the contest for registers.
     template <class V, int count, class Input, class Weights>
     __attribute__((noinline)) static void multiply_tile(const Input* x, size_t x_stride, const Weights* w,
                                                         size_t inputs, const int32_t* start, Sums<rows>& tile) {
@@ -85,14 +85,13 @@ struct Avx2 {
         return _mm256_min_epi32(_mm256_max_epi32(x, same(low)), same(high));
     }
 
-    /// The low bytes of sixteen numbers.
+    // The low bytes of sixteen numbers.
     static void to_bytes(const int32_t* x, uint8_t* to) {
         const __m256i low = same(0xff);
-        const __m256i words =
-            _mm256_packus_epi32(_mm256_and_si256(load(x), low), _mm256_and_si256(load(x + 8), low));
+        const __m256i words = _mm256_packus_epi32(_mm256_and_si256(load(x), low), _mm256_and_si256(load(x + 8), low));
         const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(_mm256_castsi256_si128(ordered),
-                                                                          _mm256_extracti128_si256(ordered, 1)));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                         _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
     }
 
     static void to_words(const int32_t* x, int16_t* to) {
@@ -102,7 +101,7 @@ struct Avx2 {
 
     // ---- Requantization ----
 
-    /// Scales and halves of eight channels.
+    // Scales and halves of eight channels.
     struct Factors {
         __m256d scale_low, scale_high, half_low, half_high;
     };
@@ -120,10 +119,10 @@ struct Avx2 {
     static __m256d low_doubles(Ints x) { return _mm256_cvtepi32_pd(_mm256_castsi256_si128(x)); }
     static __m256d high_doubles(Ints x) { return _mm256_cvtepi32_pd(_mm256_extracti128_si256(x, 1)); }
 
-    /// `floor(x * scale + half)`.
-    ///
-    /// The product has at most 53 bits. Its sum with the half is a multiple of 2^-shift below 2^(53 - shift) + 1/2 and
-    /// so is exact too, but perhaps between 2^(53 - shift) and that plus 1/2, where rounding it meets no whole number.
+    // `floor(x * scale + half)`.
+    //
+    // The product has at most 53 bits. Its sum with the half is a multiple of 2^-shift below 2^(53 - shift) + 1/2 and
+    // so is exact too, but perhaps between 2^(53 - shift) and that plus 1/2, where rounding it meets no whole number.
     static Ints rescaled(__m256d low, __m256d high, const Factors& f) {
         const __m256d y_low = _mm256_floor_pd(_mm256_fmadd_pd(low, f.scale_low, f.half_low));
         const __m256d y_high = _mm256_floor_pd(_mm256_fmadd_pd(high, f.scale_high, f.half_high));
@@ -132,7 +131,7 @@ struct Avx2 {
 
     static Ints rescaled(Ints x, const Factors& f) { return rescaled(low_doubles(x), high_doubles(x), f); }
 
-    /// `rescaled(floor(x * share))`; the products have at most 52 bits.
+    // `rescaled(floor(x * share))`; the products have at most 52 bits.
     static Ints rescaled_share(Ints x, double share, const Factors& f) {
         const __m256d all = _mm256_set1_pd(share);
         return rescaled(_mm256_floor_pd(_mm256_mul_pd(low_doubles(x), all)),
@@ -173,7 +172,7 @@ struct Avx2 {
         return _mm_cvtsi128_si32(_mm_add_epi64(two, _mm_unpackhi_epi64(two, two)));
     }
 
-    /// `table[code]`, by a permutation for each sixteen entries: those of other sixteens give 0.
+    // `table[code]`, by a permutation for each sixteen entries: those of other sixteens give 0.
     static Bytes look_up(const uint8_t* table, Bytes codes) {
         __m256i found = _mm256_setzero_si256();
         for (int i = 0; i < 16; ++i) {
@@ -187,26 +186,26 @@ struct Avx2 {
 
     // ---- LayerNorm ----
 
-    /// What one token needs of itself, repeated over vectors.
+    // What one token needs of itself, repeated over vectors.
     struct Token {
         __m256i channels, sum, reciprocal, half, shift;
     };
 
     static Token token(int64_t reciprocal, int shift, int32_t channels, int32_t sum) {
-        return {same(channels), same(sum), _mm256_set1_epi64x(reciprocal), _mm256_set1_epi64x(int64_t{1} << (shift - 1)),
-                _mm256_set1_epi64x(shift)};
+        return {same(channels), same(sum), _mm256_set1_epi64x(reciprocal),
+                _mm256_set1_epi64x(int64_t{1} << (shift - 1)), _mm256_set1_epi64x(shift)};
     }
 
     static __m256i load4(const int64_t* x) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(x)); }
 
-    /// Shifts to the right by counts of their own, with the sign, of numbers within 2^62.
+    // Shifts to the right by counts of their own, with the sign, of numbers within 2^62.
     static __m256i shifted(__m256i x, __m256i count) {
         const __m256i offset = _mm256_set1_epi64x(int64_t{1} << 62);
         return _mm256_sub_epi64(_mm256_srlv_epi64(_mm256_add_epi64(x, offset), count),
                                 _mm256_srlv_epi64(offset, count));
     }
 
-    /// Four channels in the low halves of `x`, whose constants begin at `at`.
+    // Four channels in the low halves of `x`, whose constants begin at `at`.
     static __m256i normalized(const LayerNormPlan& plan, const Token& token, __m256i x, size_t at) {
         const __m256i product = _mm256_add_epi64(_mm256_mul_epi32(x, token.reciprocal), token.half);
         const __m256i y = shifted(product, token.shift);

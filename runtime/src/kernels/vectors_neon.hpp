@@ -33,9 +33,9 @@ struct Neon {
         return vreinterpretq_s32_u32(vdotq_laneq_u32(vreinterpretq_u32_s32(sum), w, x, lane));
     }
 
-    /// Sums of products of rows of inputs, a multiple of 16, and 16 packed channels of weights, on top of `start`.
-    ///
-    /// Not inlined, so that nothing else takes part in the contest for registers.
+    // Sums of products of rows of inputs, a multiple of 16, and 16 packed channels of weights, on top of `start`.
+    //
+    // Not inlined, so that nothing else takes part in the contest for registers.
     template <int count, class Byte>
     __attribute__((noinline)) static void multiply(const Byte* x, size_t x_stride, const Byte* w, size_t inputs,
                                                    const int32_t* start, Tile<Neon>& tile) {
@@ -78,7 +78,7 @@ struct Neon {
     static Ints sub_product(Ints a, Ints b, int32_t c) { return vmlsq_n_s32(a, b, c); }
     static Ints clamped(Ints x, int32_t low, int32_t high) { return vminq_s32(vmaxq_s32(x, same(low)), same(high)); }
 
-    /// The low bytes of sixteen numbers.
+    // The low bytes of sixteen numbers.
     static void to_bytes(const int32_t* x, uint8_t* to) {
         const int16x8_t low = vmovn_high_s32(vmovn_s32(load(x)), load(x + 4));
         const int16x8_t high = vmovn_high_s32(vmovn_s32(load(x + 8)), load(x + 12));
@@ -91,7 +91,7 @@ struct Neon {
 
     // ---- Requantization ----
 
-    /// Multipliers and shifts of four channels.
+    // Multipliers and shifts of four channels.
     struct Factors {
         int32x4_t multiplier;
         int64x2_t left_low, left_high;  // shifts to the left, by less than nothing
@@ -108,14 +108,14 @@ struct Neon {
         return factors(same(r.multiplier[channel]), same(r.shift[channel]));
     }
 
-    /// 64-bit products, shifted with rounding.
+    // 64-bit products, shifted with rounding.
     static Ints rescaled(Ints x, const Factors& f) {
         const int64x2_t low = vrshlq_s64(vmull_s32(vget_low_s32(x), vget_low_s32(f.multiplier)), f.left_low);
         const int64x2_t high = vrshlq_s64(vmull_high_s32(x, f.multiplier), f.left_high);
         return vmovn_high_s64(vmovn_s64(low), high);
     }
 
-    /// `rescaled(floor(x * share))`; the products have at most 52 bits.
+    // `rescaled(floor(x * share))`; the products have at most 52 bits.
     static Ints rescaled_share(Ints x, double share, const Factors& f) {
         const float64x2_t low = vcvtq_f64_s64(vmovl_s32(vget_low_s32(x))), high = vcvtq_f64_s64(vmovl_high_s32(x));
         const float64x2_t all = vdupq_n_f64(share);
@@ -138,7 +138,7 @@ struct Neon {
     static ByteSums add_bytes(ByteSums sums, Bytes x) { return vdotq_u32(sums, x, vdupq_n_u8(1)); }
     static int32_t total(ByteSums sums) { return static_cast<int32_t>(vaddvq_u32(sums)); }
 
-    /// `table[code]`: indices beyond a part of the table leave what was found before.
+    // `table[code]`: indices beyond a part of the table leave what was found before.
     static Bytes look_up(const uint8_t* table, Bytes codes) {
         const uint8x16_t part = vdupq_n_u8(64);
         uint8x16_t found = vqtbl4q_u8(vld1q_u8_x4(table), codes);
@@ -151,19 +151,19 @@ struct Neon {
 
     // ---- LayerNorm ----
 
-    /// What one token needs of itself.
+    // What one token needs of itself.
     struct Token {
         int32_t channels, sum;
         int32x2_t reciprocal;
         int64x2_t left;  // a shift to the left, by less than nothing
     };
 
-    /// A reciprocal of more than 31 bits multiplies zeros.
+    // A reciprocal of more than 31 bits multiplies zeros.
     static Token token(int64_t reciprocal, int shift, int32_t channels, int32_t sum) {
         return {channels, sum, vdup_n_s32(static_cast<int32_t>(reciprocal)), vdupq_n_s64(-int64_t{shift})};
     }
 
-    /// Two channels from `c` on.
+    // Two channels from `c` on.
     static int32x2_t normalized(const LayerNormPlan& plan, const Token& token, int32x2_t x, size_t c) {
         const int32x2_t y = vmovn_s64(vrshlq_s64(vmull_s32(x, token.reciprocal), token.left));
         const int64x2_t scaled = vmlal_s32(vld1q_s64(plan.offset + c), y, vmovn_s64(vld1q_s64(plan.gain + c)));

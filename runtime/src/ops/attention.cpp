@@ -9,63 +9,63 @@
 namespace vitquant {
 namespace {
 
-constexpr std::int64_t kExponentialMax = 32767;
-constexpr std::int64_t kLog2RowLimit = 46341;  // 2^15 sqrt(2)
+constexpr int64_t kExponentialMax = 32767;
+constexpr int64_t kLog2RowLimit = 46341;  // 2^15 sqrt(2)
 
 // A step whose tasks are rows of heads: `images * heads * rows` of them, each over so many tokens. These are the rows
 // too in attention; but softmax takes what is not square, as the image may be.
 class HeadStep : public Step {
 public:
-    HeadStep(const Value& out, std::int64_t heads, std::int64_t rows, std::int64_t tokens)
-        : out_(out), heads_(std::size_t(heads)), rows_(std::size_t(rows)), tokens_(std::size_t(tokens)) {}
+    HeadStep(const Value& out, int64_t heads, int64_t rows, int64_t tokens)
+        : out_(out), heads_(size_t(heads)), rows_(size_t(rows)), tokens_(size_t(tokens)) {}
 
-    std::size_t tasks(std::size_t images, std::size_t threads) const override {
+    size_t tasks(size_t images, size_t threads) const override {
         return std::min(images * heads_ * rows_, std::max(threads * 8, images * heads_ * rows_ / 16));
     }
 
-    void run(const Frame& frame, std::size_t task) const final {
+    void run(const Frame& frame, size_t task) const final {
         const Rows rows = share(frame.images * heads_ * rows_, task, tasks(frame.images, frame.threads));
-        for (std::size_t r = rows.first; r < rows.last; ++r) {
-            const std::size_t image = r / rows_ / heads_, head = r / rows_ % heads_;
+        for (size_t r = rows.first; r < rows.last; ++r) {
+            const size_t image = r / rows_ / heads_, head = r / rows_ % heads_;
             if (r == rows.first || r % rows_ == 0) begin_head(frame, image, head);
             make_row(frame, image, head, r % rows_);
         }
     }
 
 protected:
-    virtual void begin_head(const Frame&, std::size_t /*image*/, std::size_t /*head*/) const {}
-    virtual void make_row(const Frame& frame, std::size_t image, std::size_t head, std::size_t row) const = 0;
+    virtual void begin_head(const Frame&, size_t /*image*/, size_t /*head*/) const {}
+    virtual void make_row(const Frame& frame, size_t image, size_t head, size_t row) const = 0;
 
     // Where a row of [images, heads, rows, tokens] starts.
-    std::size_t start_of(std::size_t image, std::size_t head, std::size_t row) const {
+    size_t start_of(size_t image, size_t head, size_t row) const {
         return ((image * heads_ + head) * rows_ + row) * tokens_;
     }
 
-    static std::int32_t* numbers(const Frame& frame) { return reinterpret_cast<std::int32_t*>(frame.scratch); }
+    static int32_t* numbers(const Frame& frame) { return reinterpret_cast<int32_t*>(frame.scratch); }
 
     Codes out_;
-    std::size_t heads_, rows_, tokens_;
+    size_t heads_, rows_, tokens_;
 };
 
 // The channels of a head of an operand [tokens, channels], less their zero points.
 struct HeadOperand {
-    HeadOperand(const Value& value, std::size_t heads)
-        : codes(value), tokens(std::size_t(value.shape[0])), channels(std::size_t(value.shape[1])),
-          width(channels / heads), zero(value.spread_zero()) {}
+    HeadOperand(const Value& value, size_t heads)
+        : codes(value), tokens(size_t(value.shape[0])), channels(size_t(value.shape[1])), width(channels / heads),
+          zero(value.spread_zero()) {}
 
-    void load(const std::uint8_t* base, std::size_t image, std::size_t head, std::size_t token, std::int32_t* to) const {
-        const std::size_t first = head * width;
+    void load(const uint8_t* base, size_t image, size_t head, size_t token, int32_t* to) const {
+        const size_t first = head * width;
         codes.load(codes.at(base, (image * tokens + token) * channels + first), width, to);
-        for (std::size_t d = 0; d < width; ++d) to[d] -= zero[first + d];
+        for (size_t d = 0; d < width; ++d) to[d] -= zero[first + d];
     }
 
-    void load_all(const std::uint8_t* base, std::size_t image, std::size_t head, std::int32_t* to) const {
-        for (std::size_t t = 0; t < tokens; ++t) load(base, image, head, t, to + t * width);
+    void load_all(const uint8_t* base, size_t image, size_t head, int32_t* to) const {
+        for (size_t t = 0; t < tokens; ++t) load(base, image, head, t, to + t * width);
     }
 
     Codes codes;
-    std::size_t tokens, channels, width;
-    std::vector<std::int32_t> zero;
+    size_t tokens, channels, width;
+    std::vector<int32_t> zero;
 };
 
 // ---- scores: products of queries and keys ----
@@ -73,7 +73,7 @@ struct HeadOperand {
 void check_scores(Check& check) {
     const Value &q = check.in(0), &k = check.in(1);
     check.tokens(q);
-    const std::int64_t n = q.shape[0], c = q.shape[1], heads = check.out().shape[0];
+    const int64_t n = q.shape[0], c = q.shape[1], heads = check.out().shape[0];
     if (k.shape != q.shape || c % heads)
         check.fail("Q and K do not fit the heads", describe_shape(q.shape) + ", " + describe_shape(k.shape));
     check.shape({heads, n, n});
@@ -88,17 +88,15 @@ public:
         : HeadStep(op.out, op.out.shape[0], op.out.shape[1], op.out.shape[2]), q_(context.value(op.reads[0]), heads_),
           k_(context.value(op.reads[1]), heads_), requantization_(op, op.out.shape[0]) {}
 
-    std::size_t scratch_bytes() const override {
-        return ((tokens_ + 1) * q_.width + tokens_) * sizeof(std::int32_t);
-    }
+    size_t scratch_bytes() const override { return ((tokens_ + 1) * q_.width + tokens_) * sizeof(int32_t); }
 
 private:
-    void begin_head(const Frame& frame, std::size_t image, std::size_t head) const override {
+    void begin_head(const Frame& frame, size_t image, size_t head) const override {
         k_.load_all(frame.values[reads[1]], image, head, numbers(frame));
     }
 
-    void make_row(const Frame& frame, std::size_t image, std::size_t head, std::size_t row) const override {
-        std::int32_t *keys = numbers(frame), *q = keys + tokens_ * q_.width, *codes = q + q_.width;
+    void make_row(const Frame& frame, size_t image, size_t head, size_t row) const override {
+        int32_t *keys = numbers(frame), *q = keys + tokens_ * q_.width, *codes = q + q_.width;
         q_.load(frame.values[reads[0]], image, head, row, q);
         kernels::score_row(requantization_.at, head, q, keys, tokens_, q_.width, codes);
         out_.store(codes, tokens_, out_.at(frame.values[writes], start_of(image, head, row)));
@@ -110,7 +108,7 @@ private:
 
 // ---- softmax: by tables of exponentials, in three forms ----
 
-void check_exponentials(Check& check, std::int64_t largest) {
+void check_exponentials(Check& check, int64_t largest) {
     const Value& x = check.in();
     if (x.shape.size() != 3) check.fail("softmax reads scores", describe_shape(x.shape));
     check.shape(x.shape);
@@ -119,7 +117,7 @@ void check_exponentials(Check& check, std::int64_t largest) {
         check.fail_constant("table", "the heads cannot share so many tables", std::to_string(table.shape[0]));
     const Range range = range_of(table);
     bool fits = range.low >= 0 && range.high <= largest;
-    for (std::int64_t t = 0; t < table.shape[0]; ++t) fits = fits && table.at(t * table.shape[1]) >= 1;
+    for (int64_t t = 0; t < table.shape[0]; ++t) fits = fits && table.at(t * table.shape[1]) >= 1;
     if (!fits)
         check.fail_constant("table", "out of range", span(range.low, range.high), "0 .. " + std::to_string(largest));
     if (Wide{x.shape[2]} * largest > kInt32Max)
@@ -127,7 +125,7 @@ void check_exponentials(Check& check, std::int64_t largest) {
 }
 
 void check_softmax_row(Check& check) {
-    check_exponentials(check, std::min<std::int64_t>(check.out().high, 65536));
+    check_exponentials(check, std::min<int64_t>(check.out().high, 65536));
     check.range(0, range_of(check.op().constant("table")).high);
     check.result().has_positive_sum = true;  // the maximum of a row is looked up at distance 0
 }
@@ -140,7 +138,7 @@ void check_softmax_uniform(Check& check) {
 void check_softmax_log2(Check& check) {
     check_exponentials(check, kExponentialMax);
     check.range(0, 32768);
-    const std::int64_t last = check.op().number("last");
+    const int64_t last = check.op().number("last");
     if (last < 0 || last > 15) check.fail("the last exponent is out of range");
     if (!check.out().is_plain()) check.fail("powers of two have no zero point");
     check.result().row_limit = kLog2RowLimit;
@@ -155,30 +153,30 @@ class SoftmaxStep final : public HeadStep {
 public:
     SoftmaxStep(const Operation& op, const Context& context)
         : HeadStep(op.out, op.out.shape[0], op.out.shape[1], op.out.shape[2]), x_(context.value(op.reads[0])),
-          table_(op.constant("table").to<std::int32_t>()) {
+          table_(op.constant("table").to<int32_t>()) {
         const Tensor& table = op.constant("table");
         softmax_.form = form_of(op);
         softmax_.table = table_.data();
-        softmax_.distances = std::size_t(table.shape[1]);
-        softmax_.sharing = heads_ / std::size_t(table.shape[0]);
+        softmax_.distances = size_t(table.shape[1]);
+        softmax_.sharing = heads_ / size_t(table.shape[0]);
         if (softmax_.form == kernels::Softmax::uniform)
             softmax_.codes = requantization_.emplace(op, op.out.shape[0]).at;
         if (softmax_.form == kernels::Softmax::log2) softmax_.last = static_cast<int>(op.number("last"));
     }
 
-    std::size_t scratch_bytes() const override { return tokens_ * sizeof(std::int32_t); }
+    size_t scratch_bytes() const override { return tokens_ * sizeof(int32_t); }
 
 private:
-    void make_row(const Frame& frame, std::size_t image, std::size_t head, std::size_t row) const override {
-        std::int32_t* codes = numbers(frame);
-        const std::size_t at = start_of(image, head, row);
+    void make_row(const Frame& frame, size_t image, size_t head, size_t row) const override {
+        int32_t* codes = numbers(frame);
+        const size_t at = start_of(image, head, row);
         x_.load(x_.at(frame.values[reads[0]], at), tokens_, codes);
         kernels::softmax_row(softmax_, head, tokens_, codes);
         out_.store(codes, tokens_, out_.at(frame.values[writes], at));
     }
 
     Codes x_;
-    std::vector<std::int32_t> table_;
+    std::vector<int32_t> table_;
     std::optional<Requantization> requantization_;
     kernels::SoftmaxRows softmax_{};
 };
@@ -188,7 +186,7 @@ private:
 void check_mix(Check& check) {
     const Value &p = check.in(0), &v = check.in(1);
     check.tokens(v);
-    const std::int64_t n = v.shape[0], c = v.shape[1];
+    const int64_t n = v.shape[0], c = v.shape[1];
     if (p.shape.size() != 3 || p.shape[1] != n || p.shape[2] != n || c % p.shape[0])
         check.fail("weights and V do not fit", describe_shape(p.shape) + ", " + describe_shape(v.shape));
     check.shape({n, c});
@@ -196,10 +194,10 @@ void check_mix(Check& check) {
     check.operand(0, std::max(p.centred_limit(), v.centred_limit()));
     const Known& weights = check.known(0);
     check.accumulator((weights.row_limit ? Wide{weights.row_limit} : Wide{n} * p.centred_limit()) * v.centred_limit());
-    const std::int64_t reciprocal = check.op().number("reciprocal_bits"), fraction = check.op().number("fraction_bits");
+    const int64_t reciprocal = check.op().number("reciprocal_bits"), fraction = check.op().number("fraction_bits");
     if (check.op().number("normalize")) {
         int width = 0;
-        for (std::int64_t x = v.centred_limit(); x; x >>= 1) ++width;
+        for (int64_t x = v.centred_limit(); x; x >>= 1) ++width;
         if (fraction < 0 || fraction > 30 - width || reciprocal < fraction || reciprocal > 52 - width)
             check.fail("fraction out of range", std::to_string(reciprocal) + ", " + std::to_string(fraction));
         if (!weights.has_positive_sum || !p.is_plain())
@@ -221,30 +219,29 @@ public:
           p_(context.value(op.reads[0])), zero_p_(context.value(op.reads[0]).spread_zero()),
           v_(context.value(op.reads[1]), heads_), division_(division_of(op)), requantization_(op, op.out.shape[1]) {}
 
-    std::size_t scratch_bytes() const override {
-        return ((tokens_ + 1) * v_.width + tokens_) * sizeof(std::int32_t);
-    }
+    size_t scratch_bytes() const override { return ((tokens_ + 1) * v_.width + tokens_) * sizeof(int32_t); }
 
 private:
-    void begin_head(const Frame& frame, std::size_t image, std::size_t head) const override {
+    void begin_head(const Frame& frame, size_t image, size_t head) const override {
         v_.load_all(frame.values[reads[1]], image, head, numbers(frame));
     }
 
-    void make_row(const Frame& frame, std::size_t image, std::size_t head, std::size_t row) const override {
-        std::int32_t *values = numbers(frame), *sums = values + tokens_ * v_.width, *p = sums + v_.width;
+    void make_row(const Frame& frame, size_t image, size_t head, size_t row) const override {
+        int32_t *values = numbers(frame), *sums = values + tokens_ * v_.width, *p = sums + v_.width;
         p_.load(p_.at(frame.values[reads[0]], start_of(image, head, row)), tokens_, p);
-        std::int64_t total = 0;
-        for (std::size_t t = 0; t < tokens_; ++t) total += p[t] -= zero_p_[head];
+        int64_t total = 0;
+        for (size_t t = 0; t < tokens_; ++t) total += p[t] -= zero_p_[head];
         kernels::weigh_row(p, values, tokens_, v_.width, sums);
-        const std::int64_t reciprocal = kernels::reciprocal_of(division_, total);
-        for (std::size_t d = 0; d < v_.width; ++d)
-            sums[d] = static_cast<std::int32_t>(
-                kernels::to_code(requantization_.at, kernels::divided(division_, sums[d], reciprocal), head * v_.width + d));
-        out_.store(sums, v_.width, out_.at(frame.values[writes], (image * rows_ + row) * v_.channels + head * v_.width));
+        const int64_t reciprocal = kernels::reciprocal_of(division_, total);
+        for (size_t d = 0; d < v_.width; ++d)
+            sums[d] = static_cast<int32_t>(kernels::to_code(
+                requantization_.at, kernels::divided(division_, sums[d], reciprocal), head * v_.width + d));
+        out_.store(sums, v_.width,
+                   out_.at(frame.values[writes], (image * rows_ + row) * v_.channels + head * v_.width));
     }
 
     Codes p_;
-    std::vector<std::int32_t> zero_p_;
+    std::vector<int32_t> zero_p_;
     HeadOperand v_;
     kernels::Division division_;
     Requantization requantization_;
@@ -260,17 +257,17 @@ public:
         const Value &q = context.value(q_name), &v = context.value(v_name);
         Constants of_scores(scores), of_softmax(softmax), of_mix(mix);
         kernels::AttentionSpec spec{};
-        spec.tokens = tokens_ = std::size_t(q.shape[0]);
-        spec.channels = channels_ = std::size_t(q.shape[1]);
-        spec.heads = heads_ = std::size_t(scores.out.shape[0]);
+        spec.tokens = tokens_ = size_t(q.shape[0]);
+        spec.channels = channels_ = size_t(q.shape[1]);
+        spec.heads = heads_ = size_t(scores.out.shape[0]);
         spec.q = kernel_grid(q);
         spec.k = kernel_grid(context.value(k_name));
         spec.v = kernel_grid(v);
         spec.scores_rescale = of_scores.rescale();
         spec.scores = kernel_grid(scores.out);
         spec.softmax = form_of(softmax);
-        spec.table = of_softmax.get<std::int32_t>("table");
-        spec.table_count = std::size_t(softmax.constant("table").shape[0]);
+        spec.table = of_softmax.get<int32_t>("table");
+        spec.table_count = size_t(softmax.constant("table").shape[0]);
         if (spec.softmax == kernels::Softmax::uniform) spec.weights_rescale = of_softmax.rescale();
         if (spec.softmax == kernels::Softmax::log2) spec.last = static_cast<int>(softmax.number("last"));
         spec.weights = kernel_grid(softmax.out);
@@ -290,17 +287,15 @@ public:
         }
     }
 
-    std::size_t scratch_bytes() const override { return kernels_.attention_scratch(*plan_); }
+    size_t scratch_bytes() const override { return kernels_.attention_scratch(*plan_); }
 
-    std::size_t tasks(std::size_t images, std::size_t threads) const override {
-        return images * heads_ * row_parts(images, threads);
-    }
+    size_t tasks(size_t images, size_t threads) const override { return images * heads_ * row_parts(images, threads); }
 
-    void run(const Frame& frame, std::size_t task) const override {
-        const std::size_t parts = row_parts(frame.images, frame.threads);
-        const std::size_t part = task % parts, head = task / parts % heads_, image = task / parts / heads_;
+    void run(const Frame& frame, size_t task) const override {
+        const size_t parts = row_parts(frame.images, frame.threads);
+        const size_t part = task % parts, head = task / parts % heads_, image = task / parts / heads_;
         Rows rows = share(tokens_, part, parts, kRowGrain);
-        if (only_row_ != kAllRows) rows = {std::size_t(only_row_), std::size_t(only_row_) + 1};
+        if (only_row_ != kAllRows) rows = {size_t(only_row_), size_t(only_row_) + 1};
         if (!rows.count()) return;
         kernels::AttentionRun run{};
         run.q = q_.row_0(frame.values[reads[0]], image, only_row_);
@@ -315,33 +310,33 @@ public:
     }
 
 private:
-    static constexpr std::size_t kRowGrain = 32;
-    static constexpr std::size_t kMostProducts = 1 << 28;  // of a task: between tasks a run can be interrupted
+    static constexpr size_t kRowGrain = 32;
+    static constexpr size_t kMostProducts = 1 << 28;  // of a task: between tasks a run can be interrupted
 
     struct Operand {
-        std::size_t bytes = 0, rows = 0;  // of a row; of an image
+        size_t bytes = 0, rows = 0;  // of a row; of an image
 
         // Where row 0 of an image lies, or would lie if more than the one row were kept.
-        std::uint8_t* row_0(std::uint8_t* base, std::size_t image, std::int64_t only_row) const {
-            std::uint8_t* start = base + image * rows * bytes;
-            return rows == 1 && only_row > 0 ? start - std::size_t(only_row) * bytes : start;
+        uint8_t* row_0(uint8_t* base, size_t image, int64_t only_row) const {
+            uint8_t* start = base + image * rows * bytes;
+            return rows == 1 && only_row > 0 ? start - size_t(only_row) * bytes : start;
         }
     };
 
     // Heads are packed anew for every part of their rows: as few parts as keep all threads busy, and tasks short.
-    std::size_t row_parts(std::size_t images, std::size_t threads) const {
+    size_t row_parts(size_t images, size_t threads) const {
         if (only_row_ != kAllRows) return 1;
-        const std::size_t most = (tokens_ + kRowGrain - 1) / kRowGrain;
-        const std::size_t heads = images * heads_;
-        const std::size_t least = std::min(most, 1 + 2 * tokens_ * tokens_ * channels_ / heads_ / kMostProducts);
+        const size_t most = (tokens_ + kRowGrain - 1) / kRowGrain;
+        const size_t heads = images * heads_;
+        const size_t least = std::min(most, 1 + 2 * tokens_ * tokens_ * channels_ / heads_ / kMostProducts);
         if (heads % threads == 0 || heads >= 4 * threads) return least;
         return std::max(least, std::min(most, (3 * threads + heads - 1) / heads));
     }
 
     const kernels::Kernels& kernels_;
     kernels::Owned<kernels::AttentionPlan> plan_;
-    std::size_t tokens_ = 0, heads_ = 0, channels_ = 0;
-    std::int64_t only_row_ = kAllRows;
+    size_t tokens_ = 0, heads_ = 0, channels_ = 0;
+    int64_t only_row_ = kAllRows;
     Operand q_, k_, v_, out_;
 };
 

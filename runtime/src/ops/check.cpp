@@ -7,22 +7,22 @@
 namespace vitquant {
 namespace {
 
-constexpr std::int64_t kOperandLimit = std::int64_t{1} << 23;
+constexpr int64_t kOperandLimit = int64_t{1} << 23;
 constexpr Range kMultipliers = {1 << 21, (1 << 22) - 1}, kShifts = {0, 52};
 
 }  // namespace
 
 Range range_of(const Tensor& t) {
     Range range{t.at(0), t.at(0)};
-    for (std::int64_t i = 1; i < t.count; ++i) {
-        const std::int64_t x = t.at(i);
+    for (int64_t i = 1; i < t.count; ++i) {
+        const int64_t x = t.at(i);
         range.low = std::min(range.low, x);
         range.high = std::max(range.high, x);
     }
     return range;
 }
 
-std::string span(std::int64_t low, std::int64_t high) { return std::to_string(low) + " .. " + std::to_string(high); }
+std::string span(int64_t low, int64_t high) { return std::to_string(low) + " .. " + std::to_string(high); }
 
 void Check::run() {
     op_.kind->check(*this);
@@ -45,7 +45,7 @@ const Tensor& Check::constant(std::string_view field, const Shape& shape) const 
     const Tensor& t = op_.constant(field);
     bool fits = t.shape.size() == shape.size() && t.count <= kMaxElements &&
                 std::find(types.begin(), types.end(), t.type) != types.end();
-    for (std::size_t i = 0; fits && i < shape.size(); ++i)
+    for (size_t i = 0; fits && i < shape.size(); ++i)
         fits = t.shape[i] > 0 && (shape[i] == kAny || shape[i] == t.shape[i]);
     if (fits) return t;
     std::string wanted;
@@ -53,8 +53,8 @@ const Tensor& Check::constant(std::string_view field, const Shape& shape) const 
     refuse(out().name + "/" + std::string(field), "wrong constant", t.describe(), wanted + " " + describe_shape(shape));
 }
 
-void Check::rescale(std::int64_t length, const std::string& suffix) const {
-    std::int64_t counts[2];
+void Check::rescale(int64_t length, const std::string& suffix) const {
+    int64_t counts[2];
     for (int i = 0; i < 2; ++i) {
         const std::string name = (i ? "shift" : "multiplier") + suffix;
         const bool single = op_.constant(name).shape == Shape{1};
@@ -73,7 +73,7 @@ void Check::shape(const Shape& shape) const {
              describe_shape(shape));
 }
 
-void Check::range(std::int64_t low, std::int64_t high) const {
+void Check::range(int64_t low, int64_t high) const {
     if (out().low > low || out().high < high) fail("the range does not hold all codes", span(out().low, out().high));
 }
 
@@ -82,7 +82,7 @@ void Check::tokens(const Value& value) const {
         fail(std::string(op_.kind->name) + " reads tokens", value.name + " " + describe_shape(value.shape));
 }
 
-void Check::operand(std::int64_t low, std::int64_t high) const {
+void Check::operand(int64_t low, int64_t high) const {
     if (low < -kOperandLimit || high >= kOperandLimit)
         fail("it multiplies numbers of more than 24 bits", span(low, high));
 }
@@ -90,7 +90,7 @@ void Check::operand(std::int64_t low, std::int64_t high) const {
 void Check::accumulator(Wide limit) const {
     if (limit > kInt32Max)
         fail("an accumulator could overflow",
-             limit < (Wide{1} << 62) ? "a sum of up to " + std::to_string(std::int64_t(limit)) : "",
+             limit < (Wide{1} << 62) ? "a sum of up to " + std::to_string(int64_t(limit)) : "",
              "at most 2147483647, 32 bits");
 }
 

@@ -3,9 +3,9 @@
 namespace vitquant {
 namespace {
 
-std::vector<std::int32_t> spread(const Tensor& t, std::int64_t length) {
-    std::vector<std::int32_t> out;
-    for (std::int64_t i = 0; i < length; ++i) out.push_back(static_cast<std::int32_t>(t.at(t.count > 1 ? i : 0)));
+std::vector<int32_t> spread(const Tensor& t, int64_t length) {
+    std::vector<int32_t> out;
+    for (int64_t i = 0; i < length; ++i) out.push_back(static_cast<int32_t>(t.at(t.count > 1 ? i : 0)));
     return out;
 }
 
@@ -21,33 +21,33 @@ kernels::Type kernel_type(DType type) {
 }
 
 kernels::Grid kernel_grid(const Value& v) {
-    return {kernel_type(v.type()), static_cast<std::int32_t>(v.low), static_cast<std::int32_t>(v.high),
-            v.zero_point.data(), v.zero_point.size()};
+    return {kernel_type(v.type()), static_cast<int32_t>(v.low), static_cast<int32_t>(v.high), v.zero_point.data(),
+            v.zero_point.size()};
 }
 
 const void* Constants::any(const std::string& key) {
     switch (op_.constant(key).type) {
-        case DType::int16: return get<std::int16_t>(key);
-        case DType::int32: return get<std::int32_t>(key);
-        default: return get<std::int8_t>(key);
+        case DType::int16: return get<int16_t>(key);
+        case DType::int32: return get<int32_t>(key);
+        default: return get<int8_t>(key);
     }
 }
 
 kernels::Rescale Constants::rescale(const std::string& suffix) {
-    return {get<std::int32_t>("multiplier" + suffix), get<std::uint8_t>("shift" + suffix),
-            std::size_t(op_.constant("multiplier" + suffix).count)};
+    return {get<int32_t>("multiplier" + suffix), get<uint8_t>("shift" + suffix),
+            size_t(op_.constant("multiplier" + suffix).count)};
 }
 
 kernels::LookupTables Constants::tables() {
-    return {any("tables"), std::size_t(op_.constant("tables").shape[0]), get<std::int32_t>("table_of"),
+    return {any("tables"), size_t(op_.constant("tables").shape[0]), get<int32_t>("table_of"),
             kernel_type(op_.out.type())};
 }
 
-Requantization::Requantization(const Operation& op, std::int64_t length, const std::string& suffix)
+Requantization::Requantization(const Operation& op, int64_t length, const std::string& suffix)
     : multiplier_(spread(op.constant("multiplier" + suffix), length)),
       shift_(spread(op.constant("shift" + suffix), length)), zero_(op.out.spread_zero()) {
     at.multiplier = multiplier_.data(), at.shift = shift_.data(), at.zero = zero_.data();
-    at.low = static_cast<std::int32_t>(op.out.low), at.high = static_cast<std::int32_t>(op.out.high);
+    at.low = static_cast<int32_t>(op.out.low), at.high = static_cast<int32_t>(op.out.high);
     at.type = kernel_type(op.out.type());
 }
 

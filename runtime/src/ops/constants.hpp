@@ -23,8 +23,8 @@ public:
         const Tensor& tensor = op_.constant(key);
         if constexpr (sizeof(T) == 1) return reinterpret_cast<const T*>(tensor.data);
         // A file need not align what is wider than a byte.
-        kept_.emplace_back((std::size_t(tensor.count) * sizeof(T) + 7) / 8);
-        std::memcpy(kept_.back().data(), tensor.data, std::size_t(tensor.count) * sizeof(T));
+        kept_.emplace_back((size_t(tensor.count) * sizeof(T) + 7) / 8);
+        std::memcpy(kept_.back().data(), tensor.data, size_t(tensor.count) * sizeof(T));
         return reinterpret_cast<const T*>(kept_.back().data());
     }
 
@@ -34,21 +34,21 @@ public:
 
 private:
     const Operation& op_;
-    std::deque<std::vector<std::int64_t>> kept_;
+    std::deque<std::vector<int64_t>> kept_;
 };
 
 // The constants of a requantization to the result of an operation, one for each channel or head, in memory of their
 // own. `at` is what the scalar functions take; it is valid as long as this object stays where it is.
 class Requantization {
 public:
-    Requantization(const Operation& op, std::int64_t length, const std::string& suffix = "");
+    Requantization(const Operation& op, int64_t length, const std::string& suffix = "");
     Requantization(const Requantization&) = delete;
     Requantization& operator=(const Requantization&) = delete;
 
     kernels::Requantizer at{};
 
 private:
-    std::vector<std::int32_t> multiplier_, shift_, zero_;
+    std::vector<int32_t> multiplier_, shift_, zero_;
 };
 
 }  // namespace vitquant

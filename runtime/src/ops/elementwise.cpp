@@ -12,7 +12,7 @@ namespace {
 void check_requantize(Check& check) {
     const Value &x = check.in(), &out = check.out();
     check.tokens(x), check.tokens(out);
-    const std::int64_t width = out.shape[1], start = check.op().number("start");
+    const int64_t width = out.shape[1], start = check.op().number("start");
     check.shape({x.shape[0], width});
     if (start < 0 || start > x.shape[1] || start + width > x.shape[1])
         check.fail("there are not so many channels", span(start, start), "of " + std::to_string(x.shape[1]));
@@ -22,18 +22,18 @@ void check_requantize(Check& check) {
 class Requantize final : public ScalarRowStep {
 public:
     Requantize(const Operation& op, const Context& context)
-        : ScalarRowStep(op, context), start_(std::size_t(op.number("start"))),
+        : ScalarRowStep(op, context), start_(size_t(op.number("start"))),
           zero_(context.value(op.reads[0]).spread_zero()), requantization_(op, op.out.shape[1]) {}
 
 private:
-    void make_row(const Frame& frame, std::size_t image, std::size_t row, std::int64_t* codes) const override {
-        const std::int32_t* x = load(frame, 0, image, row) + start_;
-        for (std::size_t c = 0; c < width(); ++c)
-            codes[c] = kernels::to_code(requantization_.at, std::int64_t{x[c]} - zero_[start_ + c], c);
+    void make_row(const Frame& frame, size_t image, size_t row, int64_t* codes) const override {
+        const int32_t* x = load(frame, 0, image, row) + start_;
+        for (size_t c = 0; c < width(); ++c)
+            codes[c] = kernels::to_code(requantization_.at, int64_t{x[c]} - zero_[start_ + c], c);
     }
 
-    std::size_t start_;
-    std::vector<std::int32_t> zero_;
+    size_t start_;
+    std::vector<int32_t> zero_;
     Requantization requantization_;
 };
 
@@ -57,13 +57,13 @@ public:
           b_(op, op.out.shape[1], "_b") {}
 
 private:
-    void make_row(const Frame& frame, std::size_t image, std::size_t row, std::int64_t* codes) const override {
-        const std::int32_t *a = load(frame, 0, image, row), *b = load(frame, 1, image, row);
-        for (std::size_t c = 0; c < width(); ++c)
-            codes[c] = kernels::sum_of(a_.at, std::int64_t{a[c]} - zero_a_[c], b_.at, std::int64_t{b[c]} - zero_b_[c], c);
+    void make_row(const Frame& frame, size_t image, size_t row, int64_t* codes) const override {
+        const int32_t *a = load(frame, 0, image, row), *b = load(frame, 1, image, row);
+        for (size_t c = 0; c < width(); ++c)
+            codes[c] = kernels::sum_of(a_.at, int64_t{a[c]} - zero_a_[c], b_.at, int64_t{b[c]} - zero_b_[c], c);
     }
 
-    std::vector<std::int32_t> zero_a_, zero_b_;
+    std::vector<int32_t> zero_a_, zero_b_;
     Requantization a_, b_;
 };
 
@@ -85,23 +85,23 @@ void check_lookup(Check& check) {
 class Lookup final : public ScalarRowStep {
 public:
     Lookup(const Operation& op, const Context& context)
-        : ScalarRowStep(op, context), table_of_(op.constant("table_of").to<std::int32_t>()) {
+        : ScalarRowStep(op, context), table_of_(op.constant("table_of").to<int32_t>()) {
         const Value& x = context.value(op.reads[0]);
         const Tensor& tables = op.constant("tables");
-        bytes_.assign(tables.data, tables.data + std::size_t(tables.count) * size_of(tables.type));
+        bytes_.assign(tables.data, tables.data + size_t(tables.count) * size_of(tables.type));
         table_.bytes = bytes_.data(), table_.table_of = table_of_.data();
-        table_.codes = std::size_t(x.high - x.low + 1), table_.low = static_cast<std::int32_t>(x.low);
+        table_.codes = size_t(x.high - x.low + 1), table_.low = static_cast<int32_t>(x.low);
         table_.type = kernel_type(tables.type);
     }
 
 private:
-    void make_row(const Frame& frame, std::size_t image, std::size_t row, std::int64_t* codes) const override {
-        const std::int32_t* x = load(frame, 0, image, row);
-        for (std::size_t c = 0; c < width(); ++c) codes[c] = kernels::look_up(table_, x[c], c);
+    void make_row(const Frame& frame, size_t image, size_t row, int64_t* codes) const override {
+        const int32_t* x = load(frame, 0, image, row);
+        for (size_t c = 0; c < width(); ++c) codes[c] = kernels::look_up(table_, x[c], c);
     }
 
-    std::vector<std::uint8_t> bytes_;
-    std::vector<std::int32_t> table_of_;
+    std::vector<uint8_t> bytes_;
+    std::vector<int32_t> table_of_;
     kernels::LookupTable table_{};
 };
 

@@ -16,17 +16,17 @@ namespace vitquant {
 
 class Check;
 
-constexpr std::int64_t kAllRows = -1;
+constexpr int64_t kAllRows = -1;
 
 // What the steps of a plan need to know of it.
 struct Context {
     const kernels::Kernels& kernels;
     std::unordered_map<std::string, const Value*> values;
     // Of values of which only one row is ever read, its number: nothing else of them is computed or kept.
-    std::unordered_map<std::string, std::int64_t> only_row;
+    std::unordered_map<std::string, int64_t> only_row;
 
     const Value& value(const std::string& name) const { return *values.at(name); }
-    std::int64_t row_of(const std::string& name) const {
+    int64_t row_of(const std::string& name) const {
         const auto found = only_row.find(name);
         return found == only_row.end() ? kAllRows : found->second;
     }

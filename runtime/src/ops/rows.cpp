@@ -4,15 +4,15 @@ namespace vitquant {
 
 RowStep::RowStep(const Operation& op, const Context& context)
     : row_wise_(op.kind->row_wise), only_row_(context.row_of(op.out.name)),
-      rows_(only_row_ == kAllRows ? std::size_t(op.out.shape[0]) : 1), out_(lines(op.out.name, context)) {}
+      rows_(only_row_ == kAllRows ? size_t(op.out.shape[0]) : 1), out_(lines(op.out.name, context)) {}
 
 Lines RowStep::lines(const std::string& name, const Context& context) {
     const Value& v = context.value(name);
-    const std::size_t width = std::size_t(v.shape.back());
+    const size_t width = size_t(v.shape.back());
     Lines found{Codes(v), width, width, width, 0, width};
     if (context.row_of(name) == kAllRows) {
-        found.image_stride = std::size_t(v.elements());
-        if (only_row_ != kAllRows) found.offset = std::size_t(only_row_) * width;
+        found.image_stride = size_t(v.elements());
+        if (only_row_ != kAllRows) found.offset = size_t(only_row_) * width;
     }
     if (rows_ == 1) found.between = found.image_stride;
     seamless_ = seamless_ && found.image_stride == found.between * rows_;
@@ -27,17 +27,16 @@ ScalarRowStep::ScalarRowStep(const Operation& op, const Context& context) : RowS
 }
 
 void ScalarRowStep::run_rows(const Frame& frame, Rows rows) const {
-    auto* codes = reinterpret_cast<std::int64_t*>(frame.scratch);
-    for (std::size_t r = rows.first; r < rows.last; ++r) {
+    auto* codes = reinterpret_cast<int64_t*>(frame.scratch);
+    for (size_t r = rows.first; r < rows.last; ++r) {
         make_row(frame, r / rows_, r % rows_, codes);
         out_.codes.store(codes, out_.width, out_.at(output(frame), r / rows_, r % rows_));
     }
 }
 
-const std::int32_t* ScalarRowStep::load(const Frame& frame, std::size_t operand, std::size_t image,
-                                        std::size_t row) const {
+const int32_t* ScalarRowStep::load(const Frame& frame, size_t operand, size_t image, size_t row) const {
     const Lines& from = operands_[operand];
-    auto* to = reinterpret_cast<std::int32_t*>(frame.scratch + out_.width * sizeof(std::int64_t)) + operand * widest_;
+    auto* to = reinterpret_cast<int32_t*>(frame.scratch + out_.width * sizeof(int64_t)) + operand * widest_;
     from.codes.load(from.at(input(frame, operand), image, row), from.width, to);
     return to;
 }

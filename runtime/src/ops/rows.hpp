@@ -12,11 +12,11 @@ namespace vitquant {
 // `offset + i * image_stride + r * stride`.
 struct Lines {
     Codes codes;
-    std::size_t width, stride, image_stride, offset = 0;
-    std::size_t between;  // of the step's rows, from one to the next; where an image has a single one, that of the next
+    size_t width, stride, image_stride, offset = 0;
+    size_t between;  // of the step's rows, from one to the next; where an image has a single one, that of the next
 
     template <typename Byte>
-    Byte* at(Byte* base, std::size_t image, std::size_t row) const {
+    Byte* at(Byte* base, size_t image, size_t row) const {
         return codes.at(base, offset + image * image_stride + row * stride);
     }
 };
@@ -27,12 +27,12 @@ class RowStep : public Step {
 public:
     RowStep(const Operation& op, const Context& context);
 
-    std::size_t tasks(std::size_t images, std::size_t threads) const override {
+    size_t tasks(size_t images, size_t threads) const override {
         return threads == 1 ? 1 : std::min((images * rows_ + 7) / 8, threads * 4);
     }
 
     RowExtent extent() const override { return row_wise_ ? RowExtent{rows_, only_row_} : RowExtent{}; }
-    void run(const Frame& frame, std::size_t task) const override {
+    void run(const Frame& frame, size_t task) const override {
         run_rows(frame, share(frame.images * rows_, task, tasks(frame.images, frame.threads)));
     }
 
@@ -43,19 +43,19 @@ protected:
     template <typename Visit>
     void for_rows(Rows rows, Visit visit) const {
         while (rows.first < rows.last) {
-            const std::size_t row = rows.first % rows_;
-            const std::size_t count = seamless_ ? rows.count() : std::min(rows.count(), rows_ - row);
+            const size_t row = rows.first % rows_;
+            const size_t count = seamless_ ? rows.count() : std::min(rows.count(), rows_ - row);
             visit(rows.first / rows_, row, count);
             rows.first += count;
         }
     }
 
-    const std::uint8_t* input(const Frame& frame, std::size_t i) const { return frame.values[reads[i]]; }
-    std::uint8_t* output(const Frame& frame) const { return frame.values[writes]; }
+    const uint8_t* input(const Frame& frame, size_t i) const { return frame.values[reads[i]]; }
+    uint8_t* output(const Frame& frame) const { return frame.values[writes]; }
 
     bool row_wise_;
-    std::int64_t only_row_;
-    std::size_t rows_;      // of an image
+    int64_t only_row_;
+    size_t rows_;           // of an image
     bool seamless_ = true;  // rows follow each other at the same distance from image to image, in all operands
     Lines out_;
 };
@@ -65,25 +65,25 @@ class ScalarRowStep : public RowStep {
 public:
     ScalarRowStep(const Operation& op, const Context& context);
 
-    std::size_t scratch_bytes() const override {
-        return out_.width * sizeof(std::int64_t) + operands_.size() * widest_ * sizeof(std::int32_t);
+    size_t scratch_bytes() const override {
+        return out_.width * sizeof(int64_t) + operands_.size() * widest_ * sizeof(int32_t);
     }
 
     void run_rows(const Frame& frame, Rows rows) const final;
 
 protected:
     // The codes of a row, to be clamped.
-    virtual void make_row(const Frame& frame, std::size_t image, std::size_t row, std::int64_t* codes) const = 0;
+    virtual void make_row(const Frame& frame, size_t image, size_t row, int64_t* codes) const = 0;
 
     // Codes of a row of an operand; they stay until the next row of it is loaded.
-    const std::int32_t* load(const Frame& frame, std::size_t operand, std::size_t image, std::size_t row) const;
+    const int32_t* load(const Frame& frame, size_t operand, size_t image, size_t row) const;
 
-    std::size_t width() const { return out_.width; }
+    size_t width() const { return out_.width; }
 
     std::vector<Lines> operands_;
 
 private:
-    std::size_t widest_ = 0;  // of the operands
+    size_t widest_ = 0;  // of the operands
 };
 
 }  // namespace vitquant

@@ -70,13 +70,13 @@ private:
     // The linear layer that an operation is the end of, and which of its operands that is.
     struct Fused {
         const Operation* linear = nullptr;
-        std::size_t operand = 0;
+        size_t operand = 0;
     };
 
     Fused fused_linear(const Operation& op) const {
         if (op.is("lookup") || op.is("embed")) return {private_maker(op.reads[0], "linear"), 0};
         if (op.is("add"))
-            for (std::size_t i : {1, 0})
+            for (size_t i : {1, 0})
                 if (const Operation* linear = private_maker(op.reads[i], "linear")) return {linear, i};
         return {};
     }
@@ -130,7 +130,7 @@ bool is_attention(const Node& node) { return node.operations.size() == 3; }
 bool can_make_one_row(const Node& node) { return is_attention(node) || node.operations.back()->kind->row_wise; }
 
 // Which row of an operand a node reads, if its result is needed in `row` only.
-std::int64_t row_read(const Node& node, std::size_t operand, std::int64_t row) {
+int64_t row_read(const Node& node, size_t operand, int64_t row) {
     if (is_attention(node)) return operand == 0 ? row : kAllRows;  // all of K and V
     const Operation& last = *node.operations.back();
     return last.is("take") ? last.number("token") : row;
@@ -146,15 +146,15 @@ Grouping group(const Program& program, bool fuse) {
         return found;
     }
     std::vector<Node> all = Grouper(program, operations).nodes();
-    std::unordered_map<std::string, std::int64_t> needed;  // by all readers of a value
+    std::unordered_map<std::string, int64_t> needed;  // by all readers of a value
     needed[program.output] = kAllRows;
     for (auto node = all.rbegin(); node != all.rend(); ++node) {
         const auto wanted = needed.find(node->writes());
         if (wanted == needed.end()) continue;
-        const std::int64_t row = can_make_one_row(*node) ? wanted->second : kAllRows;
+        const int64_t row = can_make_one_row(*node) ? wanted->second : kAllRows;
         if (row != kAllRows) found.only_row[node->writes()] = row;
-        for (std::size_t i = 0; i < node->reads.size(); ++i) {
-            const std::int64_t read = row_read(*node, i, row);
+        for (size_t i = 0; i < node->reads.size(); ++i) {
+            const int64_t read = row_read(*node, i, row);
             const auto [entry, is_new] = needed.emplace(node->reads[i], read);
             if (!is_new && entry->second != read) entry->second = kAllRows;
         }

@@ -20,7 +20,7 @@ struct Node {
 struct Grouping {
     std::vector<Node> nodes;  // in the order of execution
     // Of values of which only one token is ever read, its number: only this row is computed and kept.
-    std::unordered_map<std::string, std::int64_t> only_row;
+    std::unordered_map<std::string, int64_t> only_row;
 };
 
 // Every operation that the output depends on, by itself and complete, or as `fuse` allows. Others are left out.

@@ -10,11 +10,11 @@
 namespace vitquant {
 namespace {
 
-constexpr std::size_t kChainedRows = 32;  // fewer of an image are not enough to share them out
-constexpr std::size_t kPanelRows = 48;    // few enough for their values to stay in the nearer cache
-constexpr std::size_t kRowGrain = 12;     // a multiple of the rows that kernels take at once
+constexpr size_t kChainedRows = 32;  // fewer of an image are not enough to share them out
+constexpr size_t kPanelRows = 48;    // few enough for their values to stay in the nearer cache
+constexpr size_t kRowGrain = 12;     // a multiple of the rows that kernels take at once
 
-std::size_t rounded(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 class Planner {
 public:
@@ -60,8 +60,8 @@ private:
         return std::find(values.begin(), values.end(), value) != values.end();
     }
 
-    // Whether a step can go on with each panel of rows right after the unit has made it. Its tasks are of rows only then,
-    // which would be too few threads' work where rows are few.
+    // Whether a step can go on with each panel of rows right after the unit has made it. Its tasks are of rows only
+    // then, which would be too few threads' work where rows are few.
     bool continues(const Unit& unit, const Step& step) const {
         const RowExtent extent = step.extent();
         return fusion_ == Fusion::all && extent.rows >= kChainedRows && unit.steps().back()->extent() == extent;
@@ -72,7 +72,8 @@ private:
         std::vector<std::vector<Unit>> found;
         std::vector<int> written;
         for (const auto& step : plan.steps) {
-            const bool waits = std::any_of(step->reads.begin(), step->reads.end(), [&](int v) { return contains(written, v); });
+            const bool waits =
+                std::any_of(step->reads.begin(), step->reads.end(), [&](int v) { return contains(written, v); });
             if (!found.empty() && found.back().size() == 1 && continues(found.back().back(), *step)) {
                 found.back().back().append(step.get());
             } else if (found.empty() || waits) {
@@ -86,10 +87,10 @@ private:
         return found;
     }
 
-    std::size_t bytes_of(int value) const {
-        const Value& v = *values_[std::size_t(value)];
-        const auto rows = static_cast<std::size_t>(v.shape[0]);
-        const std::size_t all = static_cast<std::size_t>(v.elements()) * size_of(v.type());
+    size_t bytes_of(int value) const {
+        const Value& v = *values_[size_t(value)];
+        const auto rows = static_cast<size_t>(v.shape[0]);
+        const size_t all = static_cast<size_t>(v.elements()) * size_of(v.type());
         return rounded(context_.row_of(v.name) == kAllRows ? all : all / rows);
     }
 
@@ -98,11 +99,11 @@ private:
     void place(Plan& plan) const {
         struct Life {
             int value;
-            std::size_t first, last;  // phases
+            size_t first, last;  // phases
         };
-        std::unordered_map<int, std::size_t> last_read;
+        std::unordered_map<int, size_t> last_read;
         std::vector<Life> lives;
-        for (std::size_t phase = 0; phase < plan.phases.size(); ++phase)
+        for (size_t phase = 0; phase < plan.phases.size(); ++phase)
             for (const Unit& unit : plan.phases[phase])
                 for (const Step* step : unit.steps()) {
                     for (int value : step->reads) last_read[value] = phase;
@@ -114,12 +115,13 @@ private:
         std::vector<Life> placed;
         for (Life life : lives) {
             life.last = last_read[life.value];
-            Placement& place = plan.values[std::size_t(life.value)];
+            Placement& place = plan.values[size_t(life.value)];
             place.bytes = bytes_of(life.value);
             std::vector<Placement> taken;
             for (const Life& other : placed)
-                if (other.last >= life.first) taken.push_back(plan.values[std::size_t(other.value)]);
-            std::sort(taken.begin(), taken.end(), [](const Placement& a, const Placement& b) { return a.offset < b.offset; });
+                if (other.last >= life.first) taken.push_back(plan.values[size_t(other.value)]);
+            std::sort(taken.begin(), taken.end(),
+                      [](const Placement& a, const Placement& b) { return a.offset < b.offset; });
             for (const Placement& other : taken) {
                 if (place.offset + place.bytes <= other.offset) break;
                 place.offset = std::max(place.offset, other.offset + other.bytes);
@@ -138,16 +140,17 @@ private:
 
 }  // namespace
 
-std::size_t Unit::tasks(std::size_t images, std::size_t threads) const {
+size_t Unit::tasks(size_t images, size_t threads) const {
     if (steps_.size() == 1) return steps_[0]->tasks(images, threads);
     // As many panels for each thread as for every other.
-    const std::size_t rows = images * steps_[0]->extent().rows, round = threads * kPanelRows;
+    const size_t rows = images * steps_[0]->extent().rows, round = threads * kPanelRows;
     return std::min((rows + kRowGrain - 1) / kRowGrain, (rows + round - 1) / round * threads);
 }
 
-void Unit::run(const Frame& frame, std::size_t task) const {
+void Unit::run(const Frame& frame, size_t task) const {
     if (steps_.size() == 1) return steps_[0]->run(frame, task);
-    const Rows rows = share(frame.images * steps_[0]->extent().rows, task, tasks(frame.images, frame.threads), kRowGrain);
+    const Rows rows =
+        share(frame.images * steps_[0]->extent().rows, task, tasks(frame.images, frame.threads), kRowGrain);
     for (const Step* step : steps_) step->run_rows(frame, rows);
 }
 

@@ -14,8 +14,8 @@
 namespace vitquant {
 
 struct Placement {
-    std::size_t offset = 0;  // bytes from the start, for one image; times the images for a batch
-    std::size_t bytes = 0;   // of one image, a multiple of 64; 0 for the image itself and for what is never written
+    size_t offset = 0;  // bytes from the start, for one image; times the images for a batch
+    size_t bytes = 0;   // of one image, a multiple of 64; 0 for the image itself and for what is never written
 };
 
 // Steps that are executed together: one, or several that follow each other panel by panel of rows.
@@ -25,8 +25,8 @@ public:
 
     void append(const Step* step) { steps_.push_back(step); }
     const std::vector<const Step*>& steps() const { return steps_; }
-    std::size_t tasks(std::size_t images, std::size_t threads) const;
-    void run(const Frame& frame, std::size_t task) const;
+    size_t tasks(size_t images, size_t threads) const;
+    void run(const Frame& frame, size_t task) const;
 
 private:
     std::vector<const Step*> steps_;
@@ -35,14 +35,15 @@ private:
 struct Plan {
     std::vector<std::unique_ptr<Step>> steps;
     std::vector<std::vector<Unit>> phases;  // units of a phase do not wait for each other
-    std::vector<Placement> values;        // by number; the image is value 0, what operation i makes value i + 1
-    std::vector<std::int64_t> only_row;   // by number; the only row that is computed, or kAllRows
-    std::size_t arena_bytes = 0;          // of one image
-    std::size_t scratch_bytes = 0;        // of one thread
-    int output = 0;                       // number of the value that is the output
+    std::vector<Placement> values;          // by number; the image is value 0, what operation i makes value i + 1
+    std::vector<int64_t> only_row;          // by number; the only row that is computed, or kAllRows
+    size_t arena_bytes = 0;                 // of one image
+    size_t scratch_bytes = 0;               // of one thread
+    int output = 0;                         // number of the value that is the output
 };
 
-// Whether each operation is executed by itself, as the format defines it, or together with others where that is quicker.
+// Whether each operation is executed by itself, as the format defines it, or together with others where that is
+// quicker.
 enum class Fusion { none, all };
 
 // Throws Interrupted.

@@ -23,7 +23,7 @@ Value value_of(const char* name, const std::vector<int64_t>& shape, const OwnedG
     return value;
 }
 
-/// The codes of a value, of as many images.
+// The codes of a value, of as many images.
 Codes codes_of(Random& r, const Value& value) {
     Codes codes(vitquant::kernel_type(value.type()), kImages * static_cast<size_t>(value.elements()));
     codes.randomize(r, value.low, value.high);
@@ -41,7 +41,7 @@ void rescale_by(Operation& op, const OwnedRescale& rescale, const std::string& s
     op.constants["shift" + suffix] = tensor(DType::uint8, rescale.shift, {count});
 }
 
-/// What the step of an operation makes, by any number of tasks.
+// What the step of an operation makes, by any number of tasks.
 Codes result_of(Random& r, const Operation& op, const std::vector<Value>& operands, std::vector<Codes> inputs) {
     Context context{*portable(), {{op.out.name, &op.out}}, {}};
     for (const Value& value : operands) context.values.emplace(value.name, &value);
@@ -139,8 +139,8 @@ void patches(uint64_t seed) {
         "patches", value_of("out", {static_cast<int64_t>(down * across), static_cast<int64_t>(size)}, out), {"x"});
     op.numbers["height"] = static_cast<int64_t>(height), op.numbers["width"] = static_cast<int64_t>(width);
     const std::vector<Value> operands = {value_of(
-        "x",
-        {static_cast<int64_t>(channels), static_cast<int64_t>(image_height), static_cast<int64_t>(image_width)}, x)};
+        "x", {static_cast<int64_t>(channels), static_cast<int64_t>(image_height), static_cast<int64_t>(image_width)},
+        x)};
     const Codes xs = codes_of(r, operands[0]), result = result_of(r, op, operands, {xs});
     expect("patches", seed, result, down * across, size, [&](size_t row, size_t i) {
         const size_t image = row / (down * across), patch = row % (down * across);
