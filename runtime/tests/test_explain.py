@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_programs import PLAIN
 
 import vitquant_runtime
 from block_programs import Sizes, block_program
 from saved_programs import forced, load
-from vitquant.integer import ops
-from vitquant.integer.program import IntegerProgram
-from vitquant.integer.storage import save_program
-from vitquant.integer.values import Value
+from support.random_programs import PLAIN
+from vitquant.program import ops
+from vitquant.program.program import IntegerProgram
+from vitquant.program.storage import save_program
+from vitquant.program.values import Value
 
 
 def small_program() -> IntegerProgram:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from integer_models import quantized
 
 import vitquant
 import vitquant_runtime
 from saved_programs import expected, forced, images_for
-from vitquant.integer.storage import encode_program
+from support.integer_models import quantized
+from vitquant.program.storage import encode_program
 
 PROGRAM = vitquant.compile(quantized(depth=1))
 MANIFEST, TENSORS = encode_program(PROGRAM)
