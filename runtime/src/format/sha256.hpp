@@ -1,4 +1,4 @@
-// SHA-256 (FIPS 180-4), to tell whether files are the ones that were written.
+// SHA-256 (FIPS 180-4), to check that files have not changed since they were written.
 #pragma once
 
 #include <array>

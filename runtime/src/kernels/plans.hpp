@@ -29,7 +29,7 @@ private:
     Block* last_ = nullptr;
 };
 
-// Weights are packed, and constants of channels padded, in blocks of so many channels.
+// Weights are packed, and constants of channels padded, in blocks of this many channels.
 inline constexpr size_t channel_block = 64;
 
 // In a double, 1.5 * 2^51 + y leaves y in halves in the low 32 bits, for |y| < 2^30.

@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kExponentialMax = 32767;
 constexpr int64_t kLog2RowLimit = 46341;  // 2^15 sqrt(2)
 
-// A step whose tasks are rows of heads: `images * heads * rows` of them, each over so many tokens. These are the rows
+// A step whose tasks are rows of heads: `images * heads * rows` of them, each over `tokens` tokens. These are the rows
 // too in attention; but softmax takes what is not square, as the image may be.
 class HeadStep : public Step {
 public:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitquant.errors import ModelError
-from vitquant.numerics.tokens import merge_heads, patchify, split_heads
+from vitquant.numerics.tokens import merge_heads, pad_prefix, patchify, split_heads
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,3 @@ class VisionTransformer(nn.Module):
             second = self.head if self.head_dist is None else self.head_dist
             return (self.head(pooled[:, 0]) + second(pooled[:, 1])) / 2  # type: ignore[no-any-return]
         return self.head(pooled)  # type: ignore[no-any-return]
-
-
-def pad_prefix(patches: Tensor, count: int) -> Tensor:
-    """Put ``count`` zero tokens before the patch tokens: the places of class, distillation and register tokens."""
-    return F.pad(patches, (0, 0, count, 0)) if count else patches

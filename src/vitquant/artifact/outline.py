@@ -37,14 +37,12 @@ def outline(spec: ViTSpec, config: ModelConfig, preprocessing: Preprocessing) ->
     model = shapes_only(spec, config, preprocessing)
     with torch.device("meta"):
         outline_points(model)
-        params: dict[object, QuantParams | None] = {None: None}
+        params = model.graph.params()
         for step in model.graph.steps:
-            given = [params[source] for source in step.inputs]
             if isinstance(step.layer, QuantLinear):
-                outline_linear(step.layer, given[0])
+                outline_linear(step.layer, params[step.inputs[0]])
             elif isinstance(step.layer, QuantPatchEmbed):
                 outline_linear(step.layer.linear, step.layer.pixel_params())
-            params[step] = step.layer.params_after(*given)
     return model
 
 

@@ -67,8 +67,8 @@ SOFTMAX = {
 
 def verdicts(model: QuantModel, *, sized: bool = True) -> list[Verdict]:
     """One verdict for each point, in order; ``sized``: also on what depends on the model's shape."""
-    judge = Judge(model.graph, model.graph.shapes(model.preprocessing.shape) if sized else None)
-    return [judge.verdict(point) for point in model.point_modules().values()]
+    found = Deployability(model.graph, model.graph.shapes(model.preprocessing.shape) if sized else None)
+    return [found.verdict(point) for point in model.point_modules().values()]
 
 
 def require_deployable(model: QuantModel) -> None:
@@ -121,8 +121,8 @@ def source_of(step: Step | None) -> Step | None:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Gives verdicts on the points of a graph; without ``shapes`` none that depend on them."""
+class Deployability:
+    """What integers can do at the points of a graph; without ``shapes``, nothing that depends on them is judged."""
 
     graph: Graph
     shapes: Mapping[Step | None, Shape] | None

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_kind
 from vitquant.artifact.storage import run_id
 from vitquant.compiler.deployability import require_deployable
-from vitquant.data import Preprocessing
+from vitquant.compiler.values import addend, as_int32, image_value, integer_form, plain, rescale, scales, value_of
 from vitquant.errors import NumericsError
 from vitquant.layers import (
     AttentionScores,
     IntSoftmax,
     MeanOf,
     MeanToken,
-    Point,
     QAct,
     QuantEmbedding,
     QuantLinear,
@@ -40,7 +38,6 @@ from vitquant.numerics.layernorm import integer_layernorm
 from vitquant.numerics.limits import ADDEND_LIMIT, EXPONENTIAL_BITS, INT32_MAX
 from vitquant.numerics.pairing import product_per_head
 from vitquant.numerics.quantized import centred_limit
-from vitquant.numerics.requantize import at_least_smallest, dyadic
 from vitquant.numerics.softmax import LOG2_MAX, division_bits, exponential_table, row_codes
 from vitquant.program.ops import (
     Add,
@@ -129,22 +126,20 @@ class Lowering:
         self.shapes = model.graph.shapes(model.preprocessing.shape)
         self.image = image_value(model.preprocessing)
         self.operations: list[Operation] = []
-        self.lowered: dict[Step | None, Lowered] = {None: self.image}
 
     def output(self) -> Value:
         """Everything, from the image to the logits or the features."""
+        image: Lowered = self.image
         last = self.graph.output
-        for step in self.graph.steps:
-            if not isinstance(step.layer, MeanOf):
-                inputs = (self.lowered[source] for source in step.inputs)
-                self.lowered[step] = RULES[type(step.layer)](self, step, step.layer, *inputs)
-        if isinstance(last.layer, MeanOf):
-            return self.mean_logits(last)
-        made = self.lowered[last]
+        made = self.graph.follow(image, self.lower)[last]
         if isinstance(last.layer, QuantLinear):
             return self.requantize(made, self.logits_value([made]))
         assert isinstance(made, Value)
         return made
+
+    def lower(self, step: Step, *inputs: Lowered) -> Lowered:
+        """What a step becomes, by the rule for its layer."""
+        return RULES[type(step.layer)](self, step, step.layer, *inputs)
 
     def emit(self, operation: Operation) -> Value:
         """Add an operation; its value is what the next ones read."""
@@ -355,12 +350,12 @@ class Lowering:
         classes = parts[0].shape[-1] if isinstance(parts[0], Value) else len(parts[0].scale)
         return Value("logits", (1, classes), -ADDEND_LIMIT, ADDEND_LIMIT, *plain(unit))
 
-    def mean_logits(self, mean: Step) -> Value:
+    def mean_of(self, step: Step, layer: MeanOf, *parts: Lowered) -> Lowered:
         """The mean of the logits of two heads, each of which writes its half of it."""
-        parts = [self.lowered[source] for source in mean.inputs]
         out = self.logits_value(parts)
         half = replace(out, scale=(out.scale * len(parts)).astype(np.float32))
-        names = (self.lowered[head.inputs[0]].name for head in mean.inputs if head is not None)
+        tokens = (head.inputs[0] for head in step.inputs if head is not None)
+        names = (token.layer.label for token in tokens if token is not None)
         a, b = (
             self.requantize(part, replace(half, name=f"{name.removesuffix('_token')}_logits"))
             for part, name in zip(parts, names, strict=True)
@@ -384,80 +379,5 @@ RULES: Mapping[type[Layer], Rule] = {
     SelectChannels: Lowering.select_channels,
     SelectToken: Lowering.select_token,
     MeanToken: Lowering.mean_token,
+    MeanOf: Lowering.mean_of,
 }
-
-
-def image_value(preprocessing: Preprocessing) -> Value:
-    """The pixels: their mean and standard deviation are in the weights of the patch embedding."""
-    return Value("image", tuple(preprocessing.shape), 0, 255, *plain(1))
-
-
-def scales(value: Value) -> Array:
-    """A scale for each place of the axis, in the precision in which multipliers are made."""
-    return value.spread(value.scale).astype(np.float64)
-
-
-def plain(scale: float) -> tuple[Array, Array]:
-    """One scale, and no zero point."""
-    return np.array([scale], dtype=np.float32), np.zeros(1, dtype=np.int32)
-
-
-def value_of(point: Point, shape: tuple[int, ...]) -> Value:
-    """What a point's codes are, its scales written down once for each run of equal ones."""
-    grid = point.require_params()
-    length = shape[0] if len(shape) == 3 else shape[-1]
-    scale = grid.scale.reshape(-1).cpu().numpy()
-    zero = grid.zero_point.reshape(-1).cpu().numpy().astype(np.int32)
-    groups = next(g for g in divisors(length) if len(scale) == 1 or (runs_equal(scale, g) and runs_equal(zero, g)))
-    step = max(1, len(scale) // groups)
-    return Value(point.name, shape, grid.qmin, grid.qmax, scale[::step].copy(), zero[::step].copy())
-
-
-def divisors(n: int) -> Iterator[int]:
-    """All divisors, from 1 up."""
-    return (d for d in range(1, n + 1) if n % d == 0)
-
-
-def runs_equal(array: Array, groups: int) -> bool:
-    """Whether each of ``groups`` runs of neighbours holds one number."""
-    rows = array.reshape(groups, -1)
-    return bool((rows == rows[:, :1]).all())
-
-
-def addend(stream: Value, name: str, tokens: int) -> Value:
-    """A value on the scale of the stream that it is added to, without zero point; only the sum is clamped to codes."""
-    shape = (tokens, stream.shape[-1])
-    return Value(name, shape, -ADDEND_LIMIT, ADDEND_LIMIT, stream.scale, np.zeros_like(stream.zero_point))
-
-
-def integer_form(layer: QuantLinear, grid: QuantParams) -> tuple[Array, Array, Array, Array]:
-    """The layer for codes of ``grid``: weight ``[out, in]``, bias int64, scale float64 and limit int64 ``[out]``."""
-    form = layer.integer_form(grid)
-    # The layer keeps the form, so the program gets copies.
-    weight, bias, scale, limit = (t.cpu().numpy().copy() for t in (form.weight, form.bias, form.scale, form.limit))
-    return weight, bias, scale, limit
-
-
-def rescale(real: Tensor | Array, name: str, limit: Tensor | Array | int = INT32_MAX) -> tuple[Array, Array]:
-    """Real multipliers as ``multiplier`` (int32) and ``shift`` (uint8), one element where all are equal.
-
-    ``limit`` bounds what is multiplied.
-
-    Raises:
-        NumericsError: a multiplier cannot be expressed.
-    """
-    real, limit = torch.as_tensor(real, dtype=torch.float64), torch.as_tensor(limit)
-    real = at_least_smallest(real, limit)
-    if bool((real == real[0]).all()):
-        real = real[:1]
-    try:
-        multiplier, shift = dyadic(real)
-    except NumericsError as error:
-        raise error.located(name) from error
-    return multiplier.cpu().numpy().astype(np.int32), shift.cpu().numpy().astype(np.uint8)
-
-
-def as_int32(x: Tensor) -> Array:
-    """Whole numbers of any type as an int32 array."""
-    array: Array = x.cpu().numpy().astype(np.int32)
-    return array

@@ -95,10 +95,7 @@ class ModelConfig:
                 settings do not go together.
         """
         require_matching(self.document, tuple(point_names))
-        found = self.open()
-        for name in point_names:
-            found[name]
-        return found.close()
+        return ResolvedConfig({name: resolve_point(self.document, name) for name in point_names})
 
 
 class OpenConfig(Mapping[str, QuantConfig | None]):

@@ -117,7 +117,7 @@ def model_batches(source: ImageSource, batch_size: int) -> Iterator[Batch]:
     mean, std = source.preprocessing.mean, source.preprocessing.std
     for number, batch in enumerate(source.batches(batch_size), start=1):
         try:
-            require_pixels(batch.given_range, mean, std, OVERSHOOT)
+            require_pixels(*batch.given_range, mean, std, OVERSHOOT)
         except DataError as error:
             raise error.located(f"batch {number}") from error
         yield batch

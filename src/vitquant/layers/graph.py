@@ -6,10 +6,10 @@ deployability, the compiler, both exports, the profile and the saved form read. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.fx import Node, Tracer
@@ -19,6 +19,8 @@ from vitquant.layers.layer import Layer, Shape
 from vitquant.layers.point import Point, points_of
 from vitquant.numerics.affine import QuantParams
 from vitquant.numerics.quantized import Value
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,31 +61,30 @@ class Graph:
         for step in self.steps:
             yield from points_of(step.layer)
 
+    def follow(self, given: T, rule: Callable[..., T]) -> dict[Step | None, T]:
+        """What ``rule`` makes of each step and of what it made of the step's inputs; ``given`` is for the input."""
+        return follow(self.steps, {None: given}, rule)
+
     def shapes(self, image: Shape) -> dict[Step | None, Shape]:
         """The shape, without the batch, of what each step gives for an input of the shape ``image``."""
-        found: dict[Step | None, Shape] = {None: image}
-        for step in self.steps:
-            found[step] = step.layer.shape_after(*(found[source] for source in step.inputs))
-        return found
+        return self.follow(image, lambda step, *shapes: step.layer.shape_after(*shapes))
 
     def params(self) -> dict[Step | None, QuantParams | None]:
         """The calibrated quantization parameters of what each step gives, where it has any."""
-        found: dict[Step | None, QuantParams | None] = {None: None}
-        for step in self.steps:
-            found[step] = step.layer.params_after(*(found[source] for source in step.inputs))
-        return found
+        return self.follow(None, lambda step, *params: step.layer.params_after(*params))
 
     def finish(self) -> None:
         """Turn the statistics of a calibration into quantization parameters, and fold them into the weights."""
         done: set[Layer] = set()
         for step in self.steps:
             done.update(step.layer.pair(*(source.layer for source in step.inputs if source is not None)))
-        params: dict[Step | None, QuantParams | None] = {None: None}
-        for step in self.steps:
-            given = [params[source] for source in step.inputs]
+
+        def finished(step: Step, *params: QuantParams | None) -> QuantParams | None:
             if step.layer not in done:
-                step.layer.finish(*given)
-            params[step] = step.layer.params_after(*given)
+                step.layer.finish(*params)
+            return step.layer.params_after(*params)
+
+        self.follow(None, finished)
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -108,14 +109,19 @@ class Stage:
 
     def run(self, x: Value) -> Value:
         """From the stage's input to its result. Call it inside :func:`vitquant.layers.layer.entered`."""
-        values: dict[Step | None, Value] = {self.source: x}
-        for step in self.steps:
-            values[step] = step.layer(*(values[source] for source in step.inputs))
+        values = follow(self.steps, {self.source: x}, lambda step, *inputs: step.layer(*inputs))
         return values[self.steps[-1]]
 
     def points(self) -> list[Point]:
         """The stage's points, in order."""
         return [point for step in self.steps for point in points_of(step.layer)]
+
+
+def follow(steps: Sequence[Step], known: dict[Step | None, T], rule: Callable[..., T]) -> dict[Step | None, T]:
+    """Extend ``known`` by what ``rule`` makes of each step and of what is known of its inputs."""
+    for step in steps:
+        known[step] = rule(step, *(known[source] for source in step.inputs))
+    return known
 
 
 class LayerTracer(Tracer):

@@ -63,8 +63,8 @@ class LinearState:
 class QuantLinear(Layer):
     """``y = x W^T + b`` with integer weights.
 
-    The weights are rounded at construction, and once more by :meth:`fold` when the calibrated grid of the input is
-    known: a scale per input channel must leave the sum over these channels, so it is multiplied into the weights
+    The weights are rounded at construction, and once more by :meth:`fold` when the calibrated parameters of the input
+    are known: a scale per input channel must leave the sum over these channels, so it is multiplied into the weights
     before they are rounded, and the bias is rounded to the scale of the accumulators.
 
     Args:
@@ -146,33 +146,33 @@ class QuantLinear(Layer):
         self.fold(params[0])
         self.output.finish()
 
-    def integer_form(self, input_grid: QuantParams) -> IntegerForm:
+    def integer_form(self, input_params: QuantParams) -> IntegerForm:
         """What a device holds of this layer for an input with these parameters; kept until weights or these change."""
         kept = self._form  # read once: another thread may replace it
-        if kept is None or kept[0] is not input_grid:
-            kept = self._form = input_grid, self._integer_form(input_grid)
+        if kept is None or kept[0] is not input_params:
+            kept = self._form = input_params, self._integer_form(input_params)
         return kept[1]
 
-    def _integer_form(self, input_grid: QuantParams) -> IntegerForm:
+    def _integer_form(self, input_params: QuantParams) -> IntegerForm:
         centred = self.weight_codes.long() - self.weight.require_params().zero_point.long()
-        scale, zero = self.accumulators(centred, input_grid)
+        scale, zero = self.accumulators(centred, input_params)
         bias = (self.bias_hat.double() / scale - zero).round().long()
-        largest = max(abs(input_grid.qmin), abs(input_grid.qmax))
+        largest = max(abs(input_params.qmin), abs(input_params.qmax))
         limit = centred.abs().sum(1) * largest + bias.abs()
         low, high = (int(v) for v in torch.aminmax(centred))
         fits = int(limit.max()) <= INT32_MAX
         return IntegerForm(centred.to(integer_type(low, high)), bias, scale, limit, fits)
 
-    def accumulators(self, centred: Tensor, input_grid: QuantParams) -> tuple[Tensor, Tensor]:
-        """The unit of the sums of products with codes on ``input_grid``, and what its zero points add to them.
+    def accumulators(self, centred: Tensor, input_params: QuantParams) -> tuple[Tensor, Tensor]:
+        """The unit of the sums of products with codes with these parameters, and what its zero points add to them.
 
         ``centred`` are the weights' codes less their zero point, ``[out, in]``. Both are float64 ``[out]``. A scale per
         input channel is in the weights already.
         """
         scale = self.weight.require_params().scale.double().reshape(-1).expand(len(centred))
-        if input_grid.is_scalar:
-            scale = scale * input_grid.scale.double()
-        return scale, centred.double() @ input_grid.zero_point.double().expand(centred.shape[1])
+        if input_params.is_scalar:
+            scale = scale * input_params.scale.double()
+        return scale, centred.double() @ input_params.zero_point.double().expand(centred.shape[1])
 
     @property
     def state(self) -> LinearState:
@@ -207,20 +207,20 @@ class QuantLinear(Layer):
         bias = weight.new_zeros(len(weight)) if bias is None else bias
         return (weight, bias) if self.gain is None else (weight * self.gain[:, None], bias * self.gain)
 
-    def fold(self, input_grid: QuantParams | None) -> None:
-        """Round the weights for an input on this grid (``None``: a float input, or one that is not known yet)."""
+    def fold(self, input_params: QuantParams | None) -> None:
+        """Round the weights for an input with these parameters (``None``: a float input, or not known yet)."""
         if not self.weight.active or self.float_weight.is_meta:  # shapes only: a saved model fills them in
             return
         weight, bias = self.effective()
-        per_channel = input_grid is not None and not input_grid.is_scalar
-        input_scale = input_grid.scale.expand(weight.shape[1]) if input_grid is not None and per_channel else None
+        per_channel = input_params is not None and not input_params.is_scalar
+        input_scale = input_params.scale.expand(weight.shape[1]) if input_params is not None and per_channel else None
         if self.weight.params is None or input_scale is not None or self.input_scale is not None:
             codes = self.rounded(weight if input_scale is None else weight * input_scale)
         else:
             codes = self.weight_codes
         params = self.weight.require_params()
-        if input_grid is not None:
-            scale, zero = self.accumulators(codes - params.zero_point, input_grid)
+        if input_params is not None:
+            scale, zero = self.accumulators(codes - params.zero_point, input_params)
             bias = (((bias / scale - zero).round() + zero) * scale).to(bias.dtype)
         self.realize(codes, bias, input_scale)
 

@@ -13,7 +13,7 @@ from vitquant.layers.layer import Layer, Shape, entrance, require_finite, requir
 from vitquant.layers.linear import QuantLinear
 from vitquant.layers.point import Mode
 from vitquant.numerics.affine import QuantParams
-from vitquant.numerics.pixels import nearest_pixels, normalize, pixel_range, require_pixels
+from vitquant.numerics.pixels import denormalize, nearest, normalize, require_pixels
 from vitquant.numerics.quantized import QuantizedTensor, Value
 from vitquant.numerics.tokens import patchify
 
@@ -26,7 +26,7 @@ class QuantPatchEmbed(Layer):
 
     Args:
         proj: the float convolution whose stride is its kernel.
-        mean, std: what the images are normalised with, one number a colour.
+        mean, std: what the images are normalised with, one number per colour.
         out_config, weight_config, layer_name: as for :class:`QuantLinear`.
     """
 
@@ -48,7 +48,7 @@ class QuantPatchEmbed(Layer):
         self.pixel_zero: Tensor
         for name in ("pixel_scale", "pixel_zero"):
             self.register_buffer(name, torch.empty(0, dtype=torch.float32, device="cpu"), persistent=False)
-        self._grid: QuantParams | None = None
+        self._params: QuantParams | None = None
         self.reset_pixels()
         self.linear.fold(self.pixel_params())
 
@@ -56,19 +56,19 @@ class QuantPatchEmbed(Layer):
         """The pixels' parameters from mean and standard deviation, in place of what a saved model left open."""
         scale, zero = ([1 / (255 * s) for s in self.std], [255 * m for m in self.mean])
         self.pixel_scale, self.pixel_zero = (torch.tensor(v, dtype=torch.float32, device="cpu") for v in (scale, zero))
-        self._grid = None
+        self._params = None
 
     def pixel_params(self) -> QuantParams:
         """Parameters of flattened patches ``[C * patch_h * patch_w]``; the same object until the model moves."""
-        kept = self._grid  # read once: another thread may replace it
+        kept = self._params  # read once: another thread may replace it
         if kept is None:
             area = self.patch_size[0] * self.patch_size[1]
             scale, zero_point = (t.repeat_interleave(area) for t in (self.pixel_scale, self.pixel_zero))
-            kept = self._grid = QuantParams(scale, zero_point, 0, 255)
+            kept = self._params = QuantParams(scale, zero_point, 0, 255)
         return kept
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        self._grid = None
+        self._params = None
         return super()._apply(fn, recurse)
 
     @property
@@ -103,8 +103,10 @@ class QuantPatchEmbed(Layer):
         if images.dtype == torch.uint8:
             return images
         require_finite(images, self.label)
-        require_pixels(pixel_range(images, self.mean, self.std), self.mean, self.std, overshoot=1)
-        return nearest_pixels(images, self.mean, self.std)
+        values = denormalize(images, self.mean, self.std)
+        low, high = (float(end) for end in torch.aminmax(values))
+        require_pixels(low, high, self.mean, self.std, overshoot=1)
+        return nearest(values)
 
     def normalized(self, images: Tensor) -> Tensor:
         """What the float model computes with."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from vitquant.config import QuantConfig
 from vitquant.layers.layer import Shape, entrance, owned
 from vitquant.layers.point import Point
 from vitquant.numerics.affine import QuantParams
 from vitquant.numerics.quantized import QuantizedTensor, Value, addend_params, integer_type, on, real
+from vitquant.numerics.tokens import pad_prefix
 
 
 class QuantResidual(Point):
@@ -25,7 +25,7 @@ class QuantResidual(Point):
         params = self.acting
         if params is None:
             return self.settle(real(x) + real(y))
-        return self.show(lambda: real(x) + real(y), clamped_sum(x, y, params))
+        return self.show(lambda: real(x) + real(y), clamped_sum(addend(x, params), addend(y, params), params))
 
 
 class QuantEmbedding(Point):
@@ -52,27 +52,24 @@ class QuantEmbedding(Point):
         params = self.acting
         if params is None:
             return self.settle(self.placed(real(patches)) + self.table)
-        placed = on(patches, addend_params(params))
-        y = clamped_sum(placed.with_codes(self.placed(placed.codes)), self.table, params)
+        y = clamped_sum(self.placed(addend(patches, params)), addend(self.table, params), params)
         return self.show(lambda: self.placed(real(patches)) + self.table, y)
 
     def placed(self, patches: Tensor) -> Tensor:
-        """Zeros in the places of the prefix tokens, and the patches after them."""
-        return F.pad(patches, (0, 0, self.prefix, 0)) if self.prefix else patches
+        """The patches in their places after the prefix tokens."""
+        return pad_prefix(patches, self.prefix)
 
     def shape_after(self, *shapes: Shape) -> Shape:
         return tuple(self.table.shape[1:])
 
 
-def clamped_sum(x: Value, y: Value, params: QuantParams) -> QuantizedTensor:
-    """The sum of two tensors on these parameters, each addend rounded to their scale."""
-    scaled = addend_params(params)
-    codes = on_scale(x, scaled) + on_scale(y, scaled)
+def addend(x: Value, params: QuantParams) -> Tensor:
+    """A tensor rounded to the scale of the sum: int32, less its zero point."""
+    return on(x, addend_params(params)).codes
+
+
+def clamped_sum(x: Tensor, y: Tensor, params: QuantParams) -> QuantizedTensor:
+    """The sum of two addends."""
+    codes = x + y
     codes += params.zero_point.to(codes.dtype)
     return QuantizedTensor(codes.clamp_(params.qmin, params.qmax).to(integer_type(params.qmin, params.qmax)), params)
-
-
-def on_scale(x: Value, scaled: QuantParams) -> Tensor:
-    """The codes of an addend."""
-    placed = isinstance(x, QuantizedTensor) and x.params.scale is scaled.scale and x.params.qmin == scaled.qmin
-    return x.codes if placed else on(x, scaled).codes  # type: ignore[union-attr]

@@ -45,6 +45,10 @@ class SelectToken(Layer):
         super().__init__()
         self.index, self.name = index, name
 
+    @property
+    def label(self) -> str:
+        return self.name
+
     @entrance
     def forward(self, x: Value) -> Value:
         """Select it."""
@@ -65,6 +69,10 @@ class MeanToken(Layer):
     def __init__(self, first: int, name: str) -> None:
         super().__init__()
         self.first, self.name = first, name
+
+    @property
+    def label(self) -> str:
+        return self.name
 
     @entrance
     def forward(self, x: Value) -> Value:

@@ -15,7 +15,7 @@ from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_count, require_kind
 from vitquant.data import ImagesLike, ImageSource, model_batches, open_images
 from vitquant.errors import DataError, NumericsError
-from vitquant.layers import QuantNorm, hooked, only
+from vitquant.layers import Point, QuantNorm, hooked, only
 from vitquant.layers.layer import entered
 from vitquant.layers.undisturbed import undisturbed
 from vitquant.measure.meters import SqnrMeter
@@ -104,6 +104,7 @@ def evaluate(
     check_classes(source, model)
     total = source.batch_count(batch_size)
     points = list(model.point_modules().values())
+    norm_point = [point for point in model.graph.points() if isinstance(point, QuantNorm)][-1]
     logits, norm, integer, to_simulated = (SqnrMeter() for _ in range(4))
     classes: list[Classes] = []
     count = 0
@@ -111,9 +112,9 @@ def evaluate(
         for number, batch in enumerate(track(model_batches(source, batch_size), "evaluating", total), start=1):
             pixels = batch.pixels.to(model.device)
             with only([], model):
-                exact_norm, exact = outputs(model, pixels)
+                exact_norm, exact = outputs(model, norm_point, pixels)
             with only(points, model):
-                rounded_norm, rounded = outputs(model, pixels)
+                rounded_norm, rounded = outputs(model, norm_point, pixels)
             for output, what in ((exact, "the float model's output"), (rounded, "the model's output")):
                 require_finite_output(output, what, where=f"batch {number}")
             logits.add(exact, rounded)
@@ -168,9 +169,8 @@ def mean_percent(parts: list[Tensor | None]) -> float | None:
     return 100 * float(torch.cat(known).double().mean()) if known else None
 
 
-def outputs(model: QuantModel, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The final norm, and the logits (or the pooled features, where there is no head)."""
-    norm = [point for point in model.graph.points() if isinstance(point, QuantNorm)][-1]
+def outputs(model: QuantModel, norm: Point, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """What the final norm gives, and the logits (or the pooled features, where there is no head)."""
     seen: list[Tensor] = []
     # Entered here, the model leaves it to the caller, who knows which one it is, to refuse what is not finite.
     with entered(model, pixels), hooked([norm], lambda _point, _before, after: seen.append(real(after))):

@@ -205,14 +205,14 @@ def keep_in(seen: dict[str, Tensor]) -> Hook:
     return hook
 
 
-def measured(stage: Stage, point: Point, x: Value, meter: MetricsMeter) -> Value:
+def measured(stage: Stage, point: Point, x: Tensor, meter: MetricsMeter) -> Value:
     """Run a stage and feed the meter with the point's own tensor and the time of its layer."""
     owner = owner_of(stage, point)
     seen: list[tuple[Tensor, Tensor]] = []
     with timed(owner) as clock, hooked([point], lambda _, a, b: seen.append((a, real(b)))):
         y = stage.run(x)
     tensors = owner.folded_weights() if isinstance(owner, QuantLinear) else seen[0]
-    meter.add(*tensors, seconds=clock.seconds, images=len(real(x)))
+    meter.add(*tensors, seconds=clock.seconds, images=len(x))
     return y
 
 

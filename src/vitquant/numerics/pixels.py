@@ -26,22 +26,20 @@ def nearest_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) 
 
     What stands for less than 0 or more than 255 becomes 0 or 255.
     """
-    return denormalize(images, mean, std).round_().clamp_(0, 255).to(torch.uint8)
+    return nearest(denormalize(images, mean, std))
 
 
-def pixel_range(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[float, float]:
-    """The smallest and the largest number on the scale 0 to 255 that normalised images stand for."""
-    low, high = torch.aminmax(denormalize(images, mean, std))
-    return float(low), float(high)
+def nearest(values: Tensor) -> Tensor:
+    """Real numbers on the scale 0 to 255 as pixels, ``uint8``."""
+    return values.round().clamp_(0, 255).to(torch.uint8)
 
 
-def require_pixels(found: tuple[float, float], mean: Sequence[float], std: Sequence[float], overshoot: float) -> None:
-    """Refuse images whose :func:`pixel_range` reaches further than ``overshoot`` beyond what pixels can be.
+def require_pixels(low: float, high: float, mean: Sequence[float], std: Sequence[float], overshoot: float) -> None:
+    """Refuse images whose range ``low`` to ``high``, on the scale 0 to 255, is more than ``overshoot`` beyond it.
 
     Raises:
         DataError: they are normalised in another way.
     """
-    low, high = found
     if low < -overshoot or high > 255 + overshoot:
         raise DataError(
             "images are not normalised as the model expects",

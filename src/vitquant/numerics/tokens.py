@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
@@ -11,6 +12,11 @@ def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
     ph, pw = patch_size
     patches = images.reshape(b, c, h // ph, ph, w // pw, pw).permute(0, 2, 4, 1, 3, 5)
     return patches.reshape(b, (h // ph) * (w // pw), c * ph * pw)
+
+
+def pad_prefix(patches: Tensor, count: int) -> Tensor:
+    """Put ``count`` zero tokens before patch tokens ``[B, P, D]``: class, distillation and register tokens."""
+    return pad(patches, (0, 0, count, 0)) if count else patches
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

@@ -119,17 +119,19 @@ class QdqExport(PointWriter):
         super().__init__(runtime)
         self.steps, self.params = model.graph, model.graph.params()
         self.shapes = model.graph.shapes(model.preprocessing.shape)
-        self.written: dict[Step | None, Written] = {None: Activation(INPUT, "images")}
         self.tokens: dict[Step, tuple[int, int]] = {}
         """Of a norm: the range of the tokens that are read after it, where it is computed for these alone."""
         self._pairs: dict[str, str] = {}
 
     def output(self) -> str:
         """Everything, from the images to the logits."""
-        for step in self.steps.steps:
-            inputs = (self.written[source] for source in step.inputs)
-            self.written[step] = RULES[type(step.layer)](self, step, step.layer, *inputs)
-        return self.real(self.settled(self.written[self.steps.output]))
+        images: Written = Activation(INPUT, "images")
+        written = self.steps.follow(images, self.write)
+        return self.real(self.settled(written[self.steps.output]))
+
+    def write(self, step: Step, *inputs: Written) -> Written:
+        """What a step becomes, by the rule for its layer."""
+        return RULES[type(step.layer)](self, step, step.layer, *inputs)
 
     def settled(self, x: Written, point: Point | None = None) -> Activation:
         """A product's nodes written, rounded at ``point`` if there is one."""
