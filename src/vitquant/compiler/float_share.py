@@ -1,6 +1,6 @@
-"""What a configuration leaves in floating point, and its share of the model's multiplications.
+"""The points that a configuration leaves in floating point, and their share of the model's multiplications.
 
-Works on the resolved configuration and the model's shape alone, so it is known before any work is done.
+Depends on the resolved configuration and the model's shape only, so it is computed before calibration.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vitquant.errors import DeployabilityError
 
 
 class Shape(Protocol):
-    """What is read of a model's :class:`~vitquant.architectures.vit.ViTSpec`."""
+    """The fields used of a model's :class:`~vitquant.architectures.vit.ViTSpec`."""
 
     @property
     def patch_size(self) -> tuple[int, int]: ...
@@ -37,7 +37,7 @@ class Shape(Protocol):
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product: its multiplications per image, and the points whose integers it multiplies."""
+    """A matrix product: its multiplications per image, and the points of its operands."""
 
     name: str
     multiplications: int
@@ -46,7 +46,7 @@ class Product:
 
 @dataclass(frozen=True)
 class FloatShare:
-    """What stays in floating point: points, matrix products, and their share of all multiplications, 0 to 1."""
+    """Points and matrix products in floating point, and their share of all multiplications, 0 to 1."""
 
     points: tuple[str, ...]
     products: tuple[str, ...]
@@ -56,22 +56,18 @@ class FloatShare:
         """One sentence.
 
         >>> str(FloatShare((), (), 0.0))
-        'no point stays float'
+        'no point stays in floating point'
         >>> str(FloatShare(("head.weight", "head_dist.weight"), ("head", "head_dist"), 0.0312))
-        '2 points stay float, and with them 3.1% of the multiplications: head.weight, head_dist.weight'
+        '2 points stay in floating point, with 3.1% of the multiplications: head.weight, head_dist.weight'
         """
         if not self.points:
-            return "no point stays float"
+            return "no point stays in floating point"
         count = f"{len(self.points)} points stay" if len(self.points) > 1 else "1 point stays"
-        return f"{count} float, and with {self._them} {self.share:.1%} of the multiplications: {self.names}"
-
-    @property
-    def _them(self) -> str:
-        return "them" if len(self.points) > 1 else "it"
+        return f"{count} in floating point, with {self.share:.1%} of the multiplications: {self.names}"
 
     @property
     def names(self) -> str:
-        """The first five points, and how many there are beside them."""
+        """The first five points, and the number of further points."""
         more = len(self.points) - 5
         return ", ".join(self.points[:5]) + (f" and {more} more" if more > 0 else "")
 
@@ -80,7 +76,7 @@ def products(shape: Shape, *, distilled: bool = False) -> Iterator[Product]:
     """All matrix products of a model; ``distilled``: with DeiT's second head."""
     tokens, dim, hidden = shape.num_tokens, shape.embed_dim, shape.mlp_hidden
     patch = shape.in_chans * shape.patch_size[0] * shape.patch_size[1]
-    # Pixels are integers already.
+    # The pixels are already integers.
     yield Product("patch_embed", shape.grid[0] * shape.grid[1] * patch * dim, ("patch_embed.weight",))
     for index in range(shape.depth):
         for name, multiplications, operands in (
@@ -98,10 +94,10 @@ def products(shape: Shape, *, distilled: bool = False) -> Iterator[Product]:
 
 
 def float_share(config: Mapping[str, QuantConfig | None], shape: Shape) -> FloatShare:
-    """What the configuration leaves in floating point.
+    """The points and products that the configuration leaves in floating point.
 
-    A point stays float where integers would need it and have it not; outputs of linear layers whose accumulators go on
-    to another point need none. A matrix product is float if one of its operands is.
+    A point stays in floating point if integer execution needs it to be quantized and it is not. Outputs of linear
+    layers that are requantized at another point do not count. A matrix product is float if one of its operands is.
     """
     every = list(products(shape, distilled="head_dist.weight" in config))
     kept = tuple(name for name in config if verdict(name, config).stays_float)
@@ -111,16 +107,16 @@ def float_share(config: Mapping[str, QuantConfig | None], shape: Shape) -> Float
 
 
 def require_integers(config: ResolvedConfig, shape: Shape) -> None:
-    """Refuse a configuration that leaves anything in floating point.
+    """Check that a configuration leaves nothing in floating point.
 
     Raises:
-        DeployabilityError: naming the points and their share of the multiplications.
+        DeployabilityError: points stay in floating point; the message gives their share of the multiplications.
     """
     found = float_share(config, shape)
     if found.points:
         raise DeployabilityError(
             str(found),
             where="strict",
-            expected="integers at every point",
-            fix="add settings for these points (`vitquant check` names some for each), or leave out strict",
+            expected="integer arithmetic at every point",
+            fix="add settings for these points (`vitquant check` suggests some), or omit strict",
         )
