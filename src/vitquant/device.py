@@ -8,7 +8,7 @@ import torch
 
 from vitquant.errors import ConfigError, DeviceError
 
-EXPECTED = "a device of PyTorch, such as cpu, cuda, cuda:1 or xpu"
+EXPECTED = "a PyTorch device, such as cpu, cuda, cuda:1 or xpu"
 
 
 def parse_device(device: str | torch.device) -> torch.device:

@@ -52,7 +52,10 @@ def test_evaluating_the_embedded_model_takes_its_own(run: Callable[..., Any], fo
         ({"crop_pct": ""}, "error: --crop-pct: not a number. Got '', expected a number such as 0.5."),
         ({"std": "0"}, "error: preprocessing std: bad value. Got (0.0, 0.0, 0.0), expected one positive value"),
         ({"std": "nan"}, "error: preprocessing std: bad value."),
-        ({"crop_pct": "1.1"}, "error: preprocessing crop_pct: bad value. Got 1.1, expected a number above 0, at most"),
+        (
+            {"crop_pct": "1.1"},
+            "error: preprocessing crop_pct: bad value. Got 1.1, expected a number above 0 and at most 1.",
+        ),
     ],
 )
 def test_bad_values(options: dict[str, str], message: str, refused: Callable[..., str]) -> None:

@@ -110,7 +110,7 @@ def _only_checkpoint(folder: Path) -> Path:
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    """The index of a checkpoint in several files: parameter -> file beside the index."""
+    """The index of a checkpoint in several files: parameter -> file in the same folder."""
     try:
         with index.open("rb") as file:
             text = file.read(MAX_INDEX_BYTES + 1)

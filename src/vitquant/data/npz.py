@@ -32,7 +32,7 @@ MAX_IMAGES = 1 << 24
 MAX_LABELS = 1 << 28
 """Most bytes of an archive's labels."""
 MAX_HEADER = 10_000
-"""Most bytes of an array's header, as in NumPy; more would be read into memory before NumPy refuses it."""
+"""Most bytes of an array's header, as in NumPy; checked before the header is read into memory."""
 
 
 @dataclass(frozen=True)
