@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt src/vitquant/version.py
+CPP := $(shell find $(addprefix runtime/,src tests examples include) -name '*.[ch]' -o -name '*.[ch]pp')
 RUNTIME := $(shell find runtime -name '*.cpp' -o -name '*.hpp' -o -name 'CMakeLists.txt' -o -path 'runtime/python/*.py')
 
 .PHONY: demo test test-slow test-native check bench clean
@@ -30,6 +31,7 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 # Each benchmark is a command of its own; see docs/results.md. WEIGHTS and PHOTOS name a DINOv2 ViT-S/14 checkpoint in
 # timm's naming and a folder of photographs. OpenMP's threads must not spin for long: docs/results.md tells why.

@@ -27,7 +27,7 @@ from benchmarks.photos import load, load_crops, split
 from benchmarks.report import Report
 from benchmarks.timing import taking_turns
 from vitquant.adapters.adapt import FloatModel, sqnr_db
-from vitquant.architectures.quant_vit import QuantViT
+from vitquant.architectures.vit import QuantViT
 from vitquant.executors.reference import Reference
 from vitquant.program.program import IntegerProgram
 from vitquant.program.storage import TENSORS

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import CLOCKS
 from vitquant.adapters.adapt import FloatModel, adapt
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
 
 
 def arguments(doc: str | None, *, photos: bool = True) -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ from benchmarks.report import Report
 from benchmarks.timing import Work, taking_turns
 from vitquant.adapters.adapt import FloatModel
 from vitquant.adapters.names import lookup
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.executors.choose import open_executor
 
 FLOAT = "PyTorch, float, eager"

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitquant.adapters.fashion import FASHION_SPEC, MEAN, STD
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
 
 CALIBRATION, TEST = 512, 2000
 

@@ -2,17 +2,22 @@
 and small models."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Before torch is loaded: OpenMP's threads that spin while they wait are slow beside other work.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
 import torch
 from hypothesis import settings
 from torch import Tensor
 
 from vitquant.adapters.adapt import FloatModel
 from vitquant.adapters.fashion import load_fashion, load_fashion_images
-from vitquant.architectures.vit import VisionTransformer, ViTSpec
+from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 
 torch.set_num_threads(2)  # the tensors are small
 

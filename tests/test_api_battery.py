@@ -27,7 +27,7 @@ from support.bad_values import (
 )
 from support.integer_models import PREPROCESSING, SHIPPABLE, pixels, tiny_spec
 from vitquant.adapters.adapt import FloatModel
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.errors import VitquantError
 from vitquant.executors.choose import open_executor
 from vitquant.measure.compare import compare

@@ -141,7 +141,7 @@ def test_torch_is_not_imported_before_it_is_needed(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["quantize", "--help"], ["config", "show", "vit_int8.yaml"], ["check", "vit_int8.yaml"]]
+    "argv", [["--help"], ["quantize", "--help"], ["check", "--help"], ["config", "show", "vit_int8.yaml"]]
 )
 def test_commands_without_numbers_need_no_torch(argv: list[str]) -> None:
     code = (

@@ -11,18 +11,19 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from test_quant_attn import LAYERS as ATTENTION_LAYERS
 from test_quant_attn import compare, print_table
 from vitquant import calibrate_batches, load_config_from_yaml, load_fashion, load_fashion_images, prepare
 from vitquant.adapters.adapt import FloatModel
-from vitquant.architectures.quant_block import QuantBlock
+from vitquant.architectures.vit import QuantBlock
+from vitquant.layers.layer import Composite, entrance
 
 LAYERS = ("patch_embed", "pos_embed", *ATTENTION_LAYERS)
 
 
-class EmbedToAttention(nn.Module):
+class EmbedToAttention(Composite):
     """Images to tokens, the norm, the attention: the beginning of a quantized model."""
 
     def __init__(self, model: FloatModel) -> None:
@@ -33,17 +34,10 @@ class EmbedToAttention(nn.Module):
         assert isinstance(block, QuantBlock)
         self.patch_embed, self.pos_embed = whole.patch_embed, whole.pos_embed
         self.norm1, self.attention = block.norm1, block.attn
-        self.embed = whole.embed
 
+    @entrance
     def forward(self, images: Tensor) -> Tensor:
-        return self.attention(self.norm1(self.embed(images), self.pos_embed.grid))  # type: ignore[no-any-return]
-
-    def finish(self) -> None:
-        self.patch_embed.linear.output.finish()
-        self.pos_embed.finish()
-        self.norm1.finish()
-        self.attention.attn_qkv.fold(self.norm1.params)
-        self.attention.finish()
+        return self.attention(self.norm1(self.pos_embed(self.patch_embed(images))))  # type: ignore[no-any-return]
 
 
 def quantize_embed_to_attention(calibration: int = 64, evaluation: int = 64) -> dict[str, tuple[float, float]]:
@@ -51,9 +45,8 @@ def quantize_embed_to_attention(calibration: int = 64, evaluation: int = 64) -> 
     model = load_fashion()
     calibration_images, _, test_images, _ = load_fashion_images()
     module = EmbedToAttention(model)
-    normalize = model.preprocessing.normalize
-    calibrate_batches(module, normalize(calibration_images[:calibration, None]).split(16))
-    images = normalize(test_images[:evaluation, None])
+    calibrate_batches(module, calibration_images[:calibration, None].split(16))
+    images = test_images[:evaluation, None]
     return compare(module, lambda: module(images), LAYERS)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vitquant import QuantAttention, calibrate_batches, load_config_from_yaml, load_fashion, load_fashion_images
 from vitquant.adapters.adapt import sqnr_db
 from vitquant.layers import Mode, only, points_of, set_mode
+from vitquant.numerics.quantized import real
 
 LAYERS = ("attn_qkv", "attn_q_out", "attn_k_out", "attn_kv_out", "intSoft", "attn_v_input", "attn_v_out", "attn_proj")
 BLOCK = 2
@@ -27,13 +28,13 @@ def layer_outputs(module: nn.Module, forward: Callable[[], Tensor]) -> dict[str,
     """Run ``forward`` and catch what leaves each layer of ``module``, by the layer's name."""
     caught: dict[str, Tensor] = {}
     for point in points_of(module):  # the last point of a layer is its output
-        point.tap = lambda p, before, after: caught.update({layer_of(p.name): after})
+        point.hook = lambda p, before, after: caught.update({layer_of(p.name): real(after)})
     try:
         with torch.no_grad():
             forward()
     finally:
         for point in points_of(module):
-            point.tap = None
+            point.hook = None
     return caught
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import vitquant
-from vitquant.architectures.quant_vit import QuantViT
+from vitquant.architectures.vit import QuantViT
 from vitquant.artifact.storage import run_id
 from vitquant.errors import ArtifactError
 from vitquant.measure.compare import compare

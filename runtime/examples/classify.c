@@ -17,8 +17,8 @@ static void print_best(const vitquant_program* program, const int32_t* logits, s
         for (size_t i = 0; i < outputs; ++i) {
             int seen = 0;
             for (size_t r = 0; r < rank; ++r) seen |= shown[r] == i;
-            if (!seen && (best == outputs || logits[i] * vitquant_scale(program, i) >
-                                                 logits[best] * vitquant_scale(program, best)))
+            if (!seen && (best == outputs ||
+                          logits[i] * vitquant_scale(program, i) > logits[best] * vitquant_scale(program, best)))
                 best = i;
         }
         shown[rank] = best;

@@ -20,6 +20,10 @@ typedef struct vitquant_program vitquant_program;
  * be run; `error` (if not null) then holds the reason, cut to `error_size` bytes with the final 0. */
 vitquant_program* vitquant_load(const char* path, size_t threads, char* error, size_t error_size);
 
+/* The same for a program in memory: the bytes of its two files, which are needed during the call only. */
+vitquant_program* vitquant_load_bytes(const void* manifest, size_t manifest_size, const void* tensors,
+                                      size_t tensors_size, size_t threads, char* error, size_t error_size);
+
 void vitquant_free(vitquant_program* program); /* null is allowed */
 
 /* Size of an image, uint8 [channels, height, width] in row-major order, to be given as it is, not normalised. */

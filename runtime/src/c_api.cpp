@@ -4,6 +4,7 @@
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <string_view>
 
 #include "engine.hpp"
 
@@ -11,14 +12,16 @@ struct vitquant_program {
     std::unique_ptr<vitquant::Engine> engine;
 };
 
-extern "C" {
+namespace {
 
-vitquant_program* vitquant_load(const char* path, size_t threads, char* error, size_t error_size) {
+// The program that `load` gives; null, and the reason in `error`, where it throws.
+template <typename Load>
+vitquant_program* loaded(const Load& load, char* error, size_t error_size) {
     try {
-        return new vitquant_program{vitquant::load_engine(path, threads)};
+        return new vitquant_program{load()};
     } catch (const std::exception& caught) {
         if (error && error_size) {
-            const std::size_t length = std::min(error_size - 1, std::strlen(caught.what()));
+            const size_t length = std::min(error_size - 1, std::strlen(caught.what()));
             std::memcpy(error, caught.what(), length);
             error[length] = '\0';
         }
@@ -26,10 +29,25 @@ vitquant_program* vitquant_load(const char* path, size_t threads, char* error, s
     }
 }
 
+}  // namespace
+
+extern "C" {
+
+vitquant_program* vitquant_load(const char* path, size_t threads, char* error, size_t error_size) {
+    return loaded([&] { return vitquant::load_engine(path, threads); }, error, error_size);
+}
+
+vitquant_program* vitquant_load_bytes(const void* manifest, size_t manifest_size, const void* tensors,
+                                      size_t tensors_size, size_t threads, char* error, size_t error_size) {
+    const std::string_view first(static_cast<const char*>(manifest), manifest_size);
+    const std::string_view second(static_cast<const char*>(tensors), tensors_size);
+    return loaded([&] { return vitquant::load_engine(first, second, threads); }, error, error_size);
+}
+
 void vitquant_free(vitquant_program* program) { delete program; }
 
 void vitquant_image_shape(const vitquant_program* program, size_t shape[3]) {
-    for (std::size_t i = 0; i < 3; ++i) shape[i] = std::size_t(program->engine->image_shape()[i]);
+    for (size_t i = 0; i < 3; ++i) shape[i] = size_t(program->engine->image_shape()[i]);
 }
 
 size_t vitquant_outputs(const vitquant_program* program) { return program->engine->outputs(); }

@@ -12,39 +12,46 @@
 
 #include "codes.hpp"
 #include "error.hpp"
+#include "plan/explain.hpp"
 
 namespace vitquant {
 namespace {
 
-constexpr std::size_t kMaxThreads = 256;
-constexpr std::size_t kArenaBytes = std::size_t{8} << 20;  // images are taken together as long as their values fit
+constexpr size_t kMaxThreads = 256;
+constexpr size_t kArenaBytes = size_t{8} << 20;  // images are taken together as long as their values fit
 
-std::size_t available_processors() {
+size_t available_processors() {
 #if defined(__linux__)
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return std::size_t(std::max(1, CPU_COUNT(&set)));
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return size_t(std::max(1, CPU_COUNT(&set)));
 #endif
     return std::max(1u, std::thread::hardware_concurrency());
 }
 
 struct AlignedDelete {
-    void operator()(std::uint8_t* p) const { ::operator delete[](p, std::align_val_t{64}); }
+    void operator()(uint8_t* p) const { ::operator delete[](p, std::align_val_t{64}); }
 };
-using Bytes = std::unique_ptr<std::uint8_t[], AlignedDelete>;
+using Bytes = std::unique_ptr<uint8_t[], AlignedDelete>;
 
-Bytes allocate(std::size_t bytes) {
-    return Bytes(static_cast<std::uint8_t*>(::operator new[](bytes + 64, std::align_val_t{64})));
+Bytes allocate(size_t bytes) {
+    return Bytes(static_cast<uint8_t*>(::operator new[](bytes + 64, std::align_val_t{64})));
 }
 
-// The name of the plain operations among those of the tables of kernels.
+// Stands for no instruction set, but for operations that are executed one by one.
 constexpr const char* kPlain = "plain";
 
 constexpr const char* kSets[] = {"avx512vbmi", "avx512vnni", "avxvnni", "avx2", "neondot", "portable"};
 
-const kernels::Kernels* find_kernels(const std::string& isa) {
-    if (isa == kPlain) return nullptr;
+struct Choice {
+    std::string name;
+    const kernels::Kernels& kernels;
+    Fusion fusion;
+};
+
+Choice choose(const std::string& isa) {
+    if (isa == kPlain) return {kPlain, *kernels::portable(), Fusion::none};
     const kernels::Kernels* found = kernels::select(isa.empty() ? nullptr : isa.c_str());
-    if (found) return found;
+    if (found) return {found->name, *found, Fusion::all};
     std::string known;
     for (const char* name : kSets)
         if (kernels::select(name)) known += std::string(name) + ", ";
@@ -52,7 +59,12 @@ const kernels::Kernels* find_kernels(const std::string& isa) {
            "one of " + known + kPlain + ", or nothing for the quickest");
 }
 
-std::size_t checked_threads(std::size_t threads) {
+std::string wanted_isa() {
+    const char* isa = std::getenv("VITQUANT_ISA");
+    return isa ? isa : "";
+}
+
+size_t checked_threads(size_t threads) {
     if (threads > kMaxThreads)
         refuse("threads", "too many", std::to_string(threads), "at most " + std::to_string(kMaxThreads));
     return threads ? threads : available_processors();
@@ -63,7 +75,7 @@ std::size_t checked_threads(std::size_t threads) {
 // Memory of one run at a time.
 class Engine::Workspace {
 public:
-    void reserve(const Plan& plan, std::size_t images, std::size_t threads) {
+    void reserve(const Plan& plan, size_t images, size_t threads) {
         if (images > images_) {
             arena_.reset();
             arena_ = allocate(plan.arena_bytes * images);
@@ -76,40 +88,40 @@ public:
     }
 
     // Where the values lie while so many images are computed.
-    void lay_out(const Plan& plan, const std::uint8_t* images, std::size_t count) {
-        for (std::size_t i = 0; i < values_.size(); ++i) values_[i] = arena_.get() + plan.values[i].offset * count;
-        values_[0] = const_cast<std::uint8_t*>(images);  // nothing writes the image
+    void lay_out(const Plan& plan, const uint8_t* images, size_t count) {
+        for (size_t i = 0; i < values_.size(); ++i) values_[i] = arena_.get() + plan.values[i].offset * count;
+        values_[0] = const_cast<uint8_t*>(images);  // nothing writes the image
     }
 
-    Frame frame(std::size_t count, std::size_t threads, std::size_t worker) const {
+    Frame frame(size_t count, size_t threads, size_t worker) const {
         return {count, threads, values_.data(), scratch_[worker].get()};
     }
 
-    const std::uint8_t* value(int number) const { return values_[std::size_t(number)]; }
+    const uint8_t* value(int number) const { return values_[size_t(number)]; }
 
 private:
     Bytes arena_;
-    std::size_t images_ = 0;
-    std::vector<std::uint8_t*> values_;
+    size_t images_ = 0;
+    std::vector<uint8_t*> values_;
     std::vector<Bytes> scratch_;
 };
 
 class Engine::Run final : public Job {
 public:
-    Run(const Plan& plan, const Workspace& workspace, std::size_t images, std::size_t threads)
+    Run(const Plan& plan, const Workspace& workspace, size_t images, size_t threads)
         : plan_(plan), workspace_(workspace), images_(images), threads_(threads) {}
 
-    std::size_t phases() const override { return plan_.phases.size(); }
+    size_t phases() const override { return plan_.phases.size(); }
 
-    std::size_t tasks(std::size_t phase) const override {
-        std::size_t count = 0;
+    size_t tasks(size_t phase) const override {
+        size_t count = 0;
         for (const Unit& unit : plan_.phases[phase]) count += unit.tasks(images_, threads_);
         return count;
     }
 
-    void execute(std::size_t phase, std::size_t task, std::size_t worker) override {
+    void execute(size_t phase, size_t task, size_t worker) override {
         for (const Unit& unit : plan_.phases[phase]) {
-            const std::size_t tasks = unit.tasks(images_, threads_);
+            const size_t tasks = unit.tasks(images_, threads_);
             if (task < tasks) return unit.run(workspace_.frame(images_, threads_, worker), task);
             task -= tasks;
         }
@@ -118,26 +130,26 @@ public:
 private:
     const Plan& plan_;
     const Workspace& workspace_;
-    std::size_t images_, threads_;
+    size_t images_, threads_;
 };
 
-Engine::Engine(const Program& program, std::size_t threads, const std::string& isa, Interrupt* interrupt)
-    : image_shape_(program.image.shape), image_bytes_(std::size_t(program.image.elements())), output_type_(),
+Engine::Engine(const Program& program, size_t threads, const std::string& isa, Interrupt* interrupt)
+    : image_shape_(program.image.shape), image_bytes_(size_t(program.image.elements())), output_type_(),
       metadata_(program.metadata), pool_(checked_threads(threads)) {
-    const kernels::Kernels* kernels = find_kernels(isa);
-    isa_ = kernels ? kernels->name : kPlain;
-    plan_ = make_plan(program, kernels, interrupt);
+    const Choice choice = choose(isa);
+    isa_ = choice.name;
+    plan_ = make_plan(program, choice.kernels, choice.fusion, interrupt);
     const auto output = std::find_if(program.operations.begin(), program.operations.end(),
                                      [&](const Operation& op) { return op.out.name == program.output; });
     output_zero_ = output->out.spread_zero();
     output_type_ = output->out.type();
     scale_ = output->out.scale;
     if (scale_.size() > 1) {
-        const std::size_t run = output_zero_.size() / scale_.size();
+        const size_t run = output_zero_.size() / scale_.size();
         scale_.resize(output_zero_.size());
-        for (std::size_t i = scale_.size(); i-- > 0;) scale_[i] = scale_[i / run];
+        for (size_t i = scale_.size(); i-- > 0;) scale_[i] = scale_[i / run];
     }
-    images_at_once_ = std::max<std::size_t>(1, kArenaBytes / std::max<std::size_t>(plan_.arena_bytes, 1));
+    images_at_once_ = std::max<size_t>(1, kArenaBytes / std::max<size_t>(plan_.arena_bytes, 1));
 }
 
 Engine::~Engine() = default;
@@ -155,39 +167,39 @@ void Engine::give_back(std::unique_ptr<Workspace> workspace) const {
     if (lock.owns_lock()) spare_.push_back(std::move(workspace));
 }
 
-void Engine::run(const std::uint8_t* images, std::size_t count, std::int32_t* logits, Interrupt* interrupt) const {
+void Engine::run(const uint8_t* images, size_t count, int32_t* logits, Interrupt* interrupt) const {
     if (!count) return;
     std::unique_ptr<Workspace> workspace = take_workspace();
     workspace->reserve(plan_, std::min(count, images_at_once_), threads());
-    const std::size_t outputs = output_zero_.size();
+    const size_t outputs = output_zero_.size();
     // As equal portions as possible: none is left with a single image for all threads.
-    const std::size_t portions = (count + images_at_once_ - 1) / images_at_once_;
-    for (std::size_t i = 0; i < portions; ++i) {
+    const size_t portions = (count + images_at_once_ - 1) / images_at_once_;
+    for (size_t i = 0; i < portions; ++i) {
         const Rows portion = share(count, i, portions);
         workspace->lay_out(plan_, images + portion.first * image_bytes_, portion.count());
         Run run(plan_, *workspace, portion.count(), threads());
         pool_.run(run, interrupt);
-        std::int32_t* out = logits + portion.first * outputs;
+        int32_t* out = logits + portion.first * outputs;
         with_codes(output_type_, workspace->value(plan_.output), [&](const auto* codes) {
-            for (std::size_t n = 0; n < portion.count() * outputs; ++n) out[n] = codes[n] - output_zero_[n % outputs];
+            for (size_t n = 0; n < portion.count() * outputs; ++n) out[n] = codes[n] - output_zero_[n % outputs];
         });
     }
     give_back(std::move(workspace));
 }
 
-std::vector<Engine::Timing> Engine::profile(const std::uint8_t* images, std::size_t count, Interrupt* interrupt) const {
+std::vector<Engine::Timing> Engine::profile(const uint8_t* images, size_t count, Interrupt* interrupt) const {
     std::vector<Timing> found;
     for (const auto& step : plan_.steps) found.push_back({step->label, 0});
     std::unique_ptr<Workspace> workspace = take_workspace();
     workspace->reserve(plan_, std::min(count, images_at_once_), threads());
-    const std::size_t portions = (count + images_at_once_ - 1) / images_at_once_;
-    for (std::size_t p = 0; p < portions; ++p) {
+    const size_t portions = (count + images_at_once_ - 1) / images_at_once_;
+    for (size_t p = 0; p < portions; ++p) {
         const Rows portion = share(count, p, portions);
         workspace->lay_out(plan_, images + portion.first * image_bytes_, portion.count());
         const Frame frame = workspace->frame(portion.count(), 1, 0);
-        for (std::size_t i = 0; i < plan_.steps.size(); ++i) {
+        for (size_t i = 0; i < plan_.steps.size(); ++i) {
             const auto start = std::chrono::steady_clock::now();
-            for (std::size_t task = 0, tasks = plan_.steps[i]->tasks(frame.images, 1); task < tasks; ++task) {
+            for (size_t task = 0, tasks = plan_.steps[i]->tasks(frame.images, 1); task < tasks; ++task) {
                 plan_.steps[i]->run(frame, task);
                 go_on(interrupt);
             }
@@ -198,11 +210,23 @@ std::vector<Engine::Timing> Engine::profile(const std::uint8_t* images, std::siz
     return found;
 }
 
-std::unique_ptr<Engine> load_engine(const std::string& path, std::size_t threads, Interrupt* interrupt) {
-    const char* isa = std::getenv("VITQUANT_ISA");
+std::unique_ptr<Engine> load_engine(const std::string& path, size_t threads, Interrupt* interrupt) {
     const ProgramFiles files = read_program_files(path, interrupt);
     const Program program = decode_program(files.manifest, files.tensors, files.where, Digests::checked, interrupt);
-    return std::make_unique<Engine>(program, threads, isa ? isa : "", interrupt);
+    return std::make_unique<Engine>(program, threads, wanted_isa(), interrupt);
+}
+
+std::unique_ptr<Engine> load_engine(std::string_view manifest, std::string_view tensors, size_t threads,
+                                    Interrupt* interrupt) {
+    const Program program = decode_program(manifest, tensors, "program.json", Digests::checked, interrupt);
+    return std::make_unique<Engine>(program, threads, wanted_isa(), interrupt);
+}
+
+std::string explain_program(const std::string& path, Interrupt* interrupt) {
+    const ProgramFiles files = read_program_files(path, interrupt);
+    const Program program = decode_program(files.manifest, files.tensors, files.where, Digests::checked, interrupt);
+    const Choice choice = choose(wanted_isa());
+    return explain(program, make_plan(program, choice.kernels, choice.fusion, interrupt), choice.name);
 }
 
 }  // namespace vitquant

@@ -3,8 +3,8 @@
 namespace vitquant {
 namespace {
 
-constexpr std::size_t kShown = 200;  // characters of a text in a message
-constexpr std::size_t kEnd = 80;     // of them of its end, where it is too long: that of a path says which file
+constexpr size_t kShown = 200;  // characters of a text in a message
+constexpr size_t kEnd = 80;     // of them of its end, where it is too long: that of a path says which file
 
 std::string escaped(const std::string& text) {
     static const char* const hex = "0123456789abcdef";
@@ -32,8 +32,7 @@ std::string printable(const std::string& text) {
     return whole.substr(0, kShown - kEnd) + "..." + end.substr(end.size() - kEnd);
 }
 
-void refuse(const std::string& where, const std::string& problem, const std::string& got,
-            const std::string& expected) {
+void refuse(const std::string& where, const std::string& problem, const std::string& got, const std::string& expected) {
     std::string message = printable(where) + ": " + printable(problem) + ".";
     if (!got.empty()) message += " Got " + printable(got);
     if (!expected.empty()) message += (got.empty() ? " Expected " : ", expected ") + printable(expected);

@@ -14,7 +14,8 @@ public:
 // Text that is safe in any message: ASCII, one line, some 200 characters; of what is longer, the start and the end.
 std::string printable(const std::string& text);
 
-// Throws `WHERE: PROBLEM. Got GOT, expected EXPECTED.`, each part as `printable` shows it, those that are empty left out.
+// Throws `WHERE: PROBLEM. Got GOT, expected EXPECTED.`, each part as `printable` shows it, those that are empty left
+// out.
 [[noreturn]] void refuse(const std::string& where, const std::string& problem, const std::string& got = "",
                          const std::string& expected = "");
 

@@ -7,6 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <new>
+#include <string_view>
 #include <system_error>
 
 #include "engine.hpp"
@@ -16,19 +17,19 @@
 namespace nb = nanobind;
 using vitquant::Engine;
 
-using Images = nb::ndarray<const std::uint8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
-using Logits = nb::ndarray<std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Images = nb::ndarray<const uint8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 namespace {
 
 void check_images(const Engine& engine, const Images& images) {
-    for (std::size_t i = 0; i < 3; ++i)
-        if (std::int64_t(images.shape(i + 1)) != engine.image_shape()[i])
+    for (size_t i = 0; i < 3; ++i)
+        if (int64_t(images.shape(i + 1)) != engine.image_shape()[i])
             throw vitquant::Error("images of another shape than the program's");
 }
 
-// Python's handlers of signals, such as the one that makes KeyboardInterrupt of Ctrl-C. Any exception of theirs ends the
-// computation. They run in the main thread only.
+// Python's handlers of signals, such as the one that makes KeyboardInterrupt of Ctrl-C. Any exception of theirs ends
+// the computation. They run in the main thread only.
 class Signals final : public vitquant::Interrupt {
     bool ask() override {
         const nb::gil_scoped_acquire acquired;
@@ -48,11 +49,25 @@ auto interruptible(bool in_main_thread, Work work) {
     }
 }
 
-std::unique_ptr<Engine> load(const nb::bytes& path, std::size_t threads, bool in_main_thread) {
+std::unique_ptr<Engine> load(const nb::bytes& path, size_t threads, bool in_main_thread) {
     const std::string given(path.c_str(), path.size());
     return interruptible(in_main_thread, [&](vitquant::Interrupt* interrupt) {
         return vitquant::load_engine(given, threads, interrupt);
     });
+}
+
+std::unique_ptr<Engine> loads(const nb::bytes& manifest, const nb::bytes& tensors, size_t threads,
+                              bool in_main_thread) {
+    const std::string_view first(manifest.c_str(), manifest.size()), second(tensors.c_str(), tensors.size());
+    return interruptible(in_main_thread, [&](vitquant::Interrupt* interrupt) {
+        return vitquant::load_engine(first, second, threads, interrupt);
+    });
+}
+
+std::string explain(const nb::bytes& path, bool in_main_thread) {
+    const std::string given(path.c_str(), path.size());
+    return interruptible(in_main_thread,
+                         [&](vitquant::Interrupt* interrupt) { return vitquant::explain_program(given, interrupt); });
 }
 
 std::vector<std::pair<std::string, double>> profile(const Engine& engine, Images images, bool in_main_thread) {
@@ -101,4 +116,6 @@ NB_MODULE(_native, module) {
         .def("profile", &profile, nb::arg("images").noconvert(), nb::arg("in_main_thread"))
         .def("run", &run, nb::arg("images").noconvert(), nb::arg("logits").noconvert(), nb::arg("in_main_thread"));
     module.def("load", &load, nb::arg("path"), nb::arg("threads"), nb::arg("in_main_thread"));
+    module.def("loads", &loads, nb::arg("manifest"), nb::arg("tensors"), nb::arg("threads"), nb::arg("in_main_thread"));
+    module.def("explain", &explain, nb::arg("path"), nb::arg("in_main_thread"));
 }

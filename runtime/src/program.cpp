@@ -2,11 +2,13 @@
 
 #include <algorithm>
 
+#include "ops/kind.hpp"
+
 namespace vitquant {
 
-std::int64_t Value::elements() const {
-    std::int64_t count = 1;
-    for (std::int64_t n : shape) count *= n;
+int64_t Value::elements() const {
+    int64_t count = 1;
+    for (int64_t n : shape) count *= n;
     return count;
 }
 
@@ -17,39 +19,21 @@ DType Value::type() const {
     return DType::int32;  // codes stay within 2^30
 }
 
-std::int64_t Value::centred_limit() const {
+int64_t Value::centred_limit() const {
     const auto [least, most] = std::minmax_element(zero_point.begin(), zero_point.end());
-    return std::max({std::int64_t{*most} - low, high - std::int64_t{*least}, std::int64_t{1}});
+    return std::max({int64_t{*most} - low, high - int64_t{*least}, int64_t{1}});
 }
 
 bool Value::is_plain() const {
-    return std::all_of(zero_point.begin(), zero_point.end(), [](std::int32_t z) { return z == 0; });
+    return std::all_of(zero_point.begin(), zero_point.end(), [](int32_t z) { return z == 0; });
 }
 
-std::vector<std::int32_t> Value::spread_zero() const {
-    std::vector<std::int32_t> out;
-    for (std::int64_t i = 0; i < axis_length(); ++i) out.push_back(zero_at(i));
+std::vector<int32_t> Value::spread_zero() const {
+    std::vector<int32_t> out;
+    for (int64_t i = 0; i < axis_length(); ++i) out.push_back(zero_at(i));
     return out;
 }
 
-const std::vector<Form>& forms() {
-    static const std::vector<Form> all = {
-        {Kind::patches, "patches", {"x"}, {"height", "width"}, {}, {}},
-        {Kind::linear, "linear", {"x"}, {}, {}, {"weight", "bias", "multiplier", "shift"}},
-        {Kind::embed, "embed", {"x"}, {"prefix"}, {}, {"table", "multiplier", "shift"}},
-        {Kind::layernorm, "layernorm", {"x"}, {"headroom"}, {}, {"gain", "offset", "shift", "epsilon"}},
-        {Kind::requantize, "requantize", {"x"}, {"start"}, {}, {"multiplier", "shift"}},
-        {Kind::scores, "scores", {"q", "k"}, {}, {}, {"multiplier", "shift"}},
-        {Kind::softmax_row, "softmax_row", {"x"}, {}, {}, {"table"}},
-        {Kind::softmax_uniform, "softmax_uniform", {"x"}, {}, {}, {"table", "multiplier", "shift"}},
-        {Kind::softmax_log2, "softmax_log2", {"x"}, {"last"}, {}, {"table"}},
-        {Kind::mix, "mix", {"p", "v"}, {"reciprocal_bits", "fraction_bits"}, {"normalize"}, {"multiplier", "shift"}},
-        {Kind::add, "add", {"a", "b"}, {}, {}, {"multiplier_a", "shift_a", "multiplier_b", "shift_b"}},
-        {Kind::lookup, "lookup", {"x"}, {}, {}, {"tables", "table_of"}},
-        {Kind::take, "take", {"x"}, {"token"}, {}, {}},
-        {Kind::pool, "pool", {"x"}, {"first"}, {}, {}},
-    };
-    return all;
-}
+bool Operation::is(std::string_view kind_name) const { return kind->name == kind_name; }
 
 }  // namespace vitquant

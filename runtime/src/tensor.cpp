@@ -2,7 +2,7 @@
 
 namespace vitquant {
 
-std::size_t size_of(DType type) {
+size_t size_of(DType type) {
     switch (type) {
         case DType::int8:
         case DType::uint8: return 1;
@@ -26,9 +26,9 @@ const char* name_of(DType type) {
     return "?";
 }
 
-std::string describe_shape(const std::vector<std::int64_t>& shape) {
+std::string describe_shape(const std::vector<int64_t>& shape) {
     std::string out = "[";
-    for (std::size_t i = 0; i < shape.size(); ++i) out += (i ? ", " : "") + std::to_string(shape[i]);
+    for (size_t i = 0; i < shape.size(); ++i) out += (i ? ", " : "") + std::to_string(shape[i]);
     return out + "]";
 }
 

@@ -19,7 +19,7 @@
 namespace vitquant {
 namespace {
 
-std::int64_t current_process() {
+int64_t current_process() {
 #if defined(_WIN32)
     return _getpid();
 #else
@@ -35,14 +35,15 @@ void relax() {
 #endif
 }
 
-// A phase's last tasks usually end within microseconds of each other; to sleep and be woken costs tens. Who waits longer
-// offers its processor to others, but stays ready: one that sleeps is woken on the processor of the one that wakes it.
+// A phase's last tasks usually end within microseconds of each other; to sleep and be woken costs tens. Who waits
+// longer offers its processor to others, but stays ready: one that sleeps is woken on the processor of the one that
+// wakes it.
 constexpr auto kSpin = std::chrono::microseconds(30), kYield = std::chrono::microseconds(400);
 
 // Executes on the calling thread alone, as worker 0.
 void run_alone(Job& job, Interrupt* interrupt) {
-    for (std::size_t phase = 0; phase < job.phases(); ++phase)
-        for (std::size_t task = 0, count = job.tasks(phase); task < count; ++task) {
+    for (size_t phase = 0; phase < job.phases(); ++phase)
+        for (size_t task = 0, count = job.tasks(phase); task < count; ++task) {
             job.execute(phase, task, 0);
             go_on(interrupt);
         }
@@ -53,7 +54,7 @@ void run_alone(Job& job, Interrupt* interrupt) {
 // The threads of one process.
 class ThreadPool::Crew {
 public:
-    explicit Crew(std::size_t threads) : threads_(threads) {}
+    explicit Crew(size_t threads) : threads_(threads) {}
     ~Crew() { dismiss(); }
 
     bool is_of_this_process() const { return process_ == current_process(); }
@@ -90,14 +91,14 @@ private:
 
     // Counters of a phase, alone on their cache line: every thread writes them.
     struct alignas(64) Phase {
-        std::atomic<std::size_t> next{0}, done{0};
+        std::atomic<size_t> next{0}, done{0};
     };
 
     void start() {
         try {
             workers_.reserve(threads_ - 1);
             while (workers_.size() + 1 < threads_) {
-                const std::size_t worker = workers_.size() + 1;
+                const size_t worker = workers_.size() + 1;
                 workers_.emplace_back([this, worker] { serve(worker); });
             }
         } catch (const std::system_error& error) {
@@ -119,20 +120,20 @@ private:
         stopping_ = false;
     }
 
-    void prepare(std::size_t phases) {
+    void prepare(size_t phases) {
         if (phases > counter_count_) {
             counters_ = std::make_unique<Phase[]>(phases);
             counter_count_ = phases;
         }
-        for (std::size_t i = 0; i < phases; ++i) {
+        for (size_t i = 0; i < phases; ++i) {
             counters_[i].next.store(0, std::memory_order_relaxed);
             counters_[i].done.store(0, std::memory_order_relaxed);
         }
         interrupted_ = false;
     }
 
-    void serve(std::size_t worker) {
-        std::uint64_t seen = 0;
+    void serve(size_t worker) {
+        uint64_t seen = 0;
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
             wake_.wait(lock, [&] { return stopping_ || (job_ && generation_ != seen); });
@@ -148,18 +149,20 @@ private:
     }
 
     // After an interruption tasks are counted, but not executed: nobody waits for what does not come.
-    void take_part(Job& job, std::size_t worker, Interrupt* interrupt) {
-        for (std::size_t i = 0, phases = job.phases(); i < phases; ++i) {
+    void take_part(Job& job, size_t worker, Interrupt* interrupt) {
+        for (size_t i = 0, phases = job.phases(); i < phases; ++i) {
             Phase& phase = counters_[i];
-            const std::size_t tasks = job.tasks(i);
+            const size_t tasks = job.tasks(i);
             for (;;) {
-                const std::size_t task = phase.next.fetch_add(1, std::memory_order_relaxed);
+                const size_t task = phase.next.fetch_add(1, std::memory_order_relaxed);
                 if (task >= tasks) break;
                 if (!interrupted_.load(std::memory_order_relaxed)) job.execute(i, task, worker);
                 if (interrupt && interrupt->requested()) interrupted_ = true;
                 if (phase.done.fetch_add(1) + 1 == tasks && sleepers_.load() > 0) {
                     // Under the lock, so that nobody is between looking at `done` and falling asleep.
-                    { std::lock_guard<std::mutex> lock(mutex_); }
+                    {
+                        std::lock_guard<std::mutex> lock(mutex_);
+                    }
                     finished_.notify_all();
                 }
             }
@@ -167,7 +170,7 @@ private:
         }
     }
 
-    void await(const Phase& phase, std::size_t tasks) {
+    void await(const Phase& phase, size_t tasks) {
         const auto complete = [&] { return phase.done.load() >= tasks; };
         if (complete()) return;
         const auto start = std::chrono::steady_clock::now();
@@ -184,20 +187,20 @@ private:
         sleepers_.fetch_sub(1);
     }
 
-    const std::size_t threads_;
-    const std::int64_t process_ = current_process();
+    const size_t threads_;
+    const int64_t process_ = current_process();
     std::atomic<bool> busy_{false};  // with a caller's job, which alone touches what follows
     std::vector<std::thread> workers_;
     std::unique_ptr<Phase[]> counters_;
-    std::size_t counter_count_ = 0;
+    size_t counter_count_ = 0;
     std::atomic<bool> interrupted_{false};
 
     std::mutex mutex_;  // guards what follows
     std::condition_variable wake_, finished_, left_;
     std::atomic<int> sleepers_{0};  // threads that wait for the end of a phase
     Job* job_ = nullptr;
-    std::uint64_t generation_ = 0;
-    std::size_t inside_ = 0;  // workers that take part in the job
+    uint64_t generation_ = 0;
+    size_t inside_ = 0;  // workers that take part in the job
     bool stopping_ = false;
 };
 

@@ -11,9 +11,9 @@ namespace vitquant {
 // Work in phases. Tasks of a phase are independent of each other; a phase starts when the one before is complete.
 class Job {
 public:
-    virtual std::size_t phases() const = 0;
-    virtual std::size_t tasks(std::size_t phase) const = 0;
-    virtual void execute(std::size_t phase, std::size_t task, std::size_t worker) = 0;
+    virtual size_t phases() const = 0;
+    virtual size_t tasks(size_t phase) const = 0;
+    virtual void execute(size_t phase, size_t task, size_t worker) = 0;
 
 protected:
     ~Job() = default;
@@ -23,12 +23,12 @@ class ThreadPool {
 public:
     // `threads` counts the caller. The others are started by the first run, and by the first in a process that was
     // forked from this one: it has none of its parent's threads.
-    explicit ThreadPool(std::size_t threads) : threads_(threads < 1 ? 1 : threads) {}
+    explicit ThreadPool(size_t threads) : threads_(threads < 1 ? 1 : threads) {}
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
 
-    std::size_t threads() const { return threads_; }
+    size_t threads() const { return threads_; }
 
     // Executes a job, the caller taking part; workers are numbered from 0. While one caller's job runs, another
     // caller's runs on its own thread alone: more threads would only take turns. Throws Interrupted where the caller is
@@ -41,7 +41,7 @@ private:
 
     Crew& crew();
 
-    const std::size_t threads_;
+    const size_t threads_;
     std::atomic<Crew*> crew_{nullptr};
 };
 

@@ -64,6 +64,14 @@ def by_runtime(folder: Path) -> vitquant_runtime.Runtime | str:
         return str(error)
 
 
+def refused_in_memory(files: Files) -> bool:
+    try:
+        vitquant_runtime.loads(*files, threads=1)
+    except ValueError:
+        return True
+    return False
+
+
 def write(folder: Path, files: Files) -> None:
     (folder / "program.json").write_bytes(files[0])
     (folder / "program.safetensors").write_bytes(files[1])
@@ -76,6 +84,8 @@ def difference(files: Files, folder: Path) -> tuple[str, bool]:
     program, runtime = by_vitquant(folder), by_runtime(folder)
     if time.process_time() - start > 2 * SLOWEST:
         return "slow", False
+    if isinstance(runtime, str) != refused_in_memory(files):
+        return f"from memory otherwise than from files: {runtime}", False
     if isinstance(program, str) != isinstance(runtime, str):
         return f"vitquant: {program}; runtime: {runtime}", False
     if isinstance(program, str) or isinstance(runtime, str):

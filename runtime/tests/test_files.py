@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -46,12 +47,19 @@ def sealed(told: dict[str, Any], tensors: bytes = TENSORS) -> bytes:
 
 
 def runtime_refuses(folder: Path) -> str | None:
-    try:
-        runtime = vitquant_runtime.load(folder, threads=1)
-    except ValueError as error:
-        return str(error)
-    runtime(np.zeros((1, *runtime.image_shape), np.uint8))
-    return None
+    """Why, if it does; the same from the files and from memory."""
+    files = [(folder / name).read_bytes() for name in ("program.json", "program.safetensors")]
+    said: list[str | None] = []
+    for load, program in (vitquant_runtime.load, [folder]), (vitquant_runtime.loads, files):
+        try:
+            runtime = load(*program, threads=1)
+        except ValueError as error:
+            said.append(str(error).replace(f"{folder}{os.sep}", ""))
+        else:
+            runtime(np.zeros((1, *runtime.image_shape), np.uint8))
+            said.append(None)
+    assert said[0] == said[1]
+    return said[0]
 
 
 def vitquant_refuses(manifest: bytes, tensors: bytes) -> str | None:

@@ -106,3 +106,21 @@ def test_patches_of_what_is_no_image(low: int, high: int, tmp_path: Path, isas: 
     make.emit(ops.Scores(scores, tokens.name, tokens.name, *make.rescale(2, 2**16, scores)))
     program = finished(tangle, make.patches(scores, 4, 4))
     assert not disagreements(program, images_for(program), tmp_path, isas)
+
+
+@pytest.mark.parametrize("read_by_others", [False, True])
+def test_exponentials_with_a_zero_point(read_by_others: bool, tmp_path: Path, isas: list[str]) -> None:
+    """Weights that are not divided by their sum may have any zero point, whichever softmax makes them."""
+    make, tangle, x = start((1, 4, 4), (2, 2))
+    scores = make.scores(x, x, 1)
+    zero = np.array([9], dtype=np.int32)
+    weights = Value("weights", scores.shape, 0, 255, np.ones(1, dtype=np.float32), zero)
+    table = np.linspace(255, 0, scores.high - scores.low + 1).round().astype(np.int32)[None]
+    make.emit(ops.SoftmaxRow(weights, scores.name, table))
+    mixed = make.value(x.shape, -128, 127)
+    rescale = make.rescale(x.shape[1], 255 * x.centred_limit, mixed)
+    make.emit(ops.Mix(mixed, weights.name, x.name, False, 0, 0, *rescale))
+    if read_by_others:
+        make.emit(ops.Mix(make.value(x.shape, -128, 127), weights.name, x.name, False, 0, 0, *rescale))
+    program = finished(tangle, make.take(mixed))
+    assert not disagreements(program, images_for(program), tmp_path, isas)

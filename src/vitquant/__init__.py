@@ -14,8 +14,7 @@ from vitquant.version import __version__
 if TYPE_CHECKING:
     from vitquant.adapters.adapt import adapt
     from vitquant.adapters.fashion import load_fashion, load_fashion_images
-    from vitquant.architectures.quant_attn import QuantAttention
-    from vitquant.architectures.quant_vit import QuantViT
+    from vitquant.architectures.vit import QuantAttention, QuantViT
     from vitquant.artifact.storage import load, save
     from vitquant.calibration.calibrate import calibrate_batches
     from vitquant.compiler.lowering import compile  # noqa: A004
@@ -43,8 +42,7 @@ _HOMES = {
     "vitquant.artifact.storage": ("load", "save"),
     "vitquant.calibration.calibrate": ("calibrate_batches",),
     "vitquant.adapters.fashion": ("load_fashion", "load_fashion_images"),
-    "vitquant.architectures.quant_attn": ("QuantAttention",),
-    "vitquant.architectures.quant_vit": ("QuantViT",),
+    "vitquant.architectures.vit": ("QuantAttention", "QuantViT"),
     "vitquant.measure": ("evaluate", "profile"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -13,7 +13,7 @@ from support.checkpoint_states import random_state
 from support.documents import documented
 from vitquant.adapters.adapt import FloatModel, adapt
 from vitquant.adapters.names import lookup
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.data import Preprocessing
 from vitquant.data.preprocessing import HALF, IMAGENET_MEAN, IMAGENET_STD
 from vitquant.errors import ConfigError, ModelError, NumericsError, VitquantError

@@ -19,7 +19,7 @@ from vitquant.adapters.adapt import adapt
 from vitquant.adapters.checkpoint import build, fit_checkpoint, read_checkpoint
 from vitquant.adapters.names import lookup
 from vitquant.adapters.positions import resample_pos_embed
-from vitquant.architectures.vit import VisionTransformer, ViTSpec
+from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 from vitquant.data import Preprocessing
 from vitquant.data.preprocessing import HALF
 from vitquant.errors import ModelError, NumericsError

@@ -9,7 +9,7 @@ import torch
 
 from vitquant.adapters.names import known_models, lookup
 from vitquant.adapters.timm_bridge import TimmUnavailable, import_timm
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.errors import ModelError
 
 

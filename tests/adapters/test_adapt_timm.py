@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vitquant.adapters.adapt import FloatModel, adapt, prove, sqnr_db
-from vitquant.architectures.vit import VisionTransformer, ViTSpec
+from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 from vitquant.data import Preprocessing
 from vitquant.data.preprocessing import HALF, IMAGENET_MEAN, IMAGENET_STD
 from vitquant.errors import ModelError

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from vitquant.adapters.adapt import adapt
 from vitquant.adapters.names import lookup
 from vitquant.adapters.positions import fit_positions, resample_pos_embed, roughness
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
 
 Grid = tuple[int, int]
 

@@ -12,7 +12,7 @@ from torch import nn
 from support.documents import documented
 from vitquant.adapters.adapt import adapt
 from vitquant.adapters.wrappers import unwrap
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.errors import ModelError, NumericsError
 
 

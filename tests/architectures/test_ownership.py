@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import vitquant
 from vitquant.adapters.adapt import FloatModel
-from vitquant.architectures.quant_block import QuantBlock
-from vitquant.architectures.vit import VisionTransformer, ViTSpec
+from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
+from vitquant.architectures.vit import QuantBlock
 from vitquant.artifact.outline import outline
 from vitquant.artifact.storage import TENSORS, restore, state
 from vitquant.data import Preprocessing

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from vitquant.adapters.adapt import FloatModel, sqnr_db
-from vitquant.architectures.quant_attn import POINTS, QuantAttention
-from vitquant.architectures.vit import Block, VisionTransformer
-from vitquant.calibration.calibrate import calibrate_batches
-from vitquant.config import QuantConfig, load_config_from_yaml
+from vitquant.architectures.float_vit import Block, VisionTransformer
+from vitquant.architectures.vit import QuantAttention
+from vitquant.calibration.calibrate import RangeWarning, calibrate_batches
+from vitquant.config import KINDS, QuantConfig, load_config_from_yaml
 from vitquant.errors import ConfigError, ModelError
 from vitquant.layers import IntSoftmax, Mode, QAct, QuantLinear, points_of, set_mode
 from vitquant.numerics.affine import quantize
+from vitquant.numerics.pairing import product_per_head
+from vitquant.numerics.quantized import real
 from vitquant.numerics.tokens import split_heads
 
 LINEARS = ("attn_qkv", "attn_proj")
@@ -54,7 +56,9 @@ def test_the_specifications_usage(block: Block, attn_config: dict[str, Any], tok
         assert isinstance(getattr(attn, name), QAct)
         assert getattr(attn, name).config == attn_config[name]
     assert isinstance(attn.intSoft, IntSoftmax)
-    assert sorted(p.name for p in points_of(attn)) == sorted(POINTS)
+    assert sorted(p.name for p in points_of(attn)) == sorted(
+        section for section in KINDS if section.startswith(("attn_", "intSoft"))
+    )
 
     exact = block.attn(tokens)
     assert torch.equal(attn(tokens), exact)
@@ -107,7 +111,7 @@ def test_q_and_k_are_paired(block: Block, attn_config: dict[str, Any], tokens: T
     codes = [split_heads(quantize(t, p).double(), 3) for t, p in ((q, q_params), (k, k_params))]
     integers = (codes[0] @ codes[1].transpose(-2, -1)) * product[:, :1, None].double() * attn.scale
     seen: list[Tensor] = []
-    attn.attn_kv_out.tap = lambda point, before, after: seen.append(after)
+    attn.attn_kv_out.hook = lambda point, before, after: seen.append(real(after))
     attn(tokens)
     grid = attn.attn_kv_out.require_params()
     low, high = ((end - grid.zero_point) * grid.scale for end in (grid.qmin, grid.qmax))
@@ -130,7 +134,9 @@ def test_when_pairing_applies(q: dict[str, Any], k: dict[str, Any], paired: bool
     base: dict[str, Any] = {"calibration_mode": "channel_wise"}
     configs = {"weight": base, "activation": base, "attn_q_out": base | q, "attn_k_out": base | k}
     attn = calibrate_batches(QuantAttention(block, configs), [tokens])
-    assert attn.paired is paired
+    products = (attn.attn_q_out.params, attn.attn_k_out.params)
+    found = None not in products and product_per_head(*(p.scale for p in products), attn.num_heads)  # type: ignore[union-attr]
+    assert isinstance(found, Tensor) is paired
     k_scale = attn.attn_k_out.require_params().scale
     tight = block.attn.qkv(tokens).chunk(3, -1)[1].abs().amax((0, 1)) / 127
     if paired:
@@ -146,7 +152,7 @@ def test_pairing_keeps_powers_of_two(block: Block, tokens: Tensor) -> None:
     base: dict[str, Any] = {"calibration_mode": "channel_wise"}
     configs = {"activation": base, "attn_k_out": base | {"quantization_method": "power_of_two"}}
     attn = calibrate_batches(QuantAttention(block, configs), [tokens])
-    for point in attn.qk:
+    for point in (attn.attn_q_out, attn.attn_k_out):
         assert (torch.frexp(point.require_params().scale).mantissa == 0.5).all()
 
 
@@ -225,7 +231,8 @@ def test_a_dead_head(make_vit: Callable[..., VisionTransformer]) -> None:
     for approximation in ("table", "ibert", "shiftmax"):
         soft = {"bit_type": {"signed": False}, "softmax": "row", "approximation": approximation}
         attn = QuantAttention(block, {"weight": every, "activation": every, "intSoft": soft})  # type: ignore[arg-type]
-        calibrate_batches(attn, [x])
+        with pytest.warns(RangeWarning, match="at 4 points"):
+            calibrate_batches(attn, [x])
         assert attn.attn_q_out.no_range == attn.attn_k_out.no_range == 8
         assert attn.attn_kv_out.no_range == 1
         assert sqnr_db(block.attn(x), attn(x)) > 25  # type: ignore[operator, union-attr]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from vitquant.adapters.adapt import FloatModel
-from vitquant.architectures.quant_vit import QuantViT
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
+from vitquant.architectures.vit import QuantViT
 from vitquant.config import ModelConfig
 from vitquant.data import Preprocessing
 from vitquant.layers import Mode

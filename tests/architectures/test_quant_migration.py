@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from vitquant.adapters.adapt import FloatModel
-from vitquant.architectures.quant_attn import QuantAttention
-from vitquant.architectures.quant_vit import QuantViT
+from vitquant.architectures.vit import QuantAttention, QuantViT
 from vitquant.config import ModelConfig
 from vitquant.config.migrate import migrate
 from vitquant.layers import QuantLinear

@@ -10,9 +10,10 @@ from torch import Tensor
 
 import vitquant
 from vitquant.adapters.adapt import FloatModel
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.data import Preprocessing
 from vitquant.errors import DataError, ModelError, NumericsError, VitquantError
+from vitquant.layers import only
 
 PREPROCESSING = Preprocessing((8, 8), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 CONFIGS: dict[str, Any] = {
@@ -136,7 +137,6 @@ def test_float64_is_simulated(model: vitquant.QuantViT) -> None:
 
 
 WRONG: dict[str, Any] = {
-    "pixels": PIXELS,
     "int64": PIXELS.long(),
     "half": IMAGES.half(),
     "float64": IMAGES.double(),
@@ -154,6 +154,13 @@ def test_other_images_are_refused_in_one_line(name: str, model: vitquant.QuantVi
     for forward in (model, model.forward_features):
         with pytest.raises(DataError, match=r"^images: images that the model does not take\. Got .*normalize\.$"):
             forward(WRONG[name])
+
+
+@torch.no_grad()
+def test_pixels_are_the_same_images(model: vitquant.QuantViT) -> None:
+    assert torch.equal(model(PIXELS), model(IMAGES))
+    with only([], model):
+        assert torch.equal(model(PIXELS), model(IMAGES))
 
 
 def test_what_is_no_tensor_is_refused(model: vitquant.QuantViT) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import vitquant
 from vitquant.adapters.adapt import FloatModel
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.data import Preprocessing
 from vitquant.errors import LifecycleError
 from vitquant.layers import Mode, points_of
@@ -88,9 +88,9 @@ def test_a_forward_keeps_the_mode_that_it_began_with(model: vitquant.QuantViT) -
         thread.start()
         thread.join()
 
-    halfway.tap = switch
+    halfway.hook = switch
     assert torch.equal(model(x), exact)
-    halfway.tap = None
+    halfway.hook = None
     assert torch.equal(model(x), rounded)
 
 

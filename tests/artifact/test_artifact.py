@@ -16,8 +16,8 @@ from torch import Tensor
 
 from support.documents import GOLDEN
 from vitquant.adapters.adapt import FloatModel
-from vitquant.architectures.quant_vit import QuantViT
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
+from vitquant.architectures.vit import QuantViT
 from vitquant.artifact.manifest import FORMAT_VERSION
 from vitquant.artifact.storage import TENSORS, load, save
 from vitquant.config import ModelConfig

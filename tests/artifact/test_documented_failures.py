@@ -31,7 +31,7 @@ def raised(action: Callable[[], object]) -> VitquantError:
 def test_at_the_entrance() -> None:
     model = vitquant.load(GOLDEN)
     pixels = torch.zeros(6, *model.preprocessing.shape, dtype=torch.uint8)
-    assert documented(raised(lambda: model(pixels)))
+    assert documented(raised(lambda: model(pixels.long())))
     images = model.preprocessing.normalize(pixels)
     images[3, 0, 0, 0] = torch.nan
     assert documented(raised(lambda: model(images)))

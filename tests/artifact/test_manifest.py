@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitquant.adapters.adapt import FloatModel
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.artifact.storage import TENSORS, load, save
 from vitquant.data import Preprocessing
 from vitquant.errors import ArtifactError

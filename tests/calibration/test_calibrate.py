@@ -11,13 +11,14 @@ from torch import Tensor
 
 from vitquant.adapters.adapt import FloatModel, sqnr_db
 from vitquant.adapters.fashion import load_fashion_images
-from vitquant.architectures.quant_vit import QuantViT, RangeWarning, no_range_message
-from vitquant.architectures.vit import VisionTransformer
-from vitquant.calibration.calibrate import calibrate_batches
+from vitquant.architectures.float_vit import VisionTransformer
+from vitquant.architectures.vit import QuantViT
+from vitquant.calibration.calibrate import RangeWarning, calibrate_batches, no_range_message
 from vitquant.config import ModelConfig
 from vitquant.data import Preprocessing
 from vitquant.errors import DataError, LifecycleError, NumericsError
 from vitquant.layers import Mode
+from vitquant.numerics.quantized import real
 from vitquant.workflows.quantize import calibrate, prepare, quantize
 
 HALF = (0.5, 0.5, 0.5)
@@ -86,7 +87,7 @@ def test_points_are_in_the_order_of_computation(make_vit: Callable[..., VisionTr
     model = small(make_vit(depth=1), EVERY | {"weight": {"output_quant_enable": False}})
     order: list[str] = []
     for point in model.point_modules().values():
-        point.tap = lambda p, before, after: order.append(p.name)
+        point.hook = lambda p, before, after: order.append(p.name)
     model(PREPROCESSING.normalize(pixels(1)))
     computed = [name for name in model.config if name in order]
     assert len(computed) == len(model.config)
@@ -187,7 +188,7 @@ def test_a_later_batch_is_counted(make_vit: Callable[..., VisionTransformer]) ->
     good = PREPROCESSING.normalize(pixels())
     bad = good.clone()
     bad[5, 1, 2, 3] = float("nan")
-    with pytest.raises(NumericsError, match=r"^patch_embed\.output, batch 3: .*first at index 5 of"):
+    with pytest.raises(NumericsError, match=r"^patch_embed, image 5, batch 3: NaN or Inf in the input"):
         calibrate_batches(small(make_vit(), EVERY | {"outputs": {}}), [good, good, bad])
 
 
@@ -224,7 +225,7 @@ def test_channels_of_zeros_warn_once(make_vit: Callable[..., VisionTransformer])
     norm: Any = model.blocks[0].norm1  # type: ignore[union-attr]
     assert norm.require_params().scale[[2, 7]].tolist() == [1, 1]
     seen: list[Tensor] = []
-    norm.tap = lambda point, before, after: seen.append(after)
+    norm.hook = lambda point, before, after: seen.append(real(after))
     x = PREPROCESSING.normalize(pixels())
     with torch.no_grad():
         assert sqnr_db(vit(x), model(x)) > 15

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitquant.adapters.names import lookup
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.cli.main import main
 
 MODEL = "deit_tiny_patch16_224"

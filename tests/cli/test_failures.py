@@ -17,7 +17,7 @@ from torch import Tensor
 import vitquant
 from support.documents import GOLDEN, documented
 from vitquant.adapters.adapt import FloatModel
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.errors import VitquantError
 from vitquant.workflows import job
 

@@ -9,9 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitquant
-from vitquant.architectures.vit import VisionTransformer, ViTSpec
+from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
+from vitquant.architectures.vit import shapes_only
 from vitquant.compiler.float_share import FloatShare, float_share, products
-from vitquant.config import ModelConfig, point_names
+from vitquant.config import ModelConfig
 from vitquant.errors import DeployabilityError
 
 SPEC = ViTSpec(img_size=(16, 8), patch_size=(4, 4), embed_dim=8, depth=2, num_heads=2, mlp_hidden=12, num_classes=5)
@@ -19,8 +20,7 @@ WHOLE: dict[str, Any] = {"outputs": {}, "weight": {}}
 
 
 def share(config: dict[str, Any], spec: ViTSpec = SPEC) -> FloatShare:
-    names = point_names(spec.depth, head=bool(spec.num_classes), distilled=spec.dist_token)
-    return float_share(ModelConfig.from_dict(config).resolve(names), spec)
+    return float_share(shapes_only(spec, ModelConfig.from_dict(config)))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,8 @@ def test_the_products_are_those_that_torch_counts(changes: dict[str, Any]) -> No
     vit = VisionTransformer(spec).eval()
     with FlopCounterMode(display=False) as counter:
         vit(torch.zeros(1, spec.in_chans, *spec.img_size))
-    total = sum(product.multiplications for product in products(spec, distilled=vit.head_dist is not None))
+    model = shapes_only(spec, ModelConfig.from_dict({}))
+    total = sum(product.multiplications for product in products(model))
     assert 2 * total == counter.get_total_flops()
 
 

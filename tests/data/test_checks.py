@@ -29,7 +29,7 @@ def flat(*values: int) -> Tensor:
 
 
 def problem(pixels: Tensor, preprocessing: Preprocessing = RGB, batch_size: int = 3) -> str | None:
-    check = CalibrationCheck(preprocessing)
+    check = CalibrationCheck()
     passed = list(check.watch(open_source(pixels, preprocessing).batches(batch_size)))
     assert sum(map(len, passed)) == len(pixels)
     return check.problem()

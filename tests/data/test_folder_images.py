@@ -21,7 +21,7 @@ def write(path: Path, value: int) -> None:
 
 
 def values(images: torch.Tensor) -> list[int]:
-    return GREY.to_pixels(images)[:, 0, 0, 0].tolist()
+    return images[:, 0, 0, 0].tolist()
 
 
 def test_flat_folder_in_sorted_order(tmp_path: Path) -> None:
@@ -34,8 +34,8 @@ def test_flat_folder_in_sorted_order(tmp_path: Path) -> None:
     assert source.count == 4
     assert source.class_names is None
     assert [batch.names for batch in batches] == [["a.png", "b.bmp", "c.PNG"], ["d.pgm"]]
-    assert [values(batch.images) for batch in batches] == [[10, 20, 30], [40]]
-    assert all(batch.labels is None and batch.images.dtype == torch.float32 for batch in batches)
+    assert [values(batch.pixels) for batch in batches] == [[10, 20, 30], [40]]
+    assert all(batch.labels is None and batch.pixels.dtype == torch.uint8 for batch in batches)
     assert [len(batch) for batch in source.batches(3)] == [3, 1]  # a second pass is the same
 
 
@@ -170,7 +170,7 @@ def test_an_animation_gives_its_first_picture(tmp_path: Path) -> None:
     for suffix in (".gif", ".png", ".tif"):
         frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:])
     (batch,) = open_images(tmp_path, GREY).batches(8)
-    assert values(batch.images) == [50, 50, 50]
+    assert values(batch.pixels) == [50, 50, 50]
 
 
 def test_only_regular_files_are_pictures(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_images_are_decoded_batch_by_batch(tmp_path: Path) -> None:
     next(batches)
     for i in (2, 3):  # what is still to come is read when it is due
         write(tmp_path / f"{i}.png", 100 + i)
-    assert values(next(batches).images) == [102, 103]
+    assert values(next(batches).pixels) == [102, 103]
 
 
 def test_no_images(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_one_in_a_hundred_is_skipped_with_a_warning(tmp_path: Path) -> None:
     with pytest.warns(SkippedImagesWarning, match=r"1 of 100 images .* skipped: .*007\.png"):
         batches = list(open_images(tmp_path, GREY).batches(32))
     assert [len(batch) for batch in batches] == [32, 32, 32, 3]
-    assert values(batches[0].images)[6:9] == [6, 8, 9]
+    assert values(batches[0].pixels)[6:9] == [6, 8, 9]
 
 
 def test_more_are_refused_by_name(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_labels_stay_with_their_images_past_a_skip(tmp_path: Path) -> None:
         batches = list(open_images(tmp_path, GREY).batches(50))
     for batch in batches:
         assert batch.labels is not None
-        assert values(batch.images) == (100 + batch.labels).tolist()
+        assert values(batch.pixels) == (100 + batch.labels).tolist()
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, 8.0, True, "8", np.float32(2)])

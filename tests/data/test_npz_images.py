@@ -23,7 +23,7 @@ def save(path: Path, **arrays: np.ndarray) -> Path:
 
 
 def pixels(path: Path, preprocessing: Preprocessing, batch_size: int = 4) -> torch.Tensor:
-    return torch.cat([preprocessing.to_pixels(b.images) for b in open_images(path, preprocessing).batches(batch_size)])
+    return torch.cat([b.pixels for b in open_images(path, preprocessing).batches(batch_size)])
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 20])

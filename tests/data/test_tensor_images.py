@@ -21,23 +21,23 @@ def numbered(count: int) -> Tensor:
 
 
 def numbers(images: Tensor) -> list[int]:
-    return GREY.to_pixels(images)[:, 0, 0, 0].tolist()
+    return images[:, 0, 0, 0].tolist()
 
 
 def test_pixels_are_normalised_and_floats_are_not() -> None:
     pixels = torch.randint(0, 256, (5, 3, 2, 3), dtype=torch.uint8)
     (batch,) = open_images(pixels, RGB).batches(8)
-    assert torch.equal(batch.images, RGB.normalize(pixels))
-    (again,) = open_images(batch.images.double(), RGB).batches(8)
-    assert again.images.dtype == torch.float32
-    assert torch.equal(again.images, batch.images)
+    assert torch.equal(batch.pixels, pixels)
+    (again,) = open_images(RGB.normalize(pixels).double(), RGB).batches(8)
+    assert again.pixels.dtype == torch.uint8
+    assert torch.equal(again.pixels, batch.pixels)
 
 
 def test_one_tensor_with_labels() -> None:
     source = open_images((numbered(5).squeeze(1).numpy(), torch.tensor([4, 3, 2, 1, 0])), GREY, limit=4)
     batches = list(source.batches(3))
     assert source.count == 4
-    assert [numbers(batch.images) for batch in batches] == [[0, 1, 2], [3]]
+    assert [numbers(batch.pixels) for batch in batches] == [[0, 1, 2], [3]]
     assert [batch.labels.tolist() for batch in batches if batch.labels is not None] == [[4, 3, 2], [1]]
     assert batches[1].names == ["image 3"]
 
@@ -57,14 +57,14 @@ def test_any_cut_into_batches_gives_the_same_images(
     items = parts if labelled else [part for part, _ in parts]
     batches = list(open_images(items, GREY, limit=limit).batches(batch_size))
     expected = list(range(sum(cuts)))[:limit]
-    assert [n for batch in batches for n in numbers(batch.images)] == expected
+    assert [n for batch in batches for n in numbers(batch.pixels)] == expected
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     assert 1 <= len(batches[-1]) <= batch_size
     for batch in batches:
-        assert batch.names == [f"image {n}" for n in numbers(batch.images)]
+        assert batch.names == [f"image {n}" for n in numbers(batch.pixels)]
         assert (batch.labels is None) != labelled
         if batch.labels is not None:
-            assert (batch.labels // 2).tolist() == numbers(batch.images)
+            assert (batch.labels // 2).tolist() == numbers(batch.pixels)
 
 
 def test_single_images_with_plain_labels() -> None:
@@ -80,7 +80,7 @@ def test_a_data_loader_can_be_passed_over_again() -> None:
     assert source.count is None
     assert source.repeatable
     for _ in range(2):
-        assert [numbers(batch.images) for batch in source.batches(4)] == [[0, 1, 2, 3], [4]]
+        assert [numbers(batch.pixels) for batch in source.batches(4)] == [[0, 1, 2, 3], [4]]
 
 
 def test_a_generator_gives_one_pass() -> None:
@@ -171,7 +171,7 @@ def test_labels_must_fit() -> None:
 
 def test_two_batches_are_not_images_and_labels() -> None:
     (batch,) = open_images((numbered(2), numbered(1)), GREY).batches(4)
-    assert numbers(batch.images) == [0, 1, 0]
+    assert numbers(batch.pixels) == [0, 1, 0]
     (batch,) = open_images((np.zeros((2, 1, 2, 3), np.uint8), np.array([7, 8])), GREY).batches(4)
     assert batch.labels is not None
     assert batch.labels.tolist() == [7, 8]

@@ -21,7 +21,7 @@ from support.documents import ROOT
 from support.file_mutations import Files
 from support.integer_models import quantized
 from vitquant.adapters.checkpoint import fit_checkpoint, read_checkpoint
-from vitquant.architectures.vit import VisionTransformer, ViTSpec
+from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 from vitquant.artifact.storage import encode_model, state
 from vitquant.config import point_names
 from vitquant.data import Preprocessing, open_images
@@ -110,7 +110,7 @@ def archives() -> list[Files]:
 def read_images(folder: Path) -> None:
     source = folder / "images.npz" if (folder / "images.npz").exists() else folder
     for batch in open_images(source, PREPROCESSING).batches(4):
-        assert bool(batch.images.isfinite().all())
+        assert batch.pixels.dtype == torch.uint8
 
 
 def pictures() -> list[Files]:

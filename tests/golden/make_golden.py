@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitquant.adapters.adapt import FloatModel
-from vitquant.architectures.vit import VisionTransformer, ViTSpec
+from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 from vitquant.artifact.storage import save
 from vitquant.data import Preprocessing
 from vitquant.workflows.quantize import quantize

@@ -13,6 +13,7 @@ from vitquant.config.quant_config import BitType
 from vitquant.errors import LifecycleError
 from vitquant.layers import IntSoftmax, Mode
 from vitquant.numerics.affine import QuantParams, fake_quantize
+from vitquant.numerics.quantized import on, real
 
 FORMS = ["uniform", "row", "log2"]
 APPROXIMATIONS = ["table", "ibert", "shiftmax"]
@@ -75,7 +76,7 @@ def test_every_form_is_near_the_softmax(form: str, approximation: str, gridded: 
     if grid is not None:
         scores = fake_quantize(scores, grid)
     layer = calibrated(IntSoftmax(config(form, approximation)), scores)
-    p, exact = layer(scores, grid), scores.softmax(-1)
+    p, exact = layer(scores if grid is None else on(scores, grid)), scores.softmax(-1)
     assert p.shape == exact.shape
     assert p.isfinite().all()
     assert (p >= 0).all()
@@ -100,12 +101,12 @@ def test_each_head_has_a_table_of_its_own(form: str, approximation: str) -> None
     grid = per_head_grid(raw)
     scores = fake_quantize(raw, grid)
     layer = calibrated(IntSoftmax(config(form, approximation)), scores)
-    together = layer(scores, grid)
+    together = layer(on(scores, grid))
     for head in range(3):
         own = QuantParams(grid.scale[head].reshape(()), torch.tensor(0.0), -128, 127)
-        assert torch.equal(layer(scores[:, head : head + 1], own), together[:, head : head + 1])
+        assert torch.equal(layer(on(scores[:, head : head + 1], own)), together[:, head : head + 1])
     wrong = QuantParams(grid.scale.amax().expand(3, 1, 1), grid.zero_point, -128, 127)
-    assert not torch.equal(layer(scores, wrong), together)
+    assert not torch.equal(layer(on(scores, wrong)), together)
 
 
 def test_row_form_in_integers() -> None:
@@ -114,7 +115,7 @@ def test_row_form_in_integers() -> None:
     codes = torch.tensor([[[[3, 5, -20, 5], [-128, 127, 0, 0]]]])
     layer = IntSoftmax(config("row"))
     layer.set_mode(Mode.QUANTIZED)
-    p = layer(codes * grid.scale, grid)
+    p = layer(on(codes * grid.scale, grid))
     for row, out in zip(codes[0, 0].tolist(), p[0, 0].tolist(), strict=True):
         numerators = [round(255 * math.exp(-0.1 * (max(row) - c))) for c in row]
         assert out == pytest.approx([n / sum(numerators) for n in numerators])
@@ -128,7 +129,7 @@ def test_a_zero_point_of_the_scores_cancels() -> None:
     scores = torch.randint(-40, 127, (2, 1, 5, 5), generator=torch.Generator().manual_seed(0)) * scale
     layer = IntSoftmax(config("row"))
     layer.set_mode(Mode.QUANTIZED)
-    assert torch.equal(layer(scores, signed), layer(scores, unsigned))
+    assert torch.equal(layer(on(scores, signed)), layer(on(scores, unsigned)))
 
 
 def test_only_the_uniform_form_needs_statistics() -> None:
@@ -140,7 +141,7 @@ def test_only_the_uniform_form_needs_statistics() -> None:
                 layer(raw_scores())
         else:
             assert layer(raw_scores()).isfinite().all()
-            assert layer.grid is None
+            assert layer.acting is None
             layer.finish()
             assert layer.params is None
 
@@ -162,11 +163,11 @@ def test_extreme_scores() -> None:
         assert layer(scores)[0, 0].tolist() == expected, (form, approximation)
 
 
-def test_the_tap_compares_with_the_exact_softmax() -> None:
+def test_the_hook_compares_with_the_exact_softmax() -> None:
     layer = IntSoftmax(config("row"))
     layer.set_mode(Mode.QUANTIZED)
     seen: list[tuple[Tensor, Tensor]] = []
-    layer.tap = lambda point, before, after: seen.append((before, after))
+    layer.hook = lambda point, before, after: seen.append((before, real(after)))
     scores = raw_scores()
     out = layer(scores)
     assert torch.equal(seen[0][0], scores.softmax(-1))

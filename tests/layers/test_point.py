@@ -9,6 +9,7 @@ from vitquant.config.quant_config import BitType
 from vitquant.errors import ConfigError, LifecycleError, ModelError, NumericsError
 from vitquant.layers import IntSoftmax, Mode, Point, QAct, QuantLinear, QuantResidual, only, points_of, set_mode
 from vitquant.numerics.affine import fake_quantize, params_from_range
+from vitquant.numerics.quantized import real
 from vitquant.observers.layout import ChannelLayout
 
 
@@ -114,7 +115,7 @@ def test_an_inactive_point_lets_everything_pass(quant_config: QuantConfig | None
         for point in (act, soft, residual):
             point.set_mode(mode)
             assert not point.active
-            assert point.grid is None
+            assert point.acting is None
         assert act(x) is x
         assert torch.equal(soft(x), x.softmax(-1))
         assert torch.equal(residual(x, x), x + x)
@@ -162,16 +163,16 @@ def test_head_wise_needs_the_width_of_a_head() -> None:
         point.observe(randn(1, 2, 8))
 
 
-def test_the_tap_sees_what_came_and_what_went() -> None:
+def test_the_hook_sees_what_came_and_what_went() -> None:
     point = calibrated(QAct(config(bits=2), layer_name="norm1"), torch.tensor([[1.0]]))
     seen: list[tuple[str, Tensor, Tensor]] = []
-    point.tap = lambda p, before, after: seen.append((p.name, before, after))
+    point.hook = lambda p, before, after: seen.append((p.name, before, real(after)))
     x = torch.tensor([[0.4, 0.6]])
     out = point(x)
     assert len(seen) == 1
     assert seen[0][0] == "norm1"
     assert seen[0][1] is x
-    assert seen[0][2] is out
+    assert torch.equal(seen[0][2], out)
     assert out.tolist() == [[0, 1]]
 
 

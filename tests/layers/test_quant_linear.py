@@ -8,8 +8,8 @@ from vitquant.config import QuantConfig
 from vitquant.config.quant_config import BitType
 from vitquant.errors import NumericsError
 from vitquant.layers import Mode, QuantLinear, set_mode
-from vitquant.layers.regrid import code_dtype
 from vitquant.numerics.affine import QuantParams, dequantize, params_from_range, quantize
+from vitquant.numerics.quantized import integer_type
 from vitquant.numerics.tokens import patchify
 
 
@@ -204,7 +204,7 @@ def test_weights_that_are_not_finite_are_named() -> None:
     ],
 )
 def test_the_narrowest_type(qmin: int, qmax: int, dtype: torch.dtype) -> None:
-    assert code_dtype(qmin, qmax) == dtype
+    assert integer_type(qmin, qmax) == dtype
 
 
 def test_the_module_given_is_not_changed() -> None:

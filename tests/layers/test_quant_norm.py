@@ -10,6 +10,7 @@ from vitquant.config.quant_config import BitType
 from vitquant.errors import NumericsError
 from vitquant.layers import Mode, QuantNorm
 from vitquant.numerics.affine import QuantParams, fake_quantize, params_from_range, quantize
+from vitquant.numerics.quantized import on
 
 CHANNELS = 24
 
@@ -51,7 +52,7 @@ def test_without_a_config_it_is_the_float_norm() -> None:
     layer = make(None)
     for mode in Mode:
         layer.set_mode(mode)
-        assert torch.equal(layer(x, grid), layer.norm(x))
+        assert torch.equal(layer(on(x, grid)), layer.norm(x))
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -70,24 +71,24 @@ def test_integers_are_within_one_code_of_the_float_norm(mode: str, signed: bool,
     layer = calibrated(config(mode, bits, signed), x)
     params = layer.require_params()
     exact = quantize(float_norm(layer, x), params)
-    difference = (quantize(layer(x, grid), params) - exact).abs()
+    difference = (quantize(layer(on(x, grid)), params) - exact).abs()
     assert difference.max() <= 1
     assert difference.mean() < 0.05
-    assert torch.equal(fake_quantize(layer(x, grid), params), layer(x, grid)), "the output lies on the grid"
+    assert torch.equal(fake_quantize(layer(on(x, grid)), params), layer(on(x, grid))), "the output lies on the grid"
 
 
 def test_the_zero_point_of_the_stream_cancels() -> None:
     x, grid = stream()
     layer = calibrated(config("channel_wise"), x)
     shifted = QuantParams(grid.scale, torch.tensor(32768.0), 0, 65535)
-    assert torch.equal(layer(x, grid), layer(x, shifted))
+    assert torch.equal(layer(on(x, grid)), layer(on(x, shifted)))
 
 
 def test_a_grid_per_channel_at_the_input_keeps_the_norm_float() -> None:
     x, grid = stream()
     layer = calibrated(config("layer_wise"), x)
     wide = QuantParams(grid.scale.expand(CHANNELS), grid.zero_point.expand(CHANNELS), grid.qmin, grid.qmax)
-    assert torch.equal(layer(x, wide), layer(x))
+    assert torch.equal(layer(on(x, wide)), layer(x))
 
 
 def test_an_overflow_is_named() -> None:
@@ -95,4 +96,4 @@ def test_an_overflow_is_named() -> None:
     layer = calibrated(config("layer_wise"), x)
     fine = QuantParams(torch.tensor(1e-14), grid.zero_point, grid.qmin, grid.qmax)
     with pytest.raises(NumericsError, match=r"^blocks\.0\.norm1: integer LayerNorm would overflow"):
-        layer(x * 1e-14, fine)
+        layer(on(x * 1e-14, fine))

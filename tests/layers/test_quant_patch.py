@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from vitquant.config import QuantConfig
 from vitquant.errors import DataError
 from vitquant.layers import Mode, set_mode
-from vitquant.layers.patch import QuantPatchEmbed
+from vitquant.layers.patch_embed import QuantPatchEmbed
+from vitquant.numerics.pixels import nearest_pixels, normalize
 from vitquant.numerics.tokens import patchify
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,7 +52,7 @@ def test_equals_integer_arithmetic_on_pixels() -> None:
     images = pixels()
     linear = embed.linear
     scale = linear.weight.require_params().scale.double().flatten()
-    codes, zero = linear.weight_codes.double(), embed.pixel_grid().zero_point.double()
+    codes, zero = linear.weight_codes.double(), embed.pixel_params().zero_point.double()
     bias = linear.bias_hat.double() / scale - codes @ zero
     torch.testing.assert_close(bias, bias.round(), rtol=0, atol=1e-2)
     integers = (patchify(images, (4, 2)).double() @ codes.T + bias.round()) * scale
@@ -61,12 +62,14 @@ def test_equals_integer_arithmetic_on_pixels() -> None:
 def test_pixels_stay_and_the_rest_is_snapped() -> None:
     embed, _ = make()
     x = normalise(pixels())
-    torch.testing.assert_close(embed.snap(x), x, rtol=0, atol=2e-6)
+    assert torch.equal(nearest_pixels(x, MEAN, STD), pixels().to(torch.uint8))
     step = embed.pixel_scale[:, None, None]
     inner = x[1:].clamp(-1, 1)
-    error = (embed.snap(inner) - inner).abs()
-    assert (error <= 0.5001 * step).all()
-    assert torch.equal(embed.snap(embed.snap(inner)), embed.snap(inner))
+    snapped = normalize(nearest_pixels(inner, MEAN, STD), MEAN, STD)
+    assert ((snapped - inner).abs() <= 0.5001 * step).all()
+    set_mode(embed, Mode.QUANTIZED)
+    assert torch.equal(embed(x), embed(pixels().to(torch.uint8)))
+    assert torch.equal(embed(inner), embed(snapped))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import vitquant
 from vitquant.adapters.adapt import FloatModel
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.config import QuantConfig
 from vitquant.measure.outliers import Outlier, RangeMeter, outlier_message, outlier_of
 from vitquant.measure.profile import Profiler

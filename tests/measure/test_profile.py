@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 import vitquant
-from vitquant.architectures.vit import VisionTransformer, ViTSpec
+from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 from vitquant.layers import only, points_of
 from vitquant.measure import ModelProfile
 from vitquant.numerics.affine import fake_quantize
+from vitquant.numerics.quantized import real
 from vitquant.report.points import COLUMNS, METRICS, points_csv, worst_table
 
 
@@ -46,10 +47,10 @@ def test_cumulative_compares_the_tensors_of_both_chains(quantized: Any, report: 
     for rounding in seen:
         with only(points if rounding else [], model):
             for point in points:
-                point.tap = lambda p, _, after, rounding=rounding: seen[rounding].update({p.name: after})
+                point.hook = lambda p, _, after, rounding=rounding: seen[rounding].update({p.name: real(after)})
             model(quantized.images)
     for point in points:
-        point.tap = None
+        point.hook = None
     rows = {row.name: row.sqnr_cumulative_db for row in report.points}
     for name, exact in seen[False].items():
         assert rows[name] == pytest.approx(db(exact, seen[True][name]), abs=1e-3), name
@@ -141,7 +142,7 @@ def test_the_model_is_left_as_it_was(quantized: Any) -> None:
             with pytest.raises(vitquant.VitquantError):
                 vitquant.profile(model, [quantized.images[:1], torch.zeros(1, 1, 5, 5)])
             assert {point.mode for point in points} == {mode}
-            assert all(point.tap is None for point in points)
+            assert all(point.hook is None for point in points)
             assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     finally:
         model.set_mode(vitquant.Mode.QUANTIZED)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vitquant.architectures.vit import VisionTransformer, ViTSpec
+from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 
 SMALL = ViTSpec(img_size=(16, 16), patch_size=(4, 4), embed_dim=8, depth=2, num_heads=2, mlp_hidden=12, num_classes=5)
 

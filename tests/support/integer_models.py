@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import vitquant
-from vitquant.architectures.quant_vit import QuantViT
-from vitquant.architectures.vit import VisionTransformer, ViTSpec
+from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
+from vitquant.architectures.vit import QuantViT
 from vitquant.data import Preprocessing
 from vitquant.executors.reference import Reference
 from vitquant.measure.agreement import divergences

@@ -87,12 +87,36 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Runtime:
             formed; or ``VITQUANT_ISA`` names what this machine does not have.
         MemoryError: there is not enough memory for the program.
     """
-    count = 0 if threads is None else number_of_threads(threads)
-    return Runtime(_native.load(os.fsencode(path), count, in_main_thread()))
+    return Runtime(_native.load(os.fsencode(path), number_of_threads(threads), in_main_thread()))
+
+
+def loads(manifest: bytes, tensors: bytes, threads: int | None = None) -> Runtime:
+    """Load a program from memory, with the same checks as from files.
+
+    Args:
+        manifest: what ``program.json`` would hold.
+        tensors: what ``program.safetensors`` would hold.
+        threads: as for :func:`load`.
+
+    Raises:
+        ValueError, MemoryError: as :func:`load`.
+    """
+    return Runtime(_native.loads(manifest, tensors, number_of_threads(threads), in_main_thread()))
+
+
+def explain(path: str | os.PathLike[str]) -> str:
+    """How a program is executed on this machine, as text: steps, phases, memory, and what is left out.
+
+    Raises:
+        ValueError, MemoryError: as :func:`load`.
+    """
+    return _native.explain(os.fsencode(path), in_main_thread())
 
 
 def number_of_threads(threads: object) -> int:
-    """A whole number of any type, within bounds."""
+    """A whole number of any type, within bounds; 0, which stands for all processors, if None is given."""
+    if threads is None:
+        return 0
     try:
         number = None if isinstance(threads, bool | np.bool_) else operator.index(threads)  # type: ignore[arg-type]
     except TypeError:

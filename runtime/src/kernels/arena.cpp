@@ -31,8 +31,5 @@ Arena::~Arena() {
 void Deleter::operator()(LinearPlan* plan) const { delete plan; }
 void Deleter::operator()(LayerNormPlan* plan) const { delete plan; }
 void Deleter::operator()(AttentionPlan* plan) const { delete plan; }
-void Deleter::operator()(AddPlan* plan) const { delete plan; }
-void Deleter::operator()(RequantizePlan* plan) const { delete plan; }
-void Deleter::operator()(LookupPlan* plan) const { delete plan; }
 
 }  // namespace vitquant::kernels

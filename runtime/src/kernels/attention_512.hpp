@@ -8,12 +8,11 @@
 #pragma once
 
 #include "heads_512.hpp"
-#include "pieces.hpp"
 
 namespace vitquant::kernels {
 namespace {
 
-/// Everything that a head needs once.
+// Everything that a head needs once.
 template <class Reals>
 void prepare(const AttentionPlan& plan, const AttentionRun& run, size_t head, Head& h) {
     h.first = head * h.width;
@@ -56,7 +55,7 @@ int32_t dot(const uint8_t* a, const int8_t* b, size_t count) {
     return _mm512_reduce_add_epi32(sum);
 }
 
-/// What makes scores codes: of unsigned bytes, signed codes being 128 more.
+// What makes scores codes: of unsigned bytes, signed codes being 128 more.
 template <class Reals>
 struct ScoreCodes {
     Reals constants;
@@ -85,7 +84,7 @@ void score_tile(const Head& h, const ScoreCodes<Reals>& codes, size_t row, size_
     });
 }
 
-/// In place of the codes of one row, the exponentials of their distances from the largest; returns their sum.
+// In place of the codes of one row, the exponentials of their distances from the largest; returns their sum.
 int32_t exponentials(const ByteTable& table, size_t tokens, uint8_t* row) {
     __m512i largest = _mm512_setzero_si512();  // below every code, as bytes beyond the last token are
     for (size_t i = 0; i < tokens; i += 64) largest = _mm512_max_epu8(largest, _mm512_load_si512(row + i));
@@ -105,7 +104,7 @@ int32_t exponentials(const ByteTable& table, size_t tokens, uint8_t* row) {
     return _mm512_reduce_add_epi32(sum);
 }
 
-/// Sums of weighted values, divided by the sum of the weights, to codes.
+// Sums of weighted values, divided by the sum of the weights, to codes.
 inline __m512i divided(__m512i flipped, __m512d reciprocal, const Doubles& constants) {
     const __m512d low = _mm512_mul_pd(low_doubles(flipped), reciprocal);
     const __m512d high = _mm512_mul_pd(high_doubles(flipped), reciprocal);
@@ -113,7 +112,7 @@ inline __m512i divided(__m512i flipped, __m512d reciprocal, const Doubles& const
                           constants);
 }
 
-/// 2^-bits.
+// 2^-bits.
 double power_of_half(int bits) {
     const auto pattern = static_cast<uint64_t>(1023 - bits) << 52;
     double x;
@@ -126,10 +125,10 @@ void mix_tile(const AttentionPlan& plan, const Head& h, const ByteRange& range, 
               size_t out_stride) {
     alignas(64) int32_t start[channel_block];
     for (int32_t& s : start) s = INT32_MIN;  // as `Doubles` want nothing
-    const double fraction = power_of_half(plan.reciprocal_bits - plan.fraction_bits);
+    const double fraction = power_of_half(plan.division.reciprocal_bits - plan.division.fraction_bits);
     double shares[rows];
     for (size_t i = 0; i < rows; ++i) {
-        shares[i] = static_cast<double>((int64_t{1} << plan.reciprocal_bits) / h.sums[row + i]) * fraction;
+        shares[i] = static_cast<double>((int64_t{1} << plan.division.reciprocal_bits) / h.sums[row + i]) * fraction;
     }
     const size_t columns = h.width - c;
     const __mmask64 inside = first_bytes(columns);
@@ -182,11 +181,11 @@ void run_head(const AttentionPlan& plan, const AttentionRun& run, size_t head, H
 }
 
 size_t attention_scratch_512(const AttentionPlan& plan) {
-    return plan.quick ? lay_out(plan, nullptr).bytes : plain::attention_scratch(plan);
+    return plan.quick ? lay_out(plan, nullptr).bytes : scalar::attention_scratch(plan);
 }
 
 void attention_512(const AttentionPlan& plan, const AttentionRun& run) {
-    if (!plan.quick) return plain::attention(plan, run);
+    if (!plan.quick) return scalar::attention(plan, run);
     Head h = lay_out(plan, run.scratch);
     for (size_t head = run.first_head; head < run.last_head; ++head) {
         plan.scores.float_scale != nullptr ? run_head<Floats>(plan, run, head, h)

@@ -13,7 +13,7 @@ size_t panel_rows(size_t tokens) { return tile_rows * (tokens <= 640 ? 4 : 2); }
 uint8_t flip_to_unsigned(Type type) { return type == Type::i8 ? 0x80 : 0; }
 uint8_t flip_to_signed(Type type) { return type == Type::i8 ? 0 : 0x80; }
 
-/// One head's sizes, and its part of the scratch memory.
+// One head's sizes, and its part of the scratch memory.
 struct Head {
     size_t tokens, width, first;         // first: its first channel
     size_t width_steps, token_steps;     // fours
@@ -29,7 +29,7 @@ struct Head {
     uint8_t* weights;                    // [panel][padded_tokens]
     int32_t* row_term;                   // [panel]
     int32_t* sums;                       // [panel]
-    bool has_row_term, has_zero_v;  // some of them are not zero
+    bool has_row_term, has_zero_v;       // some of them are not zero
 
     size_t bytes;
 };
@@ -61,7 +61,7 @@ Head lay_out(const AttentionPlan& plan, void* scratch) {
     return h;
 }
 
-/// 16 rows of 16 numbers become 16 columns.
+// 16 rows of 16 numbers become 16 columns.
 void transpose(__m512i r[16]) {
     __m512i t[16];
     for (int i = 0; i < 16; i += 2) {

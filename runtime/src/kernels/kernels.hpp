@@ -1,4 +1,5 @@
-// The arithmetic of integer programs: one table of functions for each instruction set, all giving the same integers.
+// The arithmetic of integer programs that instruction sets do differently: one table of functions for each of them, all
+// giving the same integers.
 //
 // Life of a kernel: `make_*` turns the constants of an operation into a plan, once, at load (it allocates and packs);
 // the function of the same name without `make_` runs it on a range of rows (or heads), any number of times, from any
@@ -12,11 +13,12 @@
 // `rescale(x, m, n)` is `(x * m + 2^(n-1)) >> n` in 64 bits, no half where n = 0.
 //
 // Build: each file is compiled with flags by its name (and -O3 -std=c++17):
-//   *_avx512vnni.cpp  -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
-//   *_avxvnni.cpp     -mavx2 -mfma -mavxvnni
-//   *_avx2.cpp        -mavx2 -mfma
-//   *_neondot.cpp     -march=armv8.2-a+dotprod
-//   all others        none.
+//   avx512vnni.cpp  -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
+//   avx512vbmi.cpp  the same and -mavx512vbmi
+//   avxvnni.cpp     -mavx2 -mfma -mavxvnni
+//   avx2.cpp        -mavx2 -mfma
+//   neondot.cpp     -march=armv8.2-a+dotprod
+//   all others      none.
 // Files named for an instruction set of another architecture compile to nothing. They include no header with inline
 // functions that other files share (no containers), or the linker might keep their copy for a machine that lacks the
 // instructions.
@@ -28,13 +30,13 @@
 
 namespace vitquant::kernels {
 
-/// How codes are stored.
+// How codes are stored.
 enum class Type : uint8_t { i8, u8, i16, i32 };
 
 inline constexpr size_t size_of(Type type) { return type == Type::i32 ? 4 : type == Type::i16 ? 2 : 1; }
 
-/// A value's codes: they lie in [low, high]; `zero_point` has `zero_count` elements, each for a run of neighbouring
-/// channels (or heads) of equal length.
+// A value's codes: they lie in [low, high]; `zero_point` has `zero_count` elements, each for a run of neighbouring
+// channels (or heads) of equal length.
 struct Grid {
     Type type;
     int32_t low, high;
@@ -42,14 +44,14 @@ struct Grid {
     size_t zero_count;
 };
 
-/// Multipliers and shifts: one, or one for each channel (or head).
+// Multipliers and shifts: one, or one for each channel (or head).
 struct Rescale {
     const int32_t* multiplier;
     const uint8_t* shift;
     size_t count;
 };
 
-/// `tables[table_of[channel]][code - low of the input]`. The tables hold codes of type `out`.
+// `tables[table_of[channel]][code - low of the input]`. The tables hold codes of type `out`.
 struct LookupTables {
     const void* tables;
     size_t table_count;
@@ -57,7 +59,7 @@ struct LookupTables {
     Type out;
 };
 
-/// `clamp(zero + rescale(a - zero_a) + rescale(b - zero_b))`; b is what a linear layer makes.
+// `clamp(zero + rescale(a - zero_a) + rescale(b - zero_b))`; b is what a linear layer makes.
 struct Addition {
     Grid a;
     Rescale rescale_a, rescale_b;
@@ -130,8 +132,8 @@ struct AttentionSpec {
     Grid out;
 };
 
-/// One image. Rows [first_row, last_row) of the heads [first_head, last_head) of `out` are written; `out` points at row
-/// 0, channel 0. Prefer ranges of heads: K and V of a head are packed anew in every call that touches it.
+// One image. Rows [first_row, last_row) of the heads [first_head, last_head) of `out` are written; `out` points at row
+// 0, channel 0. Prefer ranges of heads: K and V of a head are packed anew in every call that touches it.
 struct AttentionRun {
     const void *q, *k, *v;
     size_t q_stride, k_stride, v_stride;
@@ -143,47 +145,10 @@ struct AttentionRun {
 
 struct AttentionPlan;
 
-// ---- Elementwise, for what is not fused ----
-
-/// Any addition: also `embed`, as an addition of the table (identity: multiplier 2^21, shift 21, zero point 0, and
-/// zero point 0 of the sum, as the table holds it) and the patches' rows; b's grid stands in the spec.
-struct AddSpec {
-    size_t channels;
-    Addition addition;
-    Grid b;
-};
-
-struct AddPlan;
-
-/// `requantize(x - zero)` of the channels start .. start + channels of x, which has x_channels.
-struct RequantizeSpec {
-    size_t x_channels, start, channels;
-    Grid x;
-    Rescale rescale;
-    Grid out;
-};
-
-struct RequantizePlan;
-
-struct LookupSpec {
-    size_t channels;
-    Grid x;  // its zero point is not read
-    LookupTables tables;
-};
-
-struct LookupPlan;
-
-struct ImageShape {
-    size_t channels, height, width;
-};
-
 struct Deleter {
     void operator()(LinearPlan*) const;
     void operator()(LayerNormPlan*) const;
     void operator()(AttentionPlan*) const;
-    void operator()(AddPlan*) const;
-    void operator()(RequantizePlan*) const;
-    void operator()(LookupPlan*) const;
 };
 
 template <class Plan>
@@ -202,35 +167,19 @@ struct Kernels {
     Owned<AttentionPlan> (*make_attention)(const AttentionSpec&);
     size_t (*attention_scratch)(const AttentionPlan&);
     void (*attention)(const AttentionPlan&, const AttentionRun&);
-
-    Owned<AddPlan> (*make_add)(const AddSpec&);
-    void (*add)(const AddPlan&, size_t rows, const void* a, size_t a_stride, const void* b, size_t b_stride, void* out,
-                size_t out_stride);
-
-    Owned<RequantizePlan> (*make_requantize)(const RequantizeSpec&);
-    void (*requantize)(const RequantizePlan&, size_t rows, const void* x, size_t x_stride, void* out,
-                       size_t out_stride);
-
-    Owned<LookupPlan> (*make_lookup)(const LookupSpec&);
-    void (*lookup)(const LookupPlan&, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride);
-
-    /// Rows [first, last) of the patches [P, channels * height * width] of a uint8 image [channels, h, w]; `out` points
-    /// at row `first`.
-    void (*patches)(const ImageShape& image, size_t height, size_t width, const uint8_t* x, size_t first, size_t last,
-                    uint8_t* out, size_t out_stride);
 };
 
 const Kernels* portable();
-/// Null where this build or this machine lacks the instructions.
+// Null where this build or this machine lacks the instructions.
 const Kernels* avx2();
 const Kernels* avxvnni();
 const Kernels* avx512vnni();
 const Kernels* avx512vbmi();
 const Kernels* neondot();
 
-/// The table of this name ("portable", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "neondot"), or the quickest that
-/// the machine has where `forced` is null or empty. Null where there is no such table, or the machine lacks its
-/// instructions.
+// The table of this name ("portable", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "neondot"), or the quickest that
+// the machine has where `forced` is null or empty. Null where there is no such table, or the machine lacks its
+// instructions.
 const Kernels* select(const char* forced);
 
 }  // namespace vitquant::kernels

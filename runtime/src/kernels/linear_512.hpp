@@ -1,7 +1,6 @@
 // Linear layers: tiles of 6 rows x 64 channels, everything after the products done while a tile is in registers.
 #pragma once
 
-#include "pieces.hpp"
 #include "vectors_512.hpp"
 
 namespace vitquant::kernels {
@@ -16,7 +15,7 @@ size_t staged_rows(const LinearPlan& plan) {
 
 bool needs_staging(const LinearPlan& plan) { return plan.x_type == Type::i8 || plan.inputs % 4 != 0; }
 
-/// The last steps of a tile. `row` and `channel` are where it begins, `columns` how many channels it has.
+// The last steps of a tile. `row` and `channel` are where it begins, `columns` how many channels it has.
 struct Place {
     size_t row, channel, columns;
 };
@@ -48,7 +47,7 @@ struct ToBytes {
     }
 };
 
-/// Bytes by way of a table.
+// Bytes by way of a table.
 template <class Reals>
 struct ToLookup {
     using Numbers = Reals;
@@ -78,7 +77,7 @@ struct ToLookup {
     }
 };
 
-/// The addend of sixteen channels, at the scale of the sum and with its zero point.
+// The addend of sixteen channels, at the scale of the sum and with its zero point.
 template <class Reals>
 struct ResidualAddend {
     using Code = int16_t;
@@ -105,7 +104,7 @@ struct TableAddend {
     }
 };
 
-/// The residual stream: sums in 16 bits.
+// The residual stream: sums in 16 bits.
 template <class Reals, template <class> class Addend>
 struct ToAddition {
     using Numbers = Reals;
@@ -141,7 +140,7 @@ struct ToAddition {
     }
 };
 
-/// All that is rare: one code at a time.
+// All that is rare: one code at a time.
 struct ToAnything {
     using Numbers = Floats;
 
@@ -207,12 +206,12 @@ void run_narrow(const LinearPlan& plan, const LinearRun& run) {
 }
 
 size_t linear_scratch_512(const LinearPlan& plan) {
-    if (plan.packed == nullptr) return plain::linear_scratch(plan);
+    if (plan.packed == nullptr) return scalar::linear_scratch(plan);
     return needs_staging(plan) ? staged_rows(plan) * plan.steps * 4 : 0;
 }
 
 void linear_512(const LinearPlan& plan, const LinearRun& run) {
-    if (plan.packed == nullptr) return plain::linear(plan, run);
+    if (plan.packed == nullptr) return scalar::linear(plan, run);
     if (!plan.requantizer.narrow) return run_with<ToAnything>(plan, run);
     const AdditionPlan& p = plan.addition;
     const bool floats = plan.requantizer.float_scale != nullptr &&

@@ -11,14 +11,14 @@ namespace vitquant::kernels {
 namespace {
 
 constexpr double narrow_limit = 1 << 30;
-constexpr double float_limit = 1 << 21;      // of results, by which floats leave their halves
+constexpr double float_limit = 1 << 21;     // of results, by which floats leave their halves
 constexpr double exact_in_float = 1 << 24;  // of sums
 
 bool is_byte(Type type) { return type == Type::i8 || type == Type::u8; }
 
 size_t padded(size_t channels) { return (channels + channel_block - 1) / channel_block * channel_block; }
 
-/// `count` equal runs, spread over the channels; padded once more, as vectors may begin at the last channel.
+// `count` equal runs, spread over the channels; padded once more, as vectors may begin at the last channel.
 template <class To, class From>
 To* spread(Arena& arena, const From* values, size_t count, size_t channels) {
     To* all = arena.array<To>(padded(channels) + channel_block);
@@ -32,7 +32,7 @@ int32_t* zeros(Arena& arena, const Grid& grid, size_t channels) {
 
 double largest_code(const Grid& grid) { return std::fmax(std::fabs(grid.low), std::fabs(grid.high)); }
 
-/// Largest |code - zero point|.
+// Largest |code - zero point|.
 double centred_limit(const Grid& grid) {
     int64_t limit = 0;  // no maximum of doubles, on which some compilers for Arm stumble
     for (size_t i = 0; i < grid.zero_count; ++i) {
@@ -42,10 +42,10 @@ double centred_limit(const Grid& grid) {
     return static_cast<double>(limit);
 }
 
-/// What makes a byte signed.
+// What makes a byte signed.
 int32_t signed_shift(Type type) { return type == Type::u8 ? 128 : 0; }
 
-/// `zero` (spread over the channels) may be null; `limits` bounds what is rescaled, of each channel: 32 bits at most.
+// `zero` (spread over the channels) may be null; `limits` bounds what is rescaled, of each channel: 32 bits at most.
 Requantizer make_requantizer(Arena& arena, Layout layout, const Rescale& rescale, const int32_t* zero, int32_t low,
                              int32_t high, Type type, size_t channels, const double* limits) {
     Requantizer r{};
@@ -151,7 +151,7 @@ int64_t weight_at(const void* weight, Type type, size_t i) {
     }
 }
 
-/// Blocks of outputs; in each, `together` inputs of each output after the other. Steps are taken `at_once`.
+// Blocks of outputs; in each, `together` inputs of each output after the other. Steps are taken `at_once`.
 struct Packing {
     size_t block, together, at_once;
 
@@ -170,7 +170,7 @@ Packing packing_of(Layout layout) {
     }
 }
 
-/// What is added to inputs, so that all have the sign that the instructions multiply with int8.
+// What is added to inputs, so that all have the sign that the instructions multiply with int8.
 int32_t input_shift(Layout layout, Type type) {
     if (layout == Layout::avx2) return 0;
     if (layout == Layout::neondot) return type == Type::u8 ? -128 : 0;
@@ -293,23 +293,19 @@ Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
     plan->scores =
         make_requantizer(arena, layout, spec.scores_rescale, zeros(arena, spec.scores, heads), spec.scores.low,
                          spec.scores.high, spec.scores.type, heads, constant_limits(arena, score_limit, heads));
-    plan->softmax = spec.softmax;
-    plan->distances = static_cast<size_t>(static_cast<int64_t>(spec.scores.high) - spec.scores.low + 1);
-    auto* table = arena.array<int32_t>(heads * plan->distances);
+    const auto distances = static_cast<size_t>(static_cast<int64_t>(spec.scores.high) - spec.scores.low + 1);
     const size_t sharing = heads / spec.table_count;
-    for (size_t h = 0; h < heads; ++h) {
-        std::memcpy(table + h * plan->distances, spec.table + h / sharing * plan->distances, plan->distances * 4);
-    }
-    plan->table = table;
+    auto* table = arena.array<int32_t>(spec.table_count * distances);
+    std::memcpy(table, spec.table, spec.table_count * distances * sizeof(int32_t));
+    plan->softmax.form = spec.softmax, plan->softmax.last = spec.last;
+    plan->softmax.table = table, plan->softmax.distances = distances, plan->softmax.sharing = sharing;
     plan->zero_weights = zeros(arena, spec.weights, heads);
     if (spec.softmax == Softmax::uniform) {
-        plan->weights =
+        plan->softmax.codes =
             make_requantizer(arena, layout, spec.weights_rescale, plan->zero_weights, spec.weights.low,
                              spec.weights.high, spec.weights.type, heads, constant_limits(arena, 1 << 30, heads));
     }
-    plan->last = spec.last;
-    plan->normalize = spec.normalize;
-    plan->reciprocal_bits = spec.reciprocal_bits, plan->fraction_bits = spec.fraction_bits;
+    plan->division = {spec.normalize, spec.reciprocal_bits, spec.fraction_bits};
     const double mix_limit = spec.normalize ? std::ldexp(centred_limit(spec.v), spec.fraction_bits) + 1 : 2147483648.0;
     plan->out = make_requantizer(arena, layout, spec.rescale, zeros(arena, spec.out, channels), spec.out.low,
                                  spec.out.high, spec.out.type, channels, constant_limits(arena, mix_limit, channels));
@@ -317,9 +313,10 @@ Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
                  is_byte(spec.k.type) && is_byte(spec.v.type) && is_byte(spec.out.type) && is_byte(spec.scores.type) &&
                  plan->scores.narrow && plan->out.narrow;
     auto* bytes = arena.array<uint8_t>(heads * 256);
-    for (size_t i = 0; quick && i < heads * plan->distances; ++i) {
-        quick = table[i] <= 255;
-        bytes[i / plan->distances * 256 + i % plan->distances] = static_cast<uint8_t>(table[i]);
+    for (size_t i = 0; quick && i < heads * distances; ++i) {
+        const int32_t e = table[i / distances / sharing * distances + i % distances];
+        quick = e <= 255;
+        bytes[i / distances * 256 + i % distances] = static_cast<uint8_t>(e);
     }
     plan->quick = quick, plan->bytes = bytes;
     auto* score_scale = arena.array<double>(heads);
@@ -329,39 +326,6 @@ Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
         score_scale[h] = plan->scores.scale[at], score_start[h] = plan->scores.start[at];
     }
     plan->score_scale = score_scale, plan->score_start = score_start;
-    return plan;
-}
-
-Owned<AddPlan> make_add(const AddSpec& spec) {
-    Owned<AddPlan> plan(new AddPlan{});
-    plan->channels = spec.channels;
-    plan->b_type = spec.b.type;
-    plan->addition = make_addition(plan->arena, Layout::portable, spec.addition, spec.b, spec.channels);
-    return plan;
-}
-
-Owned<RequantizePlan> make_requantize(const RequantizeSpec& spec) {
-    constexpr Layout layout = Layout::portable;
-    Owned<RequantizePlan> plan(new RequantizePlan{});
-    Arena& arena = plan->arena;
-    plan->start = spec.start, plan->channels = spec.channels;
-    plan->x_type = spec.x.type;
-    auto* zero = arena.array<int32_t>(padded(spec.channels));
-    for (size_t c = 0; c < spec.channels; ++c) {
-        zero[c] = spec.x.zero_point[(spec.start + c) / (spec.x_channels / spec.x.zero_count)];
-    }
-    plan->zero = zero;
-    plan->requantizer = make_requantizer(arena, layout, spec.rescale, zeros(arena, spec.out, spec.channels),
-                                         spec.out.low, spec.out.high, spec.out.type, spec.channels,
-                                         constant_limits(arena, centred_limit(spec.x), spec.channels));
-    return plan;
-}
-
-Owned<LookupPlan> make_lookup(const LookupSpec& spec) {
-    Owned<LookupPlan> plan(new LookupPlan{});
-    plan->channels = spec.channels;
-    plan->x_type = spec.x.type;
-    plan->table = make_table(plan->arena, spec.tables, spec.x, spec.channels);
     return plan;
 }
 

@@ -6,10 +6,10 @@
 
 namespace vitquant::kernels {
 
-/// How a plan's constants are laid out.
+// How a plan's constants are laid out.
 enum class Layout : uint8_t { portable, avx2, avxvnni, avx512vnni, neondot };
 
-/// Memory that lives as long as its plan: blocks aligned to 64 bytes, set to zero.
+// Memory that lives as long as its plan: blocks aligned to 64 bytes, set to zero.
 class Arena {
 public:
     Arena() = default;
@@ -29,15 +29,15 @@ private:
     Block* last_ = nullptr;
 };
 
-/// Weights are packed, and constants of channels padded, in blocks of so many channels.
+// Weights are packed, and constants of channels padded, in blocks of so many channels.
 inline constexpr size_t channel_block = 64;
 
-/// In a double, 1.5 * 2^51 + y leaves y in halves in the low 32 bits, for |y| < 2^30.
+// In a double, 1.5 * 2^51 + y leaves y in halves in the low 32 bits, for |y| < 2^30.
 inline constexpr double fixed_point = 1.5 * 2251799813685248.0;
-/// In a float, 1.5 * 2^22 + y does, for |y| < 2^21.
+// In a float, 1.5 * 2^22 + y does, for |y| < 2^21.
 inline constexpr float float_fixed_point = 1.5F * 4194304.0F;
 
-/// `clamp(zero + rescale(x))`, with the constants of each channel.
+// `clamp(zero + rescale(x))`, with the constants of each channel.
 struct Requantizer {
     const int32_t* multiplier;
     const int32_t* shift;
@@ -84,8 +84,9 @@ struct LinearPlan {
     Type x_type, weight_type;
     const void* weight;    // [outputs, inputs], where the packed form is not used
     const int8_t* packed;  // or null
-    const int32_t* bias;   // less what inputs are shifted by, times the row's sum: VNNI makes int8 uint8, NEON uint8 int8
-    size_t steps;          // packed: fours of inputs; for AVX2, twos
+    const int32_t*
+        bias;      // less what inputs are shifted by, times the row's sum: VNNI makes int8 uint8, NEON uint8 int8
+    size_t steps;  // packed: fours of inputs; for AVX2, twos
     Requantizer requantizer;
     bool has_lookup, has_addition;
     LookupTable lookup;
@@ -112,70 +113,65 @@ struct LayerNormPlan {
     const int64_t* split_shift;
 };
 
+// How scores become weights.
+struct SoftmaxRows {
+    Softmax form;
+    const int32_t* table;  // [heads / sharing, distances]
+    size_t distances, sharing;
+    Requantizer codes;  // uniform
+    int last;           // log2
+};
+
+// The division of weighted sums by the sum of the weights, if there is any.
+struct Division {
+    bool normalize;
+    int reciprocal_bits, fraction_bits;
+};
+
 struct AttentionPlan {
     Arena arena;
     size_t tokens, channels, heads;
     Type q_type, k_type, v_type;
     const int32_t *zero_q, *zero_k, *zero_v;  // [channels]
     Requantizer scores;                       // [heads]
-    Softmax softmax;
-    const int32_t* table;  // [heads, distances]
-    size_t distances;
-    Requantizer weights;  // uniform
+    SoftmaxRows softmax;
     const int32_t* zero_weights;
-    int last;
-    bool normalize;
-    int reciprocal_bits, fraction_bits;
+    Division division;
     Requantizer out;  // [channels]
     bool quick;
     const uint8_t* bytes;                     // quick: the table, [heads, 256]
     const double *score_scale, *score_start;  // quick, as in the requantizer, but in the order of the heads
 };
 
-struct AddPlan {
-    Arena arena;
-    size_t channels;
-    Type b_type;
-    AdditionPlan addition;
-};
-
-struct RequantizePlan {
-    Arena arena;
-    size_t start, channels;
-    Type x_type;
-    const int32_t* zero;
-    Requantizer requantizer;
-};
-
-struct LookupPlan {
-    Arena arena;
-    size_t channels;
-    Type x_type;
-    LookupTable table;
-};
-
 Owned<LinearPlan> make_linear(const LinearSpec&, Layout);
 Owned<LayerNormPlan> make_layernorm(const LayerNormSpec&, Layout);
 Owned<AttentionPlan> make_attention(const AttentionSpec&, Layout);
-Owned<AddPlan> make_add(const AddSpec&);
-Owned<RequantizePlan> make_requantize(const RequantizeSpec&);
-Owned<LookupPlan> make_lookup(const LookupSpec&);
 
-/// The definitions, in plain loops; other tables use them for what they are not quick at.
-namespace plain {
+// What runs plans: the functions of a table that are compiled for its instruction set.
+struct Functions {
+    decltype(Kernels::linear_scratch) linear_scratch;
+    decltype(Kernels::linear) linear;
+    decltype(Kernels::layernorm) layernorm;
+    decltype(Kernels::attention_scratch) attention_scratch;
+    decltype(Kernels::attention) attention;
+};
+
+extern const Functions avx2_functions, avxvnni_functions, avx512vnni_functions, avx512vbmi_functions, neondot_functions;
+
+// Whether a plan runs in vectors; else one number at a time.
+inline bool is_quick(const LinearPlan& plan) { return plan.packed != nullptr; }
+inline bool is_quick(const LayerNormPlan& plan) { return plan.quick; }
+inline bool is_quick(const AttentionPlan& plan) { return plan.quick; }
+
+// One number at a time: any machine, any types. Other tables use these for what they are not quick at.
+namespace scalar {
 
 size_t linear_scratch(const LinearPlan&);
 void linear(const LinearPlan&, const LinearRun&);
 void layernorm(const LayerNormPlan&, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride);
 size_t attention_scratch(const AttentionPlan&);
 void attention(const AttentionPlan&, const AttentionRun&);
-void add(const AddPlan&, size_t rows, const void* a, size_t a_stride, const void* b, size_t b_stride, void* out,
-         size_t out_stride);
-void requantize(const RequantizePlan&, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride);
-void lookup(const LookupPlan&, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride);
-void patches(const ImageShape& image, size_t height, size_t width, const uint8_t* x, size_t first, size_t last,
-             uint8_t* out, size_t out_stride);
 
-}  // namespace plain
+}  // namespace scalar
 
 }  // namespace vitquant::kernels

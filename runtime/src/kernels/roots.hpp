@@ -7,8 +7,8 @@
 namespace vitquant::kernels {
 namespace {
 
-/// `floor(sqrt(x))`, 0 <= x < 2^62. Both roundings, of x to a double and of its root, may lift the root to the next
-/// whole number, and neither takes it below the one it should be.
+// `floor(sqrt(x))`, 0 <= x < 2^62. Both roundings, of x to a double and of its root, may lift the root to the next
+// whole number, and neither takes it below the one it should be.
 inline int64_t isqrt(int64_t x) {
     const auto root = static_cast<int64_t>(std::sqrt(static_cast<double>(x)));
     return root * root > x ? root - 1 : root;
@@ -24,8 +24,8 @@ struct Normalizer {
     int shift;  // what to shift (x - mean) * channels * reciprocal by, rounding, for the normalised value
 };
 
-/// `squares` is the sum of the squares of channels * (x - mean). The reciprocal is at most 2^30, with up to 2^12
-/// channels, unless all codes of the token are the same: then it multiplies zeros.
+// `squares` is the sum of the squares of channels * (x - mean). The reciprocal is at most 2^30, with up to 2^12
+// channels, unless all codes of the token are the same: then it multiplies zeros.
 inline Normalizer normalizer(int64_t squares, int64_t epsilon, int headroom, int64_t channels) {
     const int64_t power = (squares << headroom) + epsilon;
     int k = (62 - bit_length(power)) >> 1;

@@ -7,7 +7,7 @@
 namespace vitquant::kernels {
 namespace {
 
-/// Where a channel's constants are when the low halves of all 128-bit lanes of sixteen come first.
+// Where a channel's constants are when the low halves of all 128-bit lanes of sixteen come first.
 inline size_t interleaved(size_t c) { return c / 16 * 16 + c % 4 / 2 * 8 + c % 16 / 4 * 2 + c % 2; }
 
 inline int32_t load(const void* data, Type type, size_t i) {
@@ -41,9 +41,9 @@ inline int64_t to_code(const Requantizer& r, int64_t x, size_t c) {
     return clamp(rescale(r, x, c) + r.zero[c], r.low, r.high);
 }
 
-/// Both codes less their zero points.
-inline int64_t added(const AdditionPlan& plan, int64_t a, int64_t b, size_t c) {
-    return clamp(rescale(plan.a, a, c) + rescale(plan.b, b, c) + plan.a.zero[c], plan.low, plan.high);
+// Of two numbers less their zero points; the zero point of the sum is a's. Not clamped.
+inline int64_t sum_of(const Requantizer& a, int64_t x, const Requantizer& b, int64_t y, size_t c) {
+    return rescale(a, x, c) + rescale(b, y, c) + a.zero[c];
 }
 
 inline int64_t look_up(const LookupTable& plan, int32_t code, size_t c) {
@@ -51,14 +51,15 @@ inline int64_t look_up(const LookupTable& plan, int32_t code, size_t c) {
     return load(plan.bytes, plan.type, i);
 }
 
-/// All steps after the products.
-inline void finish(const LinearPlan& plan, const LinearRun& run, int32_t sum, size_t row, size_t c) {
-    const int64_t code = to_code(plan.requantizer, sum, c);
+// All steps after the products.
+inline void finish(const LinearPlan& plan, const LinearRun& run, int32_t product, size_t row, size_t c) {
+    const int64_t code = to_code(plan.requantizer, product, c);
     const size_t at = row * run.out_stride + c;
     if (plan.has_addition) {
         const AdditionPlan& addition = plan.addition;
         const int64_t a = int64_t{load(run.addend, addition.a_type, row * run.addend_stride + c)} - addition.zero_a[c];
-        store(run.out, addition.type, at, added(addition, a, code - addition.zero_b[c], c));
+        const int64_t sum = sum_of(addition.a, a, addition.b, code - addition.zero_b[c], c);
+        store(run.out, addition.type, at, clamp(sum, addition.low, addition.high));
     } else if (plan.has_lookup) {
         store(run.out, plan.lookup.type, at, look_up(plan.lookup, static_cast<int32_t>(code), c));
     } else {

@@ -7,64 +7,30 @@
 #include <sys/sysctl.h>
 #endif
 
-#include "avx2.hpp"
-#include "avx512.hpp"
-#include "neon.hpp"
+#include <cstring>
+
+#include "plans.hpp"
 
 namespace vitquant::kernels {
 namespace {
 
-/// The pieces that instruction sets do differently; the rest is plain everywhere.
-struct Pieces {
-    decltype(Kernels::linear_scratch) linear_scratch;
-    decltype(Kernels::linear) linear;
-    decltype(Kernels::layernorm) layernorm;
-    decltype(Kernels::attention_scratch) attention_scratch;
-    decltype(Kernels::attention) attention;
-};
-
-/// A table whose linear layers are packed for one layout, and everything else for another.
+// A table whose linear layers are packed for one layout, and everything else for another.
 template <Layout linear, Layout rest>
-constexpr Kernels table_of(const char* name, const Pieces& pieces) {
+Kernels table_of(const char* name, const Functions& functions) {
     return {
         name,
         [](const LinearSpec& spec) { return make_linear(spec, linear); },
-        pieces.linear_scratch,
-        pieces.linear,
+        functions.linear_scratch,
+        functions.linear,
         [](const LayerNormSpec& spec) { return make_layernorm(spec, rest); },
-        pieces.layernorm,
+        functions.layernorm,
         [](const AttentionSpec& spec) { return make_attention(spec, rest); },
-        pieces.attention_scratch,
-        pieces.attention,
-        make_add,
-        plain::add,
-        make_requantize,
-        plain::requantize,
-        make_lookup,
-        plain::lookup,
-        plain::patches,
+        functions.attention_scratch,
+        functions.attention,
     };
 }
 
-constexpr Kernels table = table_of<Layout::portable, Layout::portable>(
-    "portable",
-    {plain::linear_scratch, plain::linear, plain::layernorm, plain::attention_scratch, plain::attention});
-
 #if defined(__x86_64__)
-constexpr Kernels table_avx2 = table_of<Layout::avx2, Layout::avx2>(
-    "avx2", {avx::linear_scratch, avx::linear, avx::layernorm, avx::attention_scratch, avx::attention});
-
-constexpr Kernels table_avxvnni = table_of<Layout::avxvnni, Layout::avx2>(
-    "avxvnni", {avx::linear_scratch, vnni256::linear, avx::layernorm, avx::attention_scratch, avx::attention});
-
-constexpr Kernels table_avx512vnni = table_of<Layout::avx512vnni, Layout::avx512vnni>(
-    "avx512vnni", {vnni512::linear_scratch, vnni512::linear, vnni512::layernorm, vnni512::attention_scratch,
-                   vnni512::attention});
-
-constexpr Kernels table_avx512vbmi = table_of<Layout::avx512vnni, Layout::avx512vnni>(
-    "avx512vbmi", {vbmi512::linear_scratch, vbmi512::linear, vnni512::layernorm, vbmi512::attention_scratch,
-                   vbmi512::attention});
-
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 bool has_avxvnni() {
@@ -84,9 +50,6 @@ bool has_avx512vnni() {
 
 bool has_avx512vbmi() { return has_avx512vnni() && __builtin_cpu_supports("avx512vbmi"); }
 #elif defined(__aarch64__)
-constexpr Kernels table_neondot = table_of<Layout::neondot, Layout::neondot>(
-    "neondot", {neon::linear_scratch, neon::linear, neon::layernorm, neon::attention_scratch, neon::attention});
-
 bool has_neondot() {
 #if defined(__linux__)
     constexpr unsigned long dot_products = 1UL << 20;  // HWCAP_ASIMDDP, which older headers lack
@@ -103,40 +66,60 @@ bool has_neondot() {
 
 }  // namespace
 
-const Kernels* portable() { return &table; }
+const Kernels* portable() {
+    static const Kernels table = table_of<Layout::portable, Layout::portable>(
+        "portable",
+        {scalar::linear_scratch, scalar::linear, scalar::layernorm, scalar::attention_scratch, scalar::attention});
+    return &table;
+}
 
 const Kernels* avx2() {
 #if defined(__x86_64__)
-    if (has_avx2()) return &table_avx2;
+    static const Kernels table = table_of<Layout::avx2, Layout::avx2>("avx2", avx2_functions);
+    if (has_avx2()) return &table;
 #endif
     return nullptr;
 }
 
 const Kernels* avxvnni() {
 #if defined(__x86_64__)
-    if (has_avxvnni()) return &table_avxvnni;
+    static const Kernels table = table_of<Layout::avxvnni, Layout::avx2>("avxvnni", avxvnni_functions);
+    if (has_avxvnni()) return &table;
 #endif
     return nullptr;
 }
 
 const Kernels* avx512vnni() {
 #if defined(__x86_64__)
-    if (has_avx512vnni()) return &table_avx512vnni;
+    static const Kernels table = table_of<Layout::avx512vnni, Layout::avx512vnni>("avx512vnni", avx512vnni_functions);
+    if (has_avx512vnni()) return &table;
 #endif
     return nullptr;
 }
 
 const Kernels* avx512vbmi() {
 #if defined(__x86_64__)
-    if (has_avx512vbmi()) return &table_avx512vbmi;
+    static const Kernels table = table_of<Layout::avx512vnni, Layout::avx512vnni>("avx512vbmi", avx512vbmi_functions);
+    if (has_avx512vbmi()) return &table;
 #endif
     return nullptr;
 }
 
 const Kernels* neondot() {
 #if defined(__aarch64__)
-    if (has_neondot()) return &table_neondot;
+    static const Kernels table = table_of<Layout::neondot, Layout::neondot>("neondot", neondot_functions);
+    if (has_neondot()) return &table;
 #endif
+    return nullptr;
+}
+
+const Kernels* select(const char* forced) {
+    const Kernels* (*const tables[])() = {avx512vbmi, avx512vnni, avxvnni, avx2, neondot, portable};
+    for (const auto table : tables) {
+        const Kernels* found = table();
+        if (found == nullptr) continue;
+        if (forced == nullptr || *forced == '\0' || std::strcmp(forced, found->name) == 0) return found;
+    }
     return nullptr;
 }
 

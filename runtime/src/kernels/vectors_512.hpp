@@ -7,47 +7,27 @@
 #include <immintrin.h>
 
 #include <type_traits>
-#include <utility>
 
+#include "loops.hpp"
 #include "scalar.hpp"
-
-#define INLINE __attribute__((always_inline))
 
 namespace vitquant::kernels {
 namespace {
 
-/// Says that x is in a register now.
+// Says that x is in a register now.
 inline void keep_in_register(__m512i& x) { __asm__("" : "+v"(x)); }
 
-constexpr size_t tile_rows = 6;  // 6 x 4 accumulators, 4 vectors of weights and one of inputs fill 32 registers
+constexpr int tile_rows = 6;  // 6 x 4 accumulators, 4 vectors of weights and one of inputs fill 32 registers
 
-/// An index that is part of its type.
-template <int value>
-struct Index {
-    constexpr operator int() const { return value; }
-};
-
-template <class Work, int... i>
-inline INLINE void each_of(const Work& work, std::integer_sequence<int, i...>) {
-    (work(Index<i>{}), ...);
-}
-
-/// `work(Index<0>{}) .. work(Index<count - 1>{})`. Arrays whose indices are constants live in registers, which those
-/// of loops do not, even when the loops are unrolled.
-template <int count, class Work>
-inline INLINE void each(const Work& work) {
-    each_of(work, std::make_integer_sequence<int, count>{});
-}
-
-/// Sums of products: rows x channels, of which there are 16 to a vector.
+// Sums of products: rows x channels, of which there are 16 to a vector.
 template <int rows_, int vectors_>
 struct Tile {
     static constexpr int rows = rows_, vectors = vectors_;
     __m512i sum[rows][vectors];
 };
 
-/// What a tile is multiplied from: rows of bytes (unsigned), a block of 64 packed channels, and what their sums begin
-/// with.
+// What a tile is multiplied from: rows of bytes (unsigned), a block of 64 packed channels, and what their sums begin
+// with.
 struct Factors {
     const uint8_t* x;
     size_t x_stride;
@@ -56,7 +36,7 @@ struct Factors {
     const int32_t* start;
 };
 
-/// Computes the first 16 * `vectors` channels of a tile and hands it to `finish` while it is in registers.
+// Computes the first 16 * `vectors` channels of a tile and hands it to `finish` while it is in registers.
 template <int rows, int vectors, class Finish>
 __attribute__((noinline)) void multiply(const Factors& factors, const Finish& finish) {
     Tile<rows, vectors> tile;
@@ -74,9 +54,8 @@ __attribute__((noinline)) void multiply(const Factors& factors, const Finish& fi
             int32_t four;
             __builtin_memcpy(&four, x + i * x_stride, 4);
             const __m512i repeated = _mm512_set1_epi32(four);
-            each<vectors>([&](auto j) INLINE {
-                tile.sum[i][j] = _mm512_dpbusd_epi32(tile.sum[i][j], repeated, weights[j]);
-            });
+            each<vectors>([&](auto j)
+                              INLINE { tile.sum[i][j] = _mm512_dpbusd_epi32(tile.sum[i][j], repeated, weights[j]); });
         });
     }
     // Here all sums are in registers. Without being told, compilers make room for what follows inside of the loop.
@@ -84,7 +63,7 @@ __attribute__((noinline)) void multiply(const Factors& factors, const Finish& fi
     finish(tile);
 }
 
-/// No more vectors than these columns need.
+// No more vectors than these columns need.
 template <int rows, class Finish>
 inline void multiply_columns(size_t columns, const Factors& factors, const Finish& finish) {
     if (columns > 48) return multiply<rows, 4>(factors, finish);
@@ -93,27 +72,20 @@ inline void multiply_columns(size_t columns, const Factors& factors, const Finis
     multiply<rows, 1>(factors, finish);
 }
 
-/// Calls `work(Index<rows>{}, first)` for all rows: six at a time, and what is left.
+// Calls `work(Index<rows>{}, first)` for all rows: six at a time, and what is left.
 template <class Work>
 inline void by_tiles(size_t rows, const Work& work) {
     size_t i = 0;
-    for (; i + tile_rows <= rows; i += tile_rows) work(Index<6>{}, i);
-    switch (rows - i) {
-        case 1: return work(Index<1>{}, i);
-        case 2: return work(Index<2>{}, i);
-        case 3: return work(Index<3>{}, i);
-        case 4: return work(Index<4>{}, i);
-        case 5: return work(Index<5>{}, i);
-        default: return;
-    }
+    for (; i + tile_rows <= rows; i += tile_rows) work(Index<tile_rows>{}, i);
+    if (i < rows) with_index<tile_rows - 1>(rows - i, [&](auto count) { work(count, i); });
 }
 
 inline __m512i flip(__m512i x) { return _mm512_xor_si512(x, _mm512_set1_epi32(INT32_MIN)); }
 
 constexpr int rounding_down = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
 
-/// Scale and start of sixteen channels for a narrow requantizer, in the order in which halves of a vector are
-/// interleaved.
+// Scale and start of sixteen channels for a narrow requantizer, in the order in which halves of a vector are
+// interleaved.
 struct Doubles {
     __m512d scale_low, scale_high, start_low, start_high;
 
@@ -127,11 +99,11 @@ struct Doubles {
         return {a, a, b, b};
     }
 
-    /// Sums as `twice_rescaled` wants them, xor 2^31. They can be kept so from their start.
+    // Sums as `twice_rescaled` wants them, xor 2^31. They can be kept so from their start.
     static __m512i prepared(__m512i sums) { return flip(sums); }
 };
 
-/// Of a prepared x, which becomes the double 2^52 + 2^31 + x by its bits, from which x is exact.
+// Of a prepared x, which becomes the double 2^52 + 2^31 + x by its bits, from which x is exact.
 inline INLINE __m512d low_doubles(__m512i flipped) {
     const __m512i bits = _mm512_unpacklo_epi32(flipped, _mm512_set1_epi32(0x43300000));
     return _mm512_sub_pd(_mm512_castsi512_pd(bits), _mm512_set1_pd(4503599627370496.0 + 2147483648.0));
@@ -142,10 +114,10 @@ inline INLINE __m512d high_doubles(__m512i flipped) {
     return _mm512_sub_pd(_mm512_castsi512_pd(bits), _mm512_set1_pd(4503599627370496.0 + 2147483648.0));
 }
 
-/// Twice `zero + rescale(x)`, or one more.
-///
-/// One fused multiplication rounds only once, downwards, to halves: those are all that 1.5 * 2^51 leaves room for. So
-/// `floor(x * scale + 1/2)` is the result without its last bit, whatever the shift.
+// Twice `zero + rescale(x)`, or one more.
+//
+// One fused multiplication rounds only once, downwards, to halves: those are all that 1.5 * 2^51 leaves room for. So
+// `floor(x * scale + 1/2)` is the result without its last bit, whatever the shift.
 inline INLINE __m512i twice_rescaled(__m512d low, __m512d high, const Doubles& d) {
     const __m512d y_low = _mm512_fmadd_round_pd(low, d.scale_low, d.start_low, rounding_down);
     const __m512d y_high = _mm512_fmadd_round_pd(high, d.scale_high, d.start_high, rounding_down);
@@ -156,7 +128,7 @@ inline INLINE __m512i twice_rescaled(__m512i prepared, const Doubles& d) {
     return twice_rescaled(low_doubles(prepared), high_doubles(prepared), d);
 }
 
-/// The same for a requantizer that is narrow enough for floats: neither x nor 22 bits of scale are rounded.
+// The same for a requantizer that is narrow enough for floats: neither x nor 22 bits of scale are rounded.
 struct Floats {
     __m512 scale, start;
 
@@ -177,7 +149,7 @@ inline INLINE __m512i twice_rescaled(__m512i x, const Floats& f) {
     return _mm512_sub_epi32(_mm512_castps_si512(y), _mm512_castps_si512(_mm512_set1_ps(float_fixed_point)));
 }
 
-/// Clamps to signed bytes, then to [low, high]; unsigned codes are 128 less until all is done.
+// Clamps to signed bytes, then to [low, high]; unsigned codes are 128 less until all is done.
 struct ByteRange {
     __m512i low, high, flip;
 };
@@ -190,14 +162,14 @@ inline ByteRange byte_range(Type type, int32_t low, int32_t high) {
 
 inline ByteRange byte_range(const Requantizer& r) { return byte_range(r.type, r.low, r.high); }
 
-/// Two vectors of words, made of four of numbers by packing within lanes, to 64 bytes in order.
+// Two vectors of words, made of four of numbers by packing within lanes, to 64 bytes in order.
 inline INLINE __m512i words_to_bytes(__m512i a, __m512i b, const ByteRange& range) {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b));
     return _mm512_xor_si512(_mm512_min_epi8(_mm512_max_epi8(bytes, range.low), range.high), range.flip);
 }
 
-/// Up to four vectors of doubled results to as many bytes.
+// Up to four vectors of doubled results to as many bytes.
 template <int vectors>
 inline INLINE __m512i halves_to_bytes(const __m512i (&y)[vectors], const ByteRange& range) {
     const __m512i a = _mm512_packs_epi32(y[0], y[vectors > 1 ? 1 : 0]);
@@ -210,7 +182,7 @@ inline __mmask64 first_bytes(size_t count) { return count >= 64 ? ~__mmask64{0} 
 
 inline __mmask16 first_words(size_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }
 
-/// A table of 256 bytes in registers.
+// A table of 256 bytes in registers.
 struct ByteTable {
     __m512i part[4];
 };
@@ -221,22 +193,22 @@ inline ByteTable load_table(const uint8_t* bytes) {
 }
 
 #if defined(__AVX512VBMI__)
-/// `table[code]`.
+// `table[code]`.
 inline __m512i look_up(const ByteTable& table, __m512i codes) {
     const __m512i low = _mm512_permutex2var_epi8(table.part[0], codes, table.part[1]);
     const __m512i high = _mm512_permutex2var_epi8(table.part[2], codes, table.part[3]);
     return _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high);
 }
 #else
-/// `table[2 * i]` and the byte after it, i the low 7 bits of each word.
+// `table[2 * i]` and the byte after it, i the low 7 bits of each word.
 inline __m512i look_up_pairs(const ByteTable& table, __m512i i) {
     const __m512i low = _mm512_permutex2var_epi16(table.part[0], i, table.part[1]);
     const __m512i high = _mm512_permutex2var_epi16(table.part[2], i, table.part[3]);
     return _mm512_mask_blend_epi16(_mm512_test_epi16_mask(i, _mm512_set1_epi16(64)), low, high);
 }
 
-/// `table[code]`, by permutations of words: of the pairs of bytes that the even
-/// codes and the odd ones find, each time the byte that the code's last bit names.
+// `table[code]`, by permutations of words: of the pairs of bytes that the even
+// codes and the odd ones find, each time the byte that the code's last bit names.
 inline __m512i look_up(const ByteTable& table, __m512i codes) {
     const __m512i even = look_up_pairs(table, _mm512_srli_epi16(codes, 1));
     const __m512i odd = look_up_pairs(table, _mm512_srli_epi16(codes, 9));
@@ -247,12 +219,12 @@ inline __m512i look_up(const ByteTable& table, __m512i codes) {
 }
 #endif
 
-/// Bytes with some of their bits flipped, 0 where there are none.
+// Bytes with some of their bits flipped, 0 where there are none.
 inline __m512i flipped_bytes(__mmask64 inside, const uint8_t* x, __m512i mask) {
     return _mm512_maskz_mov_epi8(inside, _mm512_xor_si512(_mm512_maskz_loadu_epi8(inside, x), mask));
 }
 
-/// Copies rows of bytes, padded with zeros to fours; `flip` is 0x80 for int8, which becomes uint8 by adding 128.
+// Copies rows of bytes, padded with zeros to fours; `flip` is 0x80 for int8, which becomes uint8 by adding 128.
 inline void stage(const uint8_t* x, size_t x_stride, size_t rows, size_t inputs, uint8_t flip, uint8_t* to,
                   size_t to_stride) {
     const __m512i mask = _mm512_set1_epi8(static_cast<char>(flip));

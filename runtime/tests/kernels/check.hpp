@@ -24,7 +24,7 @@ struct Random {
     T of(std::initializer_list<T> choices) {
         return choices.begin()[in(0, static_cast<int64_t>(choices.size()) - 1)];
     }
-    /// In the range; often at its ends.
+    // In the range; often at its ends.
     int64_t extreme(int64_t low, int64_t high) {
         if (chance(10)) return low;
         if (chance(10)) return high;
@@ -37,7 +37,7 @@ inline int64_t lowest(Type t) {
 }
 inline int64_t highest(Type t) { return t == Type::i8 ? 127 : t == Type::u8 ? 255 : t == Type::i16 ? 32767 : 1 << 30; }
 
-/// Numbers of any of the types.
+// Numbers of any of the types.
 struct Codes {
     Type type;
     std::vector<uint8_t> bytes;
@@ -71,7 +71,7 @@ struct Codes {
     }
 };
 
-/// A grid and the memory of its zero points.
+// A grid and the memory of its zero points.
 struct OwnedGrid {
     Type type;
     int64_t low, high;
@@ -94,7 +94,7 @@ struct OwnedGrid {
     int64_t zero_of(size_t c) const { return zero[c / run]; }
 };
 
-/// Multipliers that bring numbers up to `limit` to some hundreds or thousands, or anything at all.
+// Multipliers that bring numbers up to `limit` to some hundreds or thousands, or anything at all.
 struct OwnedRescale {
     std::vector<int32_t> multiplier;
     std::vector<uint8_t> shift;
@@ -124,7 +124,7 @@ struct OwnedRescale {
 
 inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
 
-/// Memory aligned to 64 bytes, exactly as much as was asked for.
+// Memory aligned to 64 bytes, exactly as much as was asked for.
 struct Scratch {
     void* memory;
     explicit Scratch(size_t bytes) : memory(bytes ? std::aligned_alloc(64, (bytes + 63) / 64 * 64) : nullptr) {}
@@ -142,7 +142,7 @@ struct Scratch {
 
 constexpr uint8_t untouched = 0xa5;
 
-/// Compares rows of codes, and that nothing between them was written.
+// Compares rows of codes, and that nothing between them was written.
 template <class Want>
 void expect_rows(const Kernels& k, const std::string& what, uint64_t seed, const Codes& got, size_t rows, size_t stride,
                  size_t first, size_t last, Want want) {
@@ -159,6 +159,6 @@ void linear(const Kernels&, uint64_t seed);
 void linear_ties(const Kernels&);
 void layernorm(const Kernels&, uint64_t seed);
 void attention(const Kernels&, uint64_t seed, bool large);
-void elementwise(const Kernels&, uint64_t seed);
+void operations(uint64_t seed);
 
 }  // namespace test

@@ -5,7 +5,7 @@
 namespace test {
 namespace {
 
-/// A table of codes for each run of channels.
+// A table of codes for each run of channels.
 struct OwnedTables {
     Codes tables;
     std::vector<int32_t> table_of;
@@ -115,7 +115,7 @@ void linear(const Kernels& kernels, uint64_t seed) {
     });
 }
 
-/// Sums one below, at and one above a tie, as large as they can be at each width of significands.
+// Sums one below, at and one above a tie, as large as they can be at each width of significands.
 void linear_ties(const Kernels& kernels) {
     for (int shift = 21; shift <= 52; ++shift) {
         const int width = shift - 21;  // rescaling divides by 2^width

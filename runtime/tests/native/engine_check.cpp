@@ -23,26 +23,26 @@ namespace fs = std::filesystem;
 using vitquant::Engine;
 
 namespace {
-std::atomic<std::size_t> allocations{0};
+std::atomic<size_t> allocations{0};
 }
 
-void* operator new(std::size_t bytes) {
+void* operator new(size_t bytes) {
     ++allocations;
     if (void* memory = std::malloc(bytes ? bytes : 1)) return memory;
     throw std::bad_alloc();
 }
 
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
+void* operator new(size_t bytes, std::align_val_t alignment) {
     ++allocations;
-    const auto unit = static_cast<std::size_t>(alignment);
+    const auto unit = static_cast<size_t>(alignment);
     if (void* memory = std::aligned_alloc(unit, (bytes + unit - 1) / unit * unit)) return memory;
     throw std::bad_alloc();
 }
 
 void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -54,55 +54,57 @@ std::string read(const fs::path& path) {
 // Ends a computation when it has been asked so many times.
 class Countdown final : public vitquant::Interrupt {
 public:
-    explicit Countdown(std::size_t left) : Interrupt(std::chrono::nanoseconds::zero()), left_(left) {}
+    explicit Countdown(size_t left) : Interrupt(std::chrono::nanoseconds::zero()), left_(left) {}
 
     bool is_over() const { return left_ == 0; }
 
 private:
     bool ask() override { return --left_ == 0; }
 
-    std::size_t left_;
+    size_t left_;
 };
 
 struct Case {
     std::string images, logits;
-    std::size_t count;
+    size_t count;
 
-    bool agrees(const Engine& engine, std::size_t first, std::size_t images_taken) const {
-        const std::size_t bytes = images.size() / count, outputs = engine.outputs();
-        std::vector<std::int32_t> found(images_taken * outputs);
-        engine.run(reinterpret_cast<const std::uint8_t*>(images.data()) + first * bytes, images_taken, found.data());
+    bool agrees(const Engine& engine, size_t first, size_t images_taken) const {
+        const size_t bytes = images.size() / count, outputs = engine.outputs();
+        std::vector<int32_t> found(images_taken * outputs);
+        engine.run(reinterpret_cast<const uint8_t*>(images.data()) + first * bytes, images_taken, found.data());
         return std::string_view(reinterpret_cast<const char*>(found.data()), found.size() * 4) ==
                std::string_view(logits).substr(first * outputs * 4, found.size() * 4);
     }
 };
 
-bool check(const fs::path& folder, const std::string& isa, std::size_t threads) {
+bool check(const fs::path& folder, const std::string& isa, size_t threads) {
     const vitquant::ProgramFiles files = vitquant::read_program_files(folder.string());
     const Engine engine(vitquant::decode_program(files.manifest, files.tensors, files.where), threads, isa);
     Case known{read(folder / "images.u8"), read(folder / "logits.i32"), 0};
     known.count = known.logits.size() / 4 / engine.outputs();
     std::atomic<bool> right{known.agrees(engine, 0, known.count)};
-    std::vector<std::int32_t> logits(known.count * engine.outputs());
-    const std::size_t before = allocations;
-    engine.run(reinterpret_cast<const std::uint8_t*>(known.images.data()), known.count, logits.data());
+    const auto quickest = vitquant::load_engine(files.manifest, files.tensors, threads);
+    if (!known.agrees(*quickest, 0, known.count)) right = false;
+    std::vector<int32_t> logits(known.count * engine.outputs());
+    const size_t before = allocations;
+    engine.run(reinterpret_cast<const uint8_t*>(known.images.data()), known.count, logits.data());
     if (allocations != before) {
         std::printf("%zu allocations in a second run\n", allocations - before);
         right = false;
     }
     std::vector<std::thread> callers;
-    for (std::size_t caller = 0; caller < 3; ++caller)
+    for (size_t caller = 0; caller < 3; ++caller)
         callers.emplace_back([&, caller] {
-            for (std::size_t i = 0; i < 4; ++i) {
-                const std::size_t first = (caller + i) % known.count;
+            for (size_t i = 0; i < 4; ++i) {
+                const size_t first = (caller + i) % known.count;
                 if (!known.agrees(engine, first, std::min(known.count - first, i + 1))) right = false;
             }
         });
     for (std::thread& caller : callers) caller.join();
-    for (std::size_t asked = 1; asked < 2000; asked = asked * 3 / 2 + 1) {
+    for (size_t asked = 1; asked < 2000; asked = asked * 3 / 2 + 1) {
         Countdown countdown(asked);
         try {
-            engine.run(reinterpret_cast<const std::uint8_t*>(known.images.data()), known.count, logits.data(), &countdown);
+            engine.run(reinterpret_cast<const uint8_t*>(known.images.data()), known.count, logits.data(), &countdown);
             if (countdown.is_over()) right = false;
             break;  // it ended before
         } catch (const vitquant::Interrupted&) {
@@ -116,7 +118,7 @@ bool check(const fs::path& folder, const std::string& isa, std::size_t threads) 
 
 int main(int argc, char** argv) {
     if (argc < 2 || argc > 3) return 2;
-    const std::size_t only = argc > 2 ? std::size_t(std::atoi(argv[2])) : 0;
+    const size_t only = argc > 2 ? size_t(std::atoi(argv[2])) : 0;
     std::vector<std::string> sets{"plain"};
     for (const char* isa : {"portable", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "neondot"})
         if (vitquant::kernels::select(isa)) sets.emplace_back(isa);
@@ -124,7 +126,7 @@ int main(int argc, char** argv) {
     for (const auto& entry : fs::directory_iterator(argv[1])) {
         if (!fs::exists(entry.path() / "program.json")) continue;
         for (const std::string& isa : sets) {
-            for (std::size_t threads = only ? only : 1; threads <= (only ? only : 3); ++threads, ++checked) {
+            for (size_t threads = only ? only : 1; threads <= (only ? only : 3); ++threads, ++checked) {
                 if (check(entry.path(), isa, threads)) continue;
                 std::printf("%s: other logits with %s on %zu threads\n", entry.path().c_str(), isa.c_str(), threads);
                 ++failures;

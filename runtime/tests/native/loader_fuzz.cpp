@@ -17,38 +17,54 @@
 
 #include "engine.hpp"
 #include "error.hpp"
+#include "vitquant_runtime.h"
 
 namespace {
 
-constexpr std::size_t kArenaLimit = std::size_t{1} << 26;  // larger programs are well formed, but slow to run
+constexpr size_t kArenaLimit = size_t{1} << 26;  // larger programs are well formed, but slow to run
+
+size_t manifest_length(std::string_view input) {
+    size_t length = 0;
+    for (int i = 3; i >= 0; --i) length = length << 8 | static_cast<unsigned char>(input[size_t(i)]);
+    return length;
+}
+
+// With its digests, as callers of the C interface load a program.
+bool loads_from_memory(const std::string& manifest, const std::string& tensors) {
+    char error[64];
+    vitquant_program* program =
+        vitquant_load_bytes(manifest.data(), manifest.size(), tensors.data(), tensors.size(), 1, error, sizeof error);
+    vitquant_free(program);
+    return program != nullptr;
+}
 
 bool try_input(std::string_view input) {
     if (input.size() < 4) return false;
-    std::size_t length = 0;
-    for (int i = 3; i >= 0; --i) length = length << 8 | static_cast<unsigned char>(input[std::size_t(i)]);
+    const size_t length = std::min(manifest_length(input), input.size() - 4);
     input.remove_prefix(4);
-    length = std::min(length, input.size());
+    // Copies of the exact sizes: a sanitizer sees a read beyond their ends.
+    const std::string manifest(input.substr(0, length)), tensors(input.substr(length));
+    const bool loads = loads_from_memory(manifest, tensors);
     try {
-        // Copies of the exact sizes: a sanitizer sees a read beyond their ends.
-        const std::string manifest(input.substr(0, length)), tensors(input.substr(length));
         const vitquant::Program program =
             vitquant::decode_program(manifest, tensors, "input", vitquant::Digests::ignored);
-        std::int64_t elements = program.image.elements();
+        int64_t elements = program.image.elements();
         for (const auto& op : program.operations) elements = std::max(elements, op.out.elements());
-        if (elements > std::int64_t(kArenaLimit / 4)) return true;
+        if (elements > int64_t(kArenaLimit / 4)) return true;
         const vitquant::Engine engine(program, 1, "");
-        const std::vector<std::uint8_t> image(std::size_t(program.image.elements()), 77);
-        std::vector<std::int32_t> logits(engine.outputs());
+        const std::vector<uint8_t> image(size_t(program.image.elements()), 77);
+        std::vector<int32_t> logits(engine.outputs());
         engine.run(image.data(), 1, logits.data());
         return true;
     } catch (const vitquant::Error&) {
+        if (loads) std::abort();  // nothing may pass that is refused without regard to digests
         return false;
     }
 }
 
 }  // namespace
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     try_input({reinterpret_cast<const char*>(data), size});
     return 0;
 }
@@ -60,17 +76,30 @@ using Random = std::mt19937_64;
 
 // Changes that a parser may trip over: digits, brackets, pieces moved, cut out, doubled.
 void mutate(std::string& input, Random& random) {
-    const auto below = [&](std::size_t n) { return std::size_t(random() % std::max<std::size_t>(n, 1)); };
-    static const char* const pieces[] = {"0",  "-1", "9223372036854775807", "4611686018427387904", "1e9", "[", "]", "{", "}",
-                                         "\"", ",",  "65536", "null", "true", "\\u0000", "\xff", "268435456"};
-    const std::size_t length = std::size_t(static_cast<unsigned char>(input[0])) |
-                               std::size_t(static_cast<unsigned char>(input[1])) << 8 |
-                               std::size_t(static_cast<unsigned char>(input[2])) << 16;
+    const auto below = [&](size_t n) { return size_t(random() % std::max<size_t>(n, 1)); };
+    static const char* const pieces[] = {"0",
+                                         "-1",
+                                         "9223372036854775807",
+                                         "4611686018427387904",
+                                         "1e9",
+                                         "[",
+                                         "]",
+                                         "{",
+                                         "}",
+                                         "\"",
+                                         ",",
+                                         "65536",
+                                         "null",
+                                         "true",
+                                         "\\u0000",
+                                         "\xff",
+                                         "268435456"};
+    const size_t length = manifest_length(input);
     // Half of the changes in the manifest, a quarter in the header of the tensors, the rest anywhere.
-    const std::size_t kind = below(4);
-    const std::size_t begin = kind == 2 ? std::min(4 + length, input.size()) : 4;
-    const std::size_t span = kind < 2 ? length : kind == 2 ? 3000 : input.size();
-    const std::size_t at = std::min(begin + below(span), input.size() - 1);
+    const size_t kind = below(4);
+    const size_t begin = kind == 2 ? std::min(4 + length, input.size()) : 4;
+    const size_t span = kind < 2 ? length : kind == 2 ? 3000 : input.size();
+    const size_t at = std::min(begin + below(span), input.size() - 1);
     switch (below(7)) {
         case 0: input[at] = static_cast<char>(random()); break;
         case 1: input[at] = static_cast<char>(input[at] ^ (1 << below(8))); break;
@@ -78,26 +107,25 @@ void mutate(std::string& input, Random& random) {
         case 3: input.insert(at, pieces[below(sizeof pieces / sizeof *pieces)]); break;
         case 4: input.erase(at, 1 + below(20)); break;
         case 5: input.insert(at, input.substr(below(input.size()), below(40))); break;
-        default: input.resize(std::max<std::size_t>(8, at)); break;
+        default: input.resize(std::max<size_t>(8, at)); break;
     }
 }
 
 // A number in the manifest replaced by another, which keeps the rest readable.
 void change_number(std::string& input, Random& random) {
     for (int tries = 0; tries < 50; ++tries) {
-        std::size_t at = 4 + std::size_t(random() % (input.size() - 4));
+        size_t at = 4 + size_t(random() % (input.size() - 4));
         if (input[at] < '0' || input[at] > '9') continue;
-        std::size_t end = at;
+        size_t end = at;
         while (end < input.size() && input[end] >= '0' && input[end] <= '9') ++end;
-        const std::size_t before = end - at;
-        static const char* const numbers[] = {"0", "1", "2", "3", "7", "15", "16", "255", "256", "32767", "65535", "65536",
-                                              "1073741824", "2147483648", "268435456"};
+        const size_t before = end - at;
+        static const char* const numbers[] = {"0",     "1",     "2",          "3",          "7",
+                                              "15",    "16",    "255",        "256",        "32767",
+                                              "65535", "65536", "1073741824", "2147483648", "268435456"};
         const std::string number = random() % 2 ? std::to_string(random() % 70) : numbers[random() % 15];
         input.replace(at, before, number);
-        std::uint32_t length = 0;
-        for (int i = 3; i >= 0; --i) length = length << 8 | static_cast<unsigned char>(input[std::size_t(i)]);
-        length += std::uint32_t(number.size() - before);
-        for (int i = 0; i < 4; ++i) input[std::size_t(i)] = static_cast<char>(length >> (8 * i));
+        const size_t length = manifest_length(input) + number.size() - before;
+        for (int i = 0; i < 4; ++i) input[size_t(i)] = static_cast<char>(length >> (8 * i));
         return;
     }
 }
@@ -111,14 +139,18 @@ int main(int argc, char** argv) {
     for (const auto& entry : std::filesystem::directory_iterator(std::string(argv[1]) + "/seeds")) {
         std::ifstream file(entry.path(), std::ios::binary);
         seeds.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
-        if (!try_input(seeds.back())) return std::printf("%s is refused as it is\n", entry.path().c_str()), 1;
+        const std::string& seed = seeds.back();
+        if (!try_input(seed)) return std::printf("%s is refused as it is\n", entry.path().c_str()), 1;
+        const size_t length = manifest_length(seed);
+        if (!loads_from_memory(seed.substr(4, length), seed.substr(4 + length)))
+            return std::printf("%s is refused from memory\n", entry.path().c_str()), 1;
     }
     if (seeds.empty()) return 2;
     Random random(1);
-    std::size_t tried = 0, accepted = 0;
+    size_t tried = 0, accepted = 0;
     while (std::chrono::steady_clock::now() < until) {
         std::string input = seeds[random() % seeds.size()];
-        for (std::size_t i = 0, changes = 1 + random() % 3; i < changes; ++i)
+        for (size_t i = 0, changes = 1 + random() % 3; i < changes; ++i)
             random() % 2 ? mutate(input, random) : change_number(input, random);
         accepted += try_input(input);
         ++tried;

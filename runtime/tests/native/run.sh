@@ -15,7 +15,7 @@ export OMP_NUM_THREADS=1
 check() {
     local build="$folder/$1" start=$SECONDS
     echo "== native tests: $1"
-    cmake -S runtime -B "$build" -G Ninja -DVITQUANT_TESTS=ON -DVITQUANT_EXAMPLE=OFF \
+    cmake -S runtime -B "$build" -G Ninja -DVITQUANT_TESTS=ON -DVITQUANT_WERROR=ON -DVITQUANT_EXAMPLE=OFF \
         -DVITQUANT_TEST_PROGRAMS="$programs" "${@:2}" >"$folder/$1.log"
     cmake --build "$build" -j2 >>"$folder/$1.log" || { cat "$folder/$1.log"; return 1; }
     echo "   built in $((SECONDS - start)) s"

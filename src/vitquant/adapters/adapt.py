@@ -17,7 +17,7 @@ from vitquant.adapters.checkpoint import build, fit_checkpoint, read_checkpoint,
 from vitquant.adapters.names import NamedModel, lookup
 from vitquant.adapters.timm_bridge import TimmUnavailable, import_timm, preprocessing_from_cfg, read_timm, require_data
 from vitquant.adapters.wrappers import unwrap
-from vitquant.architectures.vit import VisionTransformer, ViTSpec
+from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import ModelError
 

@@ -14,7 +14,7 @@ from vitquant.adapters.checkpoint_entries import choose, flatten
 from vitquant.adapters.checkpoint_files import read_file
 from vitquant.adapters.checkpoint_names import tidy, timm_names
 from vitquant.adapters.positions import fit_positions
-from vitquant.architectures.vit import VisionTransformer, ViTSpec
+from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 from vitquant.errors import ModelError, NumericsError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

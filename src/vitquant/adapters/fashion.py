@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitquant.adapters.adapt import FloatModel
 from vitquant.adapters.checkpoint import build
-from vitquant.architectures.vit import ViTSpec
+from vitquant.architectures.float_vit import ViTSpec
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import ArtifactError
 

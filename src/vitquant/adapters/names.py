@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 
 from vitquant.adapters.timm_bridge import TimmUnavailable, import_timm, preprocessing_from_cfg
-from vitquant.architectures.vit import ViTSpec
+from vitquant.architectures.float_vit import ViTSpec
 from vitquant.data.preprocessing import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitquant.errors import ModelError
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitquant.adapters.checkpoint import require_finite
 from vitquant.adapters.foreign import library_of_model
 from vitquant.adapters.timm_features import foreign_features, has, require_fit, unsupported
-from vitquant.architectures.vit import VisionTransformer, ViTSpec
+from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 from vitquant.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, Preprocessing
 from vitquant.errors import ModelError
 

@@ -1,224 +1,298 @@
-"""The float Vision Transformer that everything starts from.
-
-Plain ViT (Dosovitskiy et al., 2021), DeiT with its distillation token (Touvron et al., 2021) and DINOv2 with
-LayerScale and register tokens (Oquab et al., 2023; Darcet et al., 2024) are one architecture with a few switches.
-The parameter names are timm's, so that a timm checkpoint loads as it is.
-"""
+"""The quantized Vision Transformer: plain ViT, DeiT, DeiT III, DINOv2."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from vitquant.architectures.float_vit import Block, LayerScale, VisionTransformer, ViTSpec
+from vitquant.architectures.model import QuantModel, pair
+from vitquant.config import ModelConfig, OpenConfig, QuantConfig, ResolvedConfig
+from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import ModelError
-from vitquant.numerics.tokens import merge_heads, patchify, split_heads
+from vitquant.layers import (
+    AttentionScores,
+    IntSoftmax,
+    MeanOf,
+    MeanToken,
+    QAct,
+    QuantEmbedding,
+    QuantLinear,
+    QuantNorm,
+    QuantPatchEmbed,
+    QuantResidual,
+    SelectChannels,
+    SelectToken,
+    WeightedSum,
+)
+from vitquant.layers.layer import Composite, entrance, require_kind, require_tokens
+
+Settings = Mapping[str, QuantConfig | None]
 
 
-@dataclass(frozen=True)
-class ViTSpec:
-    """Everything that fixes the shape of a :class:`VisionTransformer`.
+class QuantViT(QuantModel):
+    """A :class:`VisionTransformer` whose tensors become integers at named points.
 
-    ``img_size`` and ``patch_size`` are ``(height, width)`` in pixels. ``num_classes == 0`` means no head: the model
-    returns the pooled final norm. ``pool`` is ``"token"`` (class token) or ``"avg"`` (mean of the patch tokens).
-    ``pos_covers_prefix`` tells whether the position embedding has rows for the class, distillation and register tokens.
-
-    Raises:
-        ModelError: if the patches do not tile the image, the heads the channels, or the tokens do not suit the pool.
+    Args:
+        vit: the float model. Its tensors are copied: neither model notices what becomes of the other.
+        config: settings of all points.
+        preprocessing: how pixels become the model's input; its mean and standard deviation are folded into the patch
+            embedding.
     """
 
-    img_size: tuple[int, int] = (224, 224)
-    patch_size: tuple[int, int] = (16, 16)
-    in_chans: int = 3
-    embed_dim: int = 384
-    depth: int = 12
-    num_heads: int = 6
-    mlp_hidden: int = 1536
-    num_classes: int = 1000
-    qkv_bias: bool = True
-    class_token: bool = True
-    dist_token: bool = False
-    reg_tokens: int = 0
-    pos_covers_prefix: bool = True
-    layer_scale: bool = False
-    pool: str = "token"
-    norm_eps: float = 1e-6
+    spec: ViTSpec
 
-    def __post_init__(self) -> None:
-        if any(size < patch or size % patch for size, patch in zip(self.img_size, self.patch_size, strict=True)):
-            raise ModelError(
-                "the patches do not tile the image",
-                where="img_size",
-                got="{}x{}".format(*self.img_size),
-                expected="multiples of the patch, {}x{}".format(*self.patch_size),
-                fix="take {}x{}".format(*map(_nearest_multiple, self.img_size, self.patch_size)),
-            )
-        if self.embed_dim % self.num_heads:
-            raise ModelError(
-                "the heads do not divide the channels",
-                where="num_heads",
-                got=self.num_heads,
-                expected=f"a divisor of embed_dim {self.embed_dim}",
-            )
-        if self.pool not in ("token", "avg"):
-            raise ModelError("unknown pool", where="pool", got=repr(self.pool), expected="token or avg")
-        if (self.pool == "token" or self.dist_token) and not self.class_token:
-            raise ModelError("there is no class token to read", where="class_token", got=False, expected="True")
-        if self.pool == "avg" and self.dist_token:
-            raise ModelError("a distilled model reads its tokens", where="pool", got="'avg'", expected="token")
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches per column and per row."""
-        return self.img_size[0] // self.patch_size[0], self.img_size[1] // self.patch_size[1]
-
-    @property
-    def num_prefix(self) -> int:
-        """Tokens that stand before the patches: class, distillation, registers."""
-        return int(self.class_token) + int(self.dist_token) + self.reg_tokens
-
-    @property
-    def num_tokens(self) -> int:
-        """Length of the token sequence, prefix included."""
-        return self.num_prefix + self.grid[0] * self.grid[1]
-
-    @property
-    def head_dim(self) -> int:
-        """Channels per attention head."""
-        return self.embed_dim // self.num_heads
-
-
-def _nearest_multiple(size: int, patch: int) -> int:
-    return max(1, round(size / patch)) * patch
-
-
-class PatchEmbed(nn.Module):
-    """Images ``[B, C, H, W]`` to patch tokens ``[B, grid_h * grid_w, D]``.
-
-    The convolution's stride is its kernel, so it is a matrix product over flattened patches. It is computed as one,
-    here and in the quantized model, so that both round alike.
-    """
-
-    def __init__(self, spec: ViTSpec) -> None:
+    def __init__(self, vit: VisionTransformer, config: ModelConfig, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.patch_size = spec.patch_size
-        self.proj = nn.Conv2d(spec.in_chans, spec.embed_dim, spec.patch_size, stride=spec.patch_size)
+        spec = self.spec = own_spec(vit.spec)
+        settings = config.open()
+        self.patch_embed = QuantPatchEmbed(
+            vit.patch_embed.proj,
+            preprocessing.mean,
+            preprocessing.std,
+            weight_config=settings["patch_embed.weight"],
+            out_config=settings["patch_embed.output"],
+            layer_name="patch_embed",
+        )
+        self.pos_embed = QuantEmbedding(
+            vit.token_table(), spec.num_prefix, settings["pos_embed"], "pos_embed", head_dim=spec.head_dim
+        )
+        self.blocks = nn.ModuleList(
+            QuantBlock(block, settings, prefix=f"blocks.{i}.")  # type: ignore[arg-type]
+            for i, block in enumerate(vit.blocks)
+        )
+        norm = vit.fc_norm if spec.pool == "avg" else vit.norm
+        assert isinstance(norm, nn.LayerNorm)  # the other of the two is the identity
+        self.final_norm = QuantNorm(norm, settings["final_norm"], "final_norm", head_dim=spec.head_dim)
+        self.pool = MeanToken(spec.num_prefix, "pool") if spec.pool == "avg" else None
+        self.class_token = SelectToken(0, "class_token") if spec.pool == "token" else None
+        distilled = spec.dist_token and spec.num_classes > 0
+        self.distillation_token = SelectToken(1, "distillation_token") if distilled else None
+        self.head = linear(vit.head, "head", settings) if isinstance(vit.head, nn.Linear) else None
+        self.head_dist = linear(vit.head_dist, "head_dist", settings) if vit.head_dist is not None else None
+        self.both_heads = MeanOf() if distilled else None
+        self.close(settings, preprocessing)
 
+    @entrance
     def forward(self, images: Tensor) -> Tensor:
-        return F.linear(patchify(images, self.patch_size), self.proj.weight.flatten(1), self.proj.bias)
+        """Images ``[B, C, H, W]`` to logits ``[B, num_classes]``, or pooled features ``[B, D]`` without a head.
 
+        ``uint8`` pixels, or floats that were normalised. No gradients are recorded, and autocast does not apply.
 
-class Attention(nn.Module):
-    """Multi-head self-attention on ``[B, N, D]``."""
+        Raises:
+            DataError: images of another shape or type, or normalised in another way.
+            NumericsError: NaN or Inf in the images, or in what came out.
+            LifecycleError: an active point was never observed, or another thread calibrates the model.
+            OutOfMemoryError: naming the point at which memory ran out.
+        """
+        x = self.forward_features(images)
+        features = x if self.class_token is None else self.class_token(x)
+        if self.head is None:
+            return features
+        logits = self.head(features)
+        if self.distillation_token is None or self.both_heads is None:
+            return logits  # type: ignore[no-any-return]
+        return self.both_heads(logits, (self.head_dist or self.head)(self.distillation_token(x)))  # type: ignore[no-any-return]
 
-    def __init__(self, spec: ViTSpec) -> None:
-        super().__init__()
-        self.num_heads = spec.num_heads
-        self.scale = spec.head_dim**-0.5
-        self.qkv = nn.Linear(spec.embed_dim, 3 * spec.embed_dim, bias=spec.qkv_bias)
-        self.proj = nn.Linear(spec.embed_dim, spec.embed_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=-1))
-        scores = (q * self.scale) @ k.transpose(-2, -1)
-        return self.proj(merge_heads(scores.softmax(dim=-1) @ v))  # type: ignore[no-any-return]
-
-
-class LayerScale(nn.Module):
-    """Multiplies every channel by a learned gain (Touvron et al., 2021, CaiT)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
-
-
-class Mlp(nn.Module):
-    """Two linear layers with an exact (erf) GELU between them."""
-
-    def __init__(self, spec: ViTSpec) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(spec.embed_dim, spec.mlp_hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(spec.mlp_hidden, spec.embed_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))  # type: ignore[no-any-return]
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block on ``[B, N, D]``."""
-
-    def __init__(self, spec: ViTSpec) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(spec.embed_dim, eps=spec.norm_eps)
-        self.attn = Attention(spec)
-        self.ls1 = LayerScale(spec.embed_dim) if spec.layer_scale else nn.Identity()
-        self.norm2 = nn.LayerNorm(spec.embed_dim, eps=spec.norm_eps)
-        self.mlp = Mlp(spec)
-        self.ls2 = LayerScale(spec.embed_dim) if spec.layer_scale else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x)))
-        return x + self.ls2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
-
-
-class VisionTransformer(nn.Module):
-    """The float model: images ``[B, C, H, W]`` to logits ``[B, num_classes]`` (or pooled features without a head)."""
-
-    def __init__(self, spec: ViTSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        dim = spec.embed_dim
-        self.patch_embed = PatchEmbed(spec)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if spec.class_token else None
-        self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if spec.dist_token else None
-        self.reg_token = nn.Parameter(torch.zeros(1, spec.reg_tokens, dim)) if spec.reg_tokens else None
-        rows = spec.num_tokens if spec.pos_covers_prefix else spec.num_tokens - spec.num_prefix
-        self.pos_embed = nn.Parameter(torch.randn(1, rows, dim) * 0.02)
-        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
-        # With average pooling timm normalises after the pool, under another name.
-        self.norm = nn.Identity() if spec.pool == "avg" else nn.LayerNorm(dim, eps=spec.norm_eps)
-        self.fc_norm = nn.LayerNorm(dim, eps=spec.norm_eps) if spec.pool == "avg" else nn.Identity()
-        self.head = nn.Linear(dim, spec.num_classes) if spec.num_classes else nn.Identity()
-        self.head_dist = nn.Linear(dim, spec.num_classes) if spec.dist_token and spec.num_classes else None
-
-    def token_table(self) -> Tensor:
-        """What is added to the patch tokens: prefix tokens and position embedding, ``[1, N, D]``."""
-        tokens: list[Tensor] = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
-        count = self.spec.num_prefix
-        if not count:
-            return self.pos_embed
-        prefix = torch.cat(tokens, dim=1)
-        if not self.spec.pos_covers_prefix:
-            return torch.cat([prefix, self.pos_embed], dim=1)
-        return torch.cat([prefix + self.pos_embed[:, :count], self.pos_embed[:, count:]], dim=1)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Images to the start of the residual stream, ``[B, N, D]``."""
-        return pad_prefix(self.patch_embed(images), self.spec.num_prefix) + self.token_table()
-
-    def pool(self, x: Tensor) -> Tensor:
-        """Tokens ``[B, N, D]`` to what the head reads: ``[B, D]``, or ``[B, 2, D]`` with a distillation token."""
-        if self.spec.pool == "avg":
-            return x[:, self.spec.num_prefix :].mean(dim=1)
-        return x[:, :2] if self.spec.dist_token else x[:, 0]
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.embed(images)
+    @entrance
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images ``[B, C, H, W]`` to the final norm: tokens ``[B, N, D]``, with average pooling ``[B, D]``."""
+        x = self.pos_embed(self.patch_embed(images))
         for block in self.blocks:
             x = block(x)
-        pooled = self.fc_norm(self.pool(self.norm(x)))
-        if self.spec.dist_token:  # DeiT averages its two heads when it does not train
-            second = self.head if self.head_dist is None else self.head_dist
-            return (self.head(pooled[:, 0]) + second(pooled[:, 1])) / 2  # type: ignore[no-any-return]
-        return self.head(pooled)  # type: ignore[no-any-return]
+        return self.final_norm(x if self.pool is None else self.pool(x))  # type: ignore[no-any-return]
+
+    @property
+    def num_classes(self) -> int:
+        return self.spec.num_classes
 
 
-def pad_prefix(patches: Tensor, count: int) -> Tensor:
-    """Put ``count`` zero tokens before the patch tokens: the places of class, distillation and register tokens."""
-    return F.pad(patches, (0, 0, count, 0)) if count else patches
+class QuantBlock(Composite):
+    """Pre-norm transformer block on the residual stream ``[B, N, D]``."""
+
+    def __init__(self, block: Block, settings: Settings, *, prefix: str) -> None:
+        super().__init__()
+        self.prefix = prefix
+        head_dim = block.attn.proj.in_features // block.attn.num_heads
+        gain1, gain2 = (ls.gamma if isinstance(ls, LayerScale) else None for ls in (block.ls1, block.ls2))
+
+        def norm(module: nn.LayerNorm, name: str) -> QuantNorm:
+            return QuantNorm(module, settings[prefix + name], prefix + name, head_dim=head_dim)
+
+        def residual(name: str) -> QuantResidual:
+            return QuantResidual(prefix + name, settings[prefix + name], head_dim=head_dim)
+
+        self.norm1 = norm(block.norm1, "norm1")
+        self.attn = QuantAttention(block, settings, prefix=prefix, gain=gain1)
+        self.residual1 = residual("residual1")
+        self.norm2 = norm(block.norm2, "norm2")
+        self.mlp = QuantMlp(block, settings, prefix=prefix, head_dim=head_dim, gain=gain2)
+        self.residual2 = residual("residual2")
+
+    @entrance
+    def forward(self, x: Tensor) -> Tensor:
+        """Attention and MLP, each added to the stream."""
+        x = self.residual1(x, self.attn(self.norm1(x)))
+        return self.residual2(x, self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+
+    @property
+    def label(self) -> str:
+        return self.prefix.rstrip(".") or "block"
+
+    def check_input(self, x: Tensor) -> None:
+        self.attn.check_input(x)
+
+
+class QuantMlp(Composite):
+    """``mlp_fc1``, GELU, ``mlp_fc2`` on ``[B, N, D]``; ``gain`` is the LayerScale that follows."""
+
+    def __init__(self, block: Block, settings: Settings, *, prefix: str, head_dim: int, gain: Tensor | None) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.mlp_fc1 = linear(block.mlp.fc1, f"{prefix}mlp_fc1", settings, head_dim=head_dim)
+        name = f"{prefix}mlp_gelu"
+        self.mlp_gelu = QAct(settings[name], block.mlp.act, name, head_dim=head_dim)
+        self.mlp_fc2 = linear(block.mlp.fc2, f"{prefix}mlp_fc2", settings, head_dim=head_dim, gain=gain)
+
+    @entrance
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the MLP."""
+        return self.mlp_fc2(self.mlp_gelu(self.mlp_fc1(x)))  # type: ignore[no-any-return]
+
+    @property
+    def label(self) -> str:
+        return f"{self.prefix}mlp"
+
+    def check_input(self, x: Tensor) -> None:
+        require_kind(x, self.mlp_fc1.reference, self.label)
+        require_tokens(x, self.mlp_fc1.float_weight.shape[1], self.label)
+
+
+class FloatAttention(Protocol):
+    """What is read of a float attention: timm's has it, and ours."""
+
+    qkv: nn.Linear
+    proj: nn.Linear
+    num_heads: int
+    scale: float
+
+
+class HasAttention(Protocol):
+    """A transformer block, as far as its attention is concerned."""
+
+    @property
+    def attn(self) -> FloatAttention: ...
+
+
+class QuantAttention(Composite):
+    """Multi-head self-attention on ``[B, N, D]`` whose tensors become integers point by point.
+
+    Args:
+        block: any block with ``.attn.qkv``, ``.attn.proj``, ``.attn.num_heads`` and ``.attn.scale``. Its tensors are
+            copied.
+        configs: what :func:`vitquant.load_config_from_yaml` returns, in either form (a layer that is missing falls
+            back to the global sections), or a table of settings by point.
+        prefix: put before the names of the points, such as ``"blocks.3."``.
+        gain: LayerScale that follows the attention, ``[D]``; folded into ``attn_proj``.
+
+    Raises:
+        ConfigError: the settings do not fit these layers.
+        ModelError: the attention has a norm inside, which this one does not compute.
+    """
+
+    def __init__(
+        self,
+        block: HasAttention,
+        configs: Mapping[str, Any] | ResolvedConfig | OpenConfig,
+        *,
+        prefix: str = "",
+        gain: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        attn = block.attn
+        require_plain(attn)
+        self.num_heads, self.scale, self.prefix = attn.num_heads, float(attn.scale), prefix
+        head_dim = attn.proj.in_features // attn.num_heads
+        own = None if isinstance(configs, ResolvedConfig | OpenConfig) else ModelConfig.from_dict(configs).open()
+        settings: Settings = configs if own is None else own
+
+        def act(name: str) -> QAct:
+            return QAct(settings[prefix + name], None, prefix + name, head_dim=head_dim)
+
+        self.attn_qkv = linear(attn.qkv, f"{prefix}attn_qkv", settings, head_dim=head_dim)
+        self.q, self.k, self.v = (SelectChannels(index, 3) for index in range(3))
+        self.attn_q_out = act("attn_q_out")
+        self.attn_k_out = act("attn_k_out")
+        self.scores = AttentionScores(attn.num_heads, self.scale, f"{prefix}attn_kv_out")
+        self.attn_kv_out = act("attn_kv_out")
+        self.intSoft = IntSoftmax(settings[f"{prefix}intSoft"], f"{prefix}intSoft")
+        self.attn_v_input = act("attn_v_input")
+        self.weighted_sum = WeightedSum(attn.num_heads, f"{prefix}attn_v_out")
+        self.attn_v_out = act("attn_v_out")
+        self.attn_proj = linear(attn.proj, f"{prefix}attn_proj", settings, head_dim=head_dim, gain=gain)
+        if own is not None:
+            own.close()
+
+    @entrance
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend."""
+        qkv = self.attn_qkv(x)
+        q, k = self.attn_q_out(self.q(qkv)), self.attn_k_out(self.k(qkv))
+        weights = self.intSoft(self.attn_kv_out(self.scores(q, k)))
+        v = self.attn_v_input(self.v(qkv))
+        return self.attn_proj(self.attn_v_out(self.weighted_sum(weights, v)))  # type: ignore[no-any-return]
+
+    @property
+    def label(self) -> str:
+        return f"{self.prefix}attn"
+
+    def check_input(self, x: Tensor) -> None:
+        require_kind(x, self.attn_qkv.reference, self.label)
+        require_tokens(x, self.attn_qkv.float_weight.shape[1], self.label)
+
+
+def linear(
+    module: nn.Linear, name: str, settings: Settings, *, head_dim: int | None = None, gain: Tensor | None = None
+) -> QuantLinear:
+    """A linear layer with the settings of its two points."""
+    weight, output = settings[f"{name}.weight"], settings[f"{name}.output"]
+    return QuantLinear(module, output, weight, name, head_dim=head_dim, gain=gain)
+
+
+def own_spec(given: ViTSpec) -> ViTSpec:
+    """The same values, none of which the caller can change, should they be lists."""
+    return replace(given, img_size=pair(given.img_size), patch_size=pair(given.patch_size))
+
+
+def require_plain(attn: FloatAttention) -> None:
+    """Refuse an attention with norms of its own (timm's ``qk_norm`` and ``scale_norm``).
+
+    Raises:
+        ModelError: there is one.
+    """
+    norms = {name: getattr(attn, name, None) for name in ("q_norm", "k_norm", "norm")}
+    found = [
+        f"{name} {type(norm).__name__}" for name, norm in norms.items() if not isinstance(norm, nn.Identity | None)
+    ]
+    if found:
+        raise ModelError(
+            "this attention normalises its queries or keys, or its output",
+            where=type(attn).__name__,
+            got=", ".join(found),
+            expected="softmax(Q K^T) V without norms inside",
+        )
+
+
+def shapes_only(spec: ViTSpec, config: ModelConfig, preprocessing: Preprocessing | None = None) -> QuantViT:
+    """A model that is not calibrated, without numbers: its tensors are on torch's meta device.
+
+    Raises:
+        ConfigError: the settings do not fit the architecture.
+    """
+    anything = Preprocessing(spec.img_size, (0.5,) * spec.in_chans, (0.5,) * spec.in_chans)
+    with torch.device("meta"):
+        return QuantViT(VisionTransformer(spec).float(), config, preprocessing or anything)

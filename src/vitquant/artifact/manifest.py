@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
-from vitquant.architectures.vit import ViTSpec
+from vitquant.architectures.float_vit import ViTSpec
 from vitquant.config import ModelConfig
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import ArtifactError, ConfigError, ModelError

@@ -1,34 +1,24 @@
 """What a saved model must hold: a quantized model of shapes and types, made from its specification alone.
 
-torch's meta device computes shapes without data, so the shapes of all tensors come out of the model's own forward, and
-nothing has to be written down a second time.
+Its tensors are on torch's meta device, which keeps shapes without data. The shapes at the points and the parameters
+that are folded into weights come out of the model's own graph, so nothing has to be written down a second time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor
 
-from vitquant.architectures.quant_vit import QuantViT
-from vitquant.architectures.vit import VisionTransformer, ViTSpec
+from vitquant.architectures.float_vit import ViTSpec
+from vitquant.architectures.model import QuantModel
+from vitquant.architectures.vit import QuantViT, shapes_only
 from vitquant.config import ModelConfig
 from vitquant.data.preprocessing import Preprocessing
-from vitquant.layers import Point, QuantLinear, points_of, tapped
-from vitquant.layers.regrid import code_dtype
+from vitquant.errors import ModelError
+from vitquant.layers import Point, QuantLinear, QuantPatchEmbed, points_of
+from vitquant.layers.layer import Shape
+from vitquant.layers.linear import WeightPoint
 from vitquant.numerics.affine import QuantParams
-
-INPUTS = {
-    "patch_embed": "pixels",
-    "attn_qkv": "norm1",
-    "attn_proj": "attn_v_out",
-    "mlp_fc1": "norm2",
-    "mlp_fc2": "mlp_gelu",
-    "head": "final_norm",
-    "head_dist": "final_norm",
-}
-"""Linear layer -> what its input is: the point whose scales are folded into the weights, or the pixels."""
+from vitquant.numerics.quantized import integer_type
 
 
 def outline(spec: ViTSpec, config: ModelConfig, preprocessing: Preprocessing) -> QuantViT:
@@ -36,52 +26,52 @@ def outline(spec: ViTSpec, config: ModelConfig, preprocessing: Preprocessing) ->
 
     Raises:
         ConfigError: the settings do not fit the architecture.
-        ModelError: scales per head, and a tensor that does not fall into heads.
+        ModelError: images of another size than the architecture's, or scales per head, and a tensor that does not fall
+            into heads.
     """
+    if preprocessing.shape != (spec.in_chans, *spec.img_size):
+        expected = str([spec.in_chans, *spec.img_size])
+        raise ModelError(
+            "images of another size", where="preprocessing", got=list(preprocessing.shape), expected=expected
+        )
+    model = shapes_only(spec, config, preprocessing)
     with torch.device("meta"):
-        model = QuantViT(VisionTransformer(spec).float(), config, preprocessing)
-        tensors = tensors_at_points(model, preprocessing.shape)
-        grids: dict[str, QuantParams | None] = {"pixels": model.patch_embed.pixel_grid()}
-        for name, point in model.point_modules().items():
-            outline_point(point, tensors[name])
-            grids[name] = point.params
-        for linear in linears_of(model):
-            if linear.weight.active:
-                prefix, dot, layer = linear.layer_name.rpartition(".")
-                outline_linear(linear, grids[prefix + dot + INPUTS[layer]])
+        outline_points(model)
+        params: dict[object, QuantParams | None] = {None: None}
+        for step in model.graph.steps:
+            given = [params[source] for source in step.inputs]
+            if isinstance(step.layer, QuantLinear):
+                outline_linear(step.layer, given[0])
+            elif isinstance(step.layer, QuantPatchEmbed):
+                outline_linear(step.layer.linear, step.layer.pixel_params())
+            params[step] = step.layer.params_after(*given)
     return model
 
 
-def linears_of(model: QuantViT) -> Iterator[QuantLinear]:
-    """The linear layers of a model."""
-    return (module for module in model.modules() if isinstance(module, QuantLinear))
+def outline_points(model: QuantModel) -> None:
+    """Give each point the shape of its tensor, and the parameters that it will have if it needs some."""
+    shapes = model.graph.shapes(model.preprocessing.shape)
+    for step in model.graph.steps:
+        for point in points_of(step.layer):
+            outline_point(point, point.shape if isinstance(point, WeightPoint) and point.shape else shapes[step])
 
 
-def tensors_at_points(model: QuantViT, image: tuple[int, ...]) -> dict[str, Tensor]:
-    """What passes each point for one image ``[C, H, W]``, and the weights themselves; all without numbers."""
-    found: dict[str, Tensor] = {}
-
-    def note(point: Point, _: Tensor, after: Tensor) -> None:
-        found[point.name] = after
-
-    with tapped(points_of(model), note):
-        model(torch.empty(1, *image, dtype=torch.float32))
-    return found | {linear.weight.name: linear.float_weight for linear in linears_of(model)}
-
-
-def outline_point(point: Point, tensor: Tensor) -> None:
-    """Give a point the shape of its tensor, and the grid that it will have if it needs one."""
-    point.shape = point.shape or tuple(tensor.shape[1:])  # weights know theirs
+def outline_point(point: Point, shape: Shape) -> None:
+    """The same for one point. A weight's ``shape`` is its own, others leave the batch out."""
+    point.shape = shape
     if point.active and point.observes:
+        tensor = torch.empty(shape if isinstance(point, WeightPoint) else (1, *shape), dtype=torch.float32)
         per_channel = torch.empty(point.layout.split(tensor).shape[1], dtype=torch.float32)
-        point.params = point.grid_of(per_channel, per_channel)
+        point.params = point.params_of(per_channel, per_channel)
 
 
-def outline_linear(linear: QuantLinear, grid: QuantParams | None) -> None:
-    """Give a linear layer codes for an input on ``grid``, ``None`` where that stays float."""
+def outline_linear(linear: QuantLinear, params: QuantParams | None) -> None:
+    """Give a linear layer codes for an input with these parameters, ``None`` where that stays float."""
+    if not linear.weight.active:
+        return
     rows, columns = linear.float_weight.shape
-    params = linear.weight.require_params()
-    codes = torch.empty(rows, columns, dtype=code_dtype(params.qmin, params.qmax))
-    folded = grid is not None and not grid.is_scalar
+    own = linear.weight.require_params()
+    codes = torch.empty(rows, columns, dtype=integer_type(own.qmin, own.qmax))
+    folded = params is not None and not params.is_scalar
     bias, input_scale = (torch.empty(n, dtype=torch.float32) for n in (rows, columns))
     linear.realize(codes, bias, input_scale if folded else None)

@@ -19,8 +19,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from vitquant.architectures.quant_vit import QuantViT
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
+from vitquant.architectures.model import QuantModel
+from vitquant.architectures.vit import QuantViT
 from vitquant.arguments import require_kind, require_path
 from vitquant.artifact.manifest import (
     FORMAT,
@@ -30,11 +31,11 @@ from vitquant.artifact.manifest import (
     read_manifest,
     require_room,
 )
-from vitquant.artifact.outline import linears_of, outline
+from vitquant.artifact.outline import outline
 from vitquant.config import ModelConfig
 from vitquant.errors import ArtifactError, ConfigError, ModelError
 from vitquant.files import write_folder
-from vitquant.layers import Mode, QuantLinear, QuantNorm
+from vitquant.layers import Mode, QuantEmbedding, QuantLinear, QuantNorm
 from vitquant.layers.plain_torch import plain_torch
 from vitquant.layers.undisturbed import undisturbed
 from vitquant.numerics.affine import QuantParams
@@ -67,7 +68,7 @@ def save(model: QuantViT, folder: str | Path) -> None:
 
 
 @undisturbed
-def encode_model(model: QuantViT) -> dict[str, bytes | str]:
+def encode_model(model: QuantModel) -> dict[str, bytes | str]:
     """The files of a saved model by name, the manifest last.
 
     Raises:
@@ -88,7 +89,7 @@ def encode_model(model: QuantViT) -> dict[str, bytes | str]:
     return {TENSORS: tensors, MANIFEST: json.dumps(manifest, indent=2)}
 
 
-def run_id(model: QuantViT) -> str:
+def run_id(model: QuantModel) -> str:
     """What names the run that a calibrated model is of: 16 hexadecimal digits of a digest of all that it computes with.
 
     The same calibration gives the same name; a saved model keeps its name when it is loaded.
@@ -174,9 +175,11 @@ def beside_float(outlined: QuantViT, vit: VisionTransformer, where: str) -> Quan
     return model
 
 
-def state(model: QuantViT) -> Iterator[tuple[str, Tensor]]:
+def state(model: QuantModel) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the artifact, by name."""
-    yield "token_table", model.token_table
+    for module in model.modules():
+        if isinstance(module, QuantEmbedding):
+            yield "token_table", module.table
     for module in model.modules():
         if isinstance(module, QuantNorm):
             yield f"{module.name}.gamma", module.norm.weight
@@ -249,7 +252,7 @@ def count_tensors(blob: bytes, where: str) -> int:
     return len(header.keys() - {"__metadata__"})
 
 
-def require_sound(model: QuantViT, tensors: dict[str, Tensor], where: str) -> None:
+def require_sound(model: QuantModel, tensors: dict[str, Tensor], where: str) -> None:
     """Refuse numbers that no calibrated model has; they would give wrong figures and no error.
 
     Args:
@@ -262,7 +265,7 @@ def require_sound(model: QuantViT, tensors: dict[str, Tensor], where: str) -> No
             bits; names the tensor.
     """
     params = {f"{name}.": p.params for name, p in model.point_modules().items() if p.params is not None}
-    codes = {f"{linear.layer_name}.codes": linear.weight for linear in linears_of(model) if linear.weight.active}
+    codes = {f"{linear.layer_name}.codes": linear.weight for linear in model.linears() if linear.weight.active}
     for name, tensor in tensors.items():
         prefix, key = name[: name.rfind(".") + 1], name.rpartition(".")[2]
         expected = "finite numbers"
@@ -302,7 +305,7 @@ def worst_of(tensor: Tensor) -> str:
 def restore(model: QuantViT, tensors: dict[str, Tensor]) -> None:
     """Fill an outlined model with copies of the tensors of an artifact, the inverse of :func:`state`."""
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    model.token_table = tensors["token_table"]
+    model.pos_embed.table = tensors["token_table"]
     for name, point in model.point_modules().items():
         if point.params is not None:
             scale = tensors[f"{name}.scale"]

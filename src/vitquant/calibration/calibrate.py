@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from vitquant.data.images import Batch
 from vitquant.errors import DataError, NumericsError, OutOfMemoryError, VitquantError
 from vitquant.layers import Mode, QuantLinear, points_of, set_mode
+from vitquant.layers.graph import graph_of
 from vitquant.layers.memory import memory_named
 from vitquant.layers.plain_torch import plain_torch
 from vitquant.layers.usage import using
 
 
-class Calibratable(Protocol):
-    """A quantized module: it computes, and turns statistics into grids when asked."""
-
-    def __call__(self, x: Tensor, /) -> Tensor: ...
-
-    def finish(self) -> None: ...
+class RangeWarning(UserWarning):
+    """Channels that were zero throughout the calibration."""
 
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def calibrate_batches(module: M, batches: Iterable[Tensor | Batch]) -> M:
-    """Observe the tensors that ``batches`` cause, choose all grids, and put the module into mode ``QUANTIZED``.
+    """Observe the tensors that ``batches`` cause, choose all quantization parameters, and switch to ``QUANTIZED``.
 
     Memory does not depend on the number of batches: observers keep statistics, not tensors.
 
     Args:
-        module: a :class:`QuantViT`, :class:`QuantBlock`, :class:`QuantAttention` or :class:`QuantMlp`.
+        module: a quantized model, a part of one such as :class:`QuantAttention`, or any module composed of layers.
         batches: inputs of its ``forward``: tensors, or batches of images.
+
+    Warns:
+        RangeWarning: once, with count and layers, if channels were zero throughout.
 
     Raises:
         DataError: there was no batch.
@@ -51,8 +52,11 @@ def calibrate_batches(module: M, batches: Iterable[Tensor | Batch]) -> M:
         if not count:
             raise DataError("calibration got no images", fix="pass at least one batch")
         with memory_named("folding the weights"):
-            module.finish()  # type: ignore[operator]
+            graph_of(module).finish()
         set_mode(module, Mode.QUANTIZED)
+    flat = {point.name: point.no_range for point in points_of(module) if point.no_range}
+    if flat:
+        warnings.warn(no_range_message(flat), RangeWarning, stacklevel=3)
     return module
 
 
@@ -68,8 +72,7 @@ def observe(module: nn.Module, batches: Iterable[Tensor | Batch], reference: Ten
         if batch is None:
             return count
         count += 1
-        # Images of a source are float32, whatever the module computes in.
-        images = batch.images.to(reference.dtype) if isinstance(batch, Batch) else batch
+        images = batch.pixels if isinstance(batch, Batch) else batch
         try:
             with memory_named("images", images):
                 module(images.to(reference.device))
@@ -98,3 +101,16 @@ def in_batch(error: NumericsError | OutOfMemoryError, number: int, batch: Tensor
     if isinstance(batch, Batch) and batch.names:
         where += f" ({batch.names[0]} ... {batch.names[-1]})"
     return error.located(where)
+
+
+def no_range_message(channels: Mapping[str, int]) -> str:
+    """What the warning says: how many channels had no range, by the name of their point.
+
+    >>> no_range_message({"head.weight": 1})
+    '1 channel had no range during calibration, at 1 point (head.weight); its scale is 1 and it stays exactly 0'
+    """
+    count, points = sum(channels.values()), len(channels)
+    names = ", ".join(list(channels)[:5]) + (", ..." if points > 5 else "")
+    end = "its scale is 1 and it stays exactly 0" if count == 1 else "their scale is 1 and they stay exactly 0"
+    subject, places = (f"{n} {noun}{'' if n == 1 else 's'}" for n, noun in ((count, "channel"), (points, "point")))
+    return f"{subject} had no range during calibration, at {places} ({names}); {end}"

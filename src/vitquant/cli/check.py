@@ -1,18 +1,20 @@
-"""``vitquant check``: whether each point can run in integer arithmetic. Only ``--model`` needs torch."""
+"""``vitquant check``: whether each point can run in integer arithmetic."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 from vitquant.cli.common import CONFIG, add_command, add_output_options, depth, print_json
 from vitquant.cli.streams import say
-from vitquant.compiler.deployability import Verdict, refusal, verdicts
-from vitquant.compiler.float_share import float_share
-from vitquant.config import ModelConfig, point_names
+from vitquant.config import ModelConfig
 from vitquant.errors import printable
 from vitquant.progress import console
+
+if TYPE_CHECKING:
+    from vitquant.compiler.deployability import Verdict
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,22 +34,25 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def run(args: argparse.Namespace) -> None:
     """Print the verdicts; fail if a point is not integer-executable."""
     config = ModelConfig.from_yaml(args.config)
+    from vitquant.adapters.names import lookup
+    from vitquant.architectures.float_vit import ViTSpec
+    from vitquant.architectures.vit import shapes_only
+    from vitquant.compiler.deployability import refusal, verdicts
+    from vitquant.compiler.float_share import float_share
+
     if args.model is None:
-        found = verdicts(config.resolve(point_names(args.depth)))
+        smallest = ViTSpec((1, 1), (1, 1), embed_dim=1, depth=args.depth, num_heads=1, mlp_hidden=1, num_classes=1)
+        found = verdicts(shapes_only(smallest, config), sized=False)
         judged = [v for v in found if v.configured]
     else:
-        from vitquant.adapters.names import lookup
-
-        spec = lookup(args.model).spec
-        names = point_names(spec.depth, head=bool(spec.num_classes), distilled=spec.dist_token)
-        resolved = config.resolve(names)
-        judged = found = verdicts(resolved, spec)
+        model = shapes_only(lookup(args.model).spec, config)
+        judged = found = verdicts(model)
     if args.json:
         print_json([asdict(v) | {"ships": v.ships} for v in judged])
     else:
         show(judged, args.config)
         if args.model is not None:
-            say(f"Whole model: {float_share(resolved, spec)}.")
+            say(f"Whole model: {float_share(model)}.")
     if not all(v.ships for v in judged):
         raise refusal(judged)
     if not args.json:
@@ -63,15 +68,12 @@ def show(judged: list[Verdict], title: str) -> None:
     from rich.table import Table
 
     table = Table(title=printable(title), header_style="bold", title_justify="left")
-    table.add_column("points", no_wrap=True)
-    table.add_column("integer execution", overflow="fold")
-    refused = not all(v.ships for v in judged)
-    if refused:
-        table.add_column("nearest supported setting", overflow="fold")
+    for column in ("points", "integer execution", "supported", "nearest supported setting"):
+        table.add_column(column, overflow="fold")
     for points, verdict in alike(judged).items():
-        text = verdict.action if verdict.ships else f"{verdict.action}: {verdict.problem}".removeprefix(": ")
-        fix = (verdict.fix or "",) if refused else ()
-        table.add_row(points, text, *fix, style=None if verdict.ships else "red")
+        what = verdict.action if verdict.ships else f"{verdict.action}: {verdict.problem}".removeprefix(": ")
+        style = None if verdict.ships else "red"
+        table.add_row(points, what, "yes" if verdict.ships else "no", verdict.fix or "", style=style)
     console(sys.stdout).print(table)
 
 

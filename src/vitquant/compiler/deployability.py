@@ -1,30 +1,37 @@
 """What integers will do at each point, and which settings only a simulation can follow.
 
-Works on the resolved configuration alone, so a file can be checked before there is a model.
+Works on the settings and the graph of a model, calibrated or not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from vitquant.config import QuantConfig, ResolvedConfig
+from vitquant.architectures.model import QuantModel
+from vitquant.config import QuantConfig
 from vitquant.config.catalogue import section_of
 from vitquant.errors import DeployabilityError
+from vitquant.layers import (
+    AttentionScores,
+    IntSoftmax,
+    MeanOf,
+    MeanToken,
+    Point,
+    QAct,
+    QuantEmbedding,
+    QuantLinear,
+    QuantNorm,
+    QuantPatchEmbed,
+    QuantResidual,
+    SelectChannels,
+    SelectToken,
+    WeightedSum,
+)
+from vitquant.layers.graph import Graph, Step
+from vitquant.layers.layer import Shape
+from vitquant.layers.linear import WeightPoint
 from vitquant.numerics.limits import MAX_NORM_CHANNELS
-
-
-class Dimensions(Protocol):
-    """What is read of a model's shape."""
-
-    @property
-    def embed_dim(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def num_tokens(self) -> int: ...
-
 
 KEPT_FLOAT = "float"
 """The action at a point that stays float."""
@@ -51,32 +58,6 @@ class Verdict:
         return self.action == KEPT_FLOAT
 
 
-FOLDED = {
-    "norm1": "attn_qkv",
-    "attn_v_out": "attn_proj",
-    "norm2": "mlp_fc1",
-    "mlp_gelu": "mlp_fc2",
-    "final_norm": "head",
-}
-"""Points whose scales leave the sum of the linear layer after them by being folded into its weights."""
-
-MADE = {
-    **dict.fromkeys(("norm1", "norm2", "final_norm"), "integer LayerNorm; "),
-    "mlp_gelu": "table from mlp_fc1's codes; ",
-}
-"""How the integers at some of these points come about."""
-
-STREAM = ("pos_embed", "residual1", "residual2")
-NORMS = ("norm1", "norm2", "final_norm")
-DIRECT = {
-    "patch_embed.output": "pos_embed",
-    "attn_qkv.output": "attn_q_out, attn_k_out and attn_v_input",
-    "attn_proj.output": "residual1",
-    "mlp_fc2.output": "residual2",
-    "head.output": "the logits",
-}
-"""Outputs of linear layers that need no grid of their own, and where their accumulators go instead."""
-
 SOFTMAX = {
     "row": "table of exponentials; one division a row after the product with V",
     "uniform": "table of exponentials; shares of the row's sum on an affine grid",
@@ -84,18 +65,19 @@ SOFTMAX = {
 }
 
 
-def verdicts(config: ResolvedConfig, dimensions: Dimensions | None = None) -> list[Verdict]:
-    """One verdict for each point, in order; with ``dimensions`` also on what depends on the model's shape."""
-    return [verdict(name, config, dimensions) for name in config]
+def verdicts(model: QuantModel, *, sized: bool = True) -> list[Verdict]:
+    """One verdict for each point, in order; ``sized``: also on what depends on the model's shape."""
+    judge = Judge(model.graph, model.graph.shapes(model.preprocessing.shape) if sized else None)
+    return [judge.verdict(point) for point in model.point_modules().values()]
 
 
-def require_deployable(config: ResolvedConfig, dimensions: Dimensions) -> None:
-    """Refuse a configuration that integers cannot execute as a whole model.
+def require_deployable(model: QuantModel) -> None:
+    """Refuse settings that integers cannot execute as a whole model.
 
     Raises:
         DeployabilityError: naming the points, the reasons and the nearest settings that ship.
     """
-    found = verdicts(config, dimensions)
+    found = verdicts(model)
     if not all(v.ships for v in found):
         raise refusal(found)
 
@@ -113,30 +95,142 @@ def refusal(found: Sequence[Verdict]) -> DeployabilityError:
     )
 
 
-def verdict(name: str, config: Mapping[str, QuantConfig | None], dimensions: Dimensions | None = None) -> Verdict:
-    """What integers do at the point ``name``."""
-    section, own = section_of(name), config[name]
-    configured = own is not None
-    if own is None or not own.output_quant_enable:
-        if section in DIRECT:
-            return Verdict(name, f"not rounded: accumulators go straight to {DIRECT[section]}", configured=configured)
-        settings = "calibration_mode: layer_wise, bit_type: {bits: 16}" if section in STREAM else "bit_type: {bits: 8}"
-        fix = f"add `{section}: {{{settings}}}`" if own is None else "set output_quant_enable: True"
+PASSED_ON = (SelectChannels, SelectToken, MeanToken)
+"""Steps that leave quantized values what they are."""
+
+SUMMED = (QuantResidual, QuantEmbedding)
+"""Steps that requantize what they are given to the scale of the residual stream."""
+
+
+def readers(graph: Graph, step: Step) -> Iterator[Step | None]:
+    """The steps that compute with what a step gives, selections left out; ``None`` is the model's output."""
+    if step is graph.output:
+        yield None
+    for reader in graph.consumers[step]:
+        if isinstance(reader.layer, PASSED_ON):
+            yield from readers(graph, reader)
+        else:
+            yield None if isinstance(reader.layer, MeanOf) else reader
+
+
+def source_of(step: Step | None) -> Step | None:
+    """The step whose integers a step passes on: the step itself, if it is no selection."""
+    while step is not None and isinstance(step.layer, PASSED_ON):
+        step = step.inputs[0]
+    return step
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Gives verdicts on the points of a graph; without ``shapes`` none that depend on them."""
+
+    graph: Graph
+    shapes: Mapping[Step | None, Shape] | None
+
+    def verdict(self, point: Point) -> Verdict:
+        """What integers do at a point."""
+        name, own = point.name, point.config
+        step = self.graph.step_of[point]
+        if own is None or not point.active:
+            return self.inactive(point, step)
+        if isinstance(point, WeightPoint):
+            return Verdict(name, weight_action(own))
+        if isinstance(step.layer, SUMMED):
+            return stream_verdict(name, own)
+        if isinstance(step.layer, IntSoftmax):
+            return Verdict(name, SOFTMAX[own.softmax])
+        if isinstance(step.layer, QuantNorm) and self.shapes is not None:
+            channels = self.shapes[step][-1]
+            if channels > MAX_NORM_CHANNELS:
+                problem = f"integer LayerNorm would overflow beyond {MAX_NORM_CHANNELS} channels, here {channels}"
+                return Verdict(name, "", problem, "a model with fewer channels")
+        for reader in readers(self.graph, step):
+            if reader is None:
+                continue
+            if isinstance(reader.layer, AttentionScores):
+                return self.pairing_verdict(name, own, step, reader)
+            if isinstance(reader.layer, WeightedSum) and self.shapes is not None:
+                overflow = self.sum_overflow(own, reader)
+                if overflow:
+                    return Verdict(name, "", overflow, f"give {section_of(name)} or intSoft fewer bits")
+            if isinstance(reader.layer, QuantLinear) and not is_linear(step):
+                return Verdict(name, folded_action(own, step, reader.layer))
+        if point.channel_dim == 1:
+            return Verdict(name, "as is, one scale" if own.calibration_mode == "layer_wise" else "one scale a head")
+        return Verdict(name, output_action(own))
+
+    def inactive(self, point: Point, step: Step) -> Verdict:
+        """A point that does not round."""
+        name, configured = point.name, point.config is not None
+        section = section_of(name)
+        if is_linear(step) and not isinstance(point, WeightPoint):
+            found = list(readers(self.graph, step))
+            if all(reader is None or requantizes(reader) for reader in found):
+                targets = ["the logits" if r is None else section_of(points_name(r)) for r in found]
+                told = f"not rounded: accumulators go straight to {enumerated(targets)}"
+                return Verdict(name, told, configured=configured)
+        stream = isinstance(step.layer, SUMMED)
+        settings = "calibration_mode: layer_wise, bit_type: {bits: 16}" if stream else "bit_type: {bits: 8}"
+        fix = "set output_quant_enable: True" if configured else f"add `{section}: {{{settings}}}`"
         return Verdict(name, KEPT_FLOAT, "it stays float", fix, configured)
-    if section.endswith(".weight"):
-        return Verdict(name, weight_action(own))
-    if section in STREAM:
-        return stream_verdict(name, own)
-    if section in NORMS and dimensions is not None and dimensions.embed_dim > MAX_NORM_CHANNELS:
-        problem = f"integer LayerNorm would overflow beyond {MAX_NORM_CHANNELS} channels, here {dimensions.embed_dim}"
-        return Verdict(name, "", problem, "a model with fewer channels")
-    if section in ("attn_q_out", "attn_k_out"):
-        return pairing_verdict(name, section, config, dimensions)
-    if section == "attn_v_input" and dimensions is not None:
-        overflow = mix_overflow(own, config[name.replace("attn_v_input", "intSoft")], dimensions)
-        if overflow:
-            return Verdict(name, "", overflow, "give attn_v_input or intSoft fewer bits")
-    return Verdict(name, ACTIONS.get(section, output_action)(section, own))
+
+    def pairing_verdict(self, name: str, own: QuantConfig, step: Step, scores: Step) -> Verdict:
+        """Q and K: their scales must leave the sum over a head's channels as one product."""
+        sides = [source_of(source) for source in scores.inputs]
+        twin = next(side for side in sides if side is not step)
+        assert twin is not None
+        assert isinstance(twin.layer, QAct)
+        assert isinstance(scores.layer, AttentionScores)
+        other, told = twin.layer.config, section_of(twin.layer.name)
+        if self.shapes is not None and other is not None:
+            limit = self.shapes[step][-1] // scores.layer.num_heads * largest(own) * largest(other)
+            if limit >= 2**31:
+                pair = " or ".join(section_of(points_name(side)) for side in sides if side is not None)
+                problem = f"products of Q and K could reach {limit:.3g}, beyond 32 bits"
+                return Verdict(name, "", problem, f"give {pair} fewer bits")
+        if own.calibration_mode != "channel_wise":
+            return Verdict(name, "as is, one scale" if own.calibration_mode == "layer_wise" else "one scale a head")
+        if other is not None and twin.layer.active and other.calibration_mode == "channel_wise":
+            return Verdict(name, f"paired with {told}: the product of the scales is one constant a head")
+        return Verdict(
+            name,
+            "simulation only",
+            f"a scale per channel stands inside the sum of Q and K unless {told} has one too",
+            f"give both channel_wise, or {section_of(name)} head_wise",
+        )
+
+    def sum_overflow(self, v: QuantConfig, weighted_sum: Step) -> str | None:
+        """Whether the product with V could leave 32 bits."""
+        softmax = weighted_sum.inputs[0]
+        assert softmax is not None
+        assert isinstance(softmax.layer, IntSoftmax)
+        assert self.shapes is not None
+        p = softmax.layer.config
+        if p is None or p.softmax == "log2":  # the weights of log2 sum to at most sqrt(2) * 2^15 a row
+            return None
+        limit = self.shapes[softmax][-1] * largest(p) * largest(v)
+        return f"products with V could reach {limit:.3g}, beyond 32 bits" if limit >= 2**31 else None
+
+
+def is_linear(step: Step) -> bool:
+    """Whether accumulators of a linear layer leave the step."""
+    return isinstance(step.layer, QuantLinear | QuantPatchEmbed)
+
+
+def requantizes(step: Step) -> bool:
+    """Whether a step gives accumulators a scale of its own."""
+    return isinstance(step.layer, SUMMED) or (isinstance(step.layer, QAct) and step.layer.act_module is None)
+
+
+def points_name(step: Step) -> str:
+    """The name of a step's point."""
+    assert isinstance(step.layer, Point)
+    return step.layer.name
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """Such as ``a, b and c``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def weight_action(own: QuantConfig) -> str:
@@ -158,73 +252,29 @@ def stream_verdict(name: str, own: QuantConfig) -> Verdict:
     )
 
 
-def pairing_verdict(
-    name: str, section: str, config: Mapping[str, QuantConfig | None], dimensions: Dimensions | None
-) -> Verdict:
-    """Q and K: their scales must leave the sum over a head's channels as one product."""
-    twin = {"attn_q_out": "attn_k_out", "attn_k_out": "attn_q_out"}[section]
-    own, other = config[name], config[name.replace(section, twin)]
-    assert own is not None
-    if dimensions is not None and other is not None:
-        limit = dimensions.head_dim * largest(own) * largest(other)
-        if limit >= 2**31:
-            problem = f"products of Q and K could reach {limit:.3g}, beyond 32 bits"
-            return Verdict(name, "", problem, "give attn_q_out or attn_k_out fewer bits")
-    if own.calibration_mode != "channel_wise":
-        return Verdict(name, "as is, one scale" if own.calibration_mode == "layer_wise" else "one scale a head")
-    if other is not None and other.output_quant_enable and other.calibration_mode == "channel_wise":
-        return Verdict(name, f"paired with {twin}: the product of the scales is one constant a head")
-    return Verdict(
-        name,
-        "simulation only",
-        f"a scale per channel stands inside the sum of Q and K unless {twin} has one too",
-        f"give both channel_wise, or {section} head_wise",
-    )
-
-
-def mix_overflow(v: QuantConfig, p: QuantConfig | None, dimensions: Dimensions) -> str | None:
-    """Whether the product with V could leave 32 bits."""
-    if p is None or p.softmax == "log2":  # the weights of log2 sum to at most sqrt(2) * 2^15 a row
-        return None
-    limit = dimensions.num_tokens * largest(p) * largest(v)
-    return f"products with V could reach {limit:.3g}, beyond 32 bits" if limit >= 2**31 else None
-
-
 def largest(config: QuantConfig) -> int:
     """Largest magnitude of a code less its zero point."""
     bits = config.bit_type.bits
     return int(2 ** (bits - 1) if config.bit_type.signed else 2**bits - 1)
 
 
-def folded_action(section: str, own: QuantConfig) -> str:
+def folded_action(own: QuantConfig, step: Step, linear: QuantLinear) -> str:
     """The input of a linear layer."""
-    target = FOLDED[section]
-    made = (
-        "integer LayerNorm; " if section in NORMS else "table from mlp_fc1's codes; " if section == "mlp_gelu" else ""
-    )
+    made = ""
+    if isinstance(step.layer, QuantNorm):
+        made = "integer LayerNorm; "
+    elif isinstance(step.layer, QAct) and step.layer.act_module is not None:
+        source = step.inputs[0]
+        assert source is not None
+        assert isinstance(source.layer, QuantLinear)
+        made = f"table from {section_of(source.layer.weight.name).removesuffix('.weight')}'s codes; "
     if own.calibration_mode == "layer_wise":
         return f"{made}as is, one scale"
+    target = section_of(linear.weight.name).removesuffix(".weight")
     return f"{made}{own.calibration_mode} scales folded into the weights of {target}"
 
 
-def output_action(section: str, own: QuantConfig) -> str:
+def output_action(own: QuantConfig) -> str:
     """An output that is requantized with one multiplier a channel at most."""
     scales = {"layer_wise": "as is, one scale", "channel_wise": "one scale a channel", "head_wise": "one scale a head"}
     return f"{scales[own.calibration_mode]}, at the end of the product"
-
-
-def scores_action(section: str, own: QuantConfig) -> str:
-    """Attention scores."""
-    return "as is, one scale" if own.calibration_mode == "layer_wise" else "one scale a head"
-
-
-def softmax_action(section: str, own: QuantConfig) -> str:
-    """Probabilities."""
-    return SOFTMAX[own.softmax]
-
-
-ACTIONS: Mapping[str, Callable[[str, QuantConfig], str]] = {
-    **dict.fromkeys(FOLDED, folded_action),
-    "attn_kv_out": scores_action,
-    "intSoft": softmax_action,
-}

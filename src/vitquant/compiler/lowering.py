@@ -1,30 +1,45 @@
-"""From a calibrated :class:`QuantViT` to an :class:`IntegerProgram`."""
+"""From a calibrated model to an :class:`IntegerProgram`: one rule for each type of layer, applied along the graph."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitquant.architectures.quant_attn import QuantAttention
-from vitquant.architectures.quant_block import QuantBlock, QuantMlp
-from vitquant.architectures.quant_vit import QuantViT
+from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_kind
 from vitquant.artifact.storage import run_id
 from vitquant.compiler.deployability import require_deployable
 from vitquant.data import Preprocessing
 from vitquant.errors import NumericsError
-from vitquant.layers import Point, QAct, QuantLinear, QuantNorm, QuantResidual
-from vitquant.layers.regrid import centred_limit
+from vitquant.layers import (
+    AttentionScores,
+    IntSoftmax,
+    MeanOf,
+    MeanToken,
+    Point,
+    QAct,
+    QuantEmbedding,
+    QuantLinear,
+    QuantNorm,
+    QuantPatchEmbed,
+    QuantResidual,
+    SelectChannels,
+    SelectToken,
+    WeightedSum,
+)
+from vitquant.layers.graph import Step
+from vitquant.layers.layer import Layer
 from vitquant.layers.undisturbed import undisturbed
 from vitquant.numerics.affine import QuantParams, dequantize, quantize
 from vitquant.numerics.layernorm import integer_layernorm
 from vitquant.numerics.limits import ADDEND_LIMIT, EXPONENTIAL_BITS, INT32_MAX
 from vitquant.numerics.pairing import product_per_head
+from vitquant.numerics.quantized import centred_limit
 from vitquant.numerics.requantize import at_least_smallest, dyadic
 from vitquant.numerics.softmax import LOG2_MAX, division_bits, exponential_table, row_codes
 from vitquant.program.ops import (
@@ -53,15 +68,12 @@ from vitquant.version import __version__
 MAX_TABLE_BYTES = 2**24
 """All tables of one look-up: beyond it, a scale per channel on so many bits is no way to ship a GELU."""
 
-Branch: TypeAlias = tuple[QuantLinear, Value, QuantParams]
-"""What ends a branch of a block: its last linear layer, that layer's input, and the grid of this input."""
-
 LOGIT_BITS = 16
 """Logits get a scale so much finer than that of their accumulators, as far as their range allows."""
 
 
 @undisturbed
-def compile(model: QuantViT, *, name: str = "vit") -> IntegerProgram:  # noqa: A001
+def compile(model: QuantModel, *, name: str = "vit") -> IntegerProgram:  # noqa: A001
     """Lower a calibrated model to integers.
 
     Args:
@@ -73,16 +85,16 @@ def compile(model: QuantViT, *, name: str = "vit") -> IntegerProgram:  # noqa: A
         DeployabilityError: the settings of some points cannot be executed by integers, or an accumulator could
             overflow; the message names them and the nearest settings that can.
     """
-    require_kind(model, QuantViT, "model").require_calibrated()
-    require_deployable(model.config, model.spec)
+    require_kind(model, QuantModel, "model").require_calibrated()
+    require_deployable(model)
     lowering = Lowering(model)
     with torch.no_grad():
-        output = lowering.model_output()
+        output = lowering.output()
     metadata = {
         "vitquant": __version__,
         "model": name,
         "preprocessing": model.preprocessing.to_dict(),
-        "classes": model.spec.num_classes,
+        "classes": model.num_classes,
         KEY: run_id(model),
     }
     program = IntegerProgram(lowering.image, tuple(lowering.operations), output.name, metadata)
@@ -90,118 +102,132 @@ def compile(model: QuantViT, *, name: str = "vit") -> IntegerProgram:  # noqa: A
     return program
 
 
-class Lowering:
-    """Walks a model once and writes down the operations; each method gives the value that its part makes."""
+@dataclass(frozen=True)
+class Sums:
+    """Accumulators that wait for the point that requantizes them; ``write`` makes the operation for its value.
 
-    def __init__(self, model: QuantViT) -> None:
-        self.model, self.spec = model, model.spec
-        self.operations: list[Operation] = []
+    ``scale`` (float64) is their unit, ``limit`` bounds their magnitude; both are ``[channels]``, or have one element.
+    ``part`` gives those of some channels.
+    """
+
+    name: str
+    scale: Array
+    limit: Array
+    write: Callable[[Value], Value]
+    part: Callable[[slice], Sums] | None = None
+
+
+Lowered: TypeAlias = Value | Sums
+"""What a layer becomes."""
+
+
+class Lowering:
+    """Goes along the graph of a model once and writes down the operations."""
+
+    def __init__(self, model: QuantModel) -> None:
+        self.graph, self.params = model.graph, model.graph.params()
+        self.shapes = model.graph.shapes(model.preprocessing.shape)
         self.image = image_value(model.preprocessing)
+        self.operations: list[Operation] = []
+        self.lowered: dict[Step | None, Lowered] = {None: self.image}
+
+    def output(self) -> Value:
+        """Everything, from the image to the logits or the features."""
+        last = self.graph.output
+        for step in self.graph.steps:
+            if not isinstance(step.layer, MeanOf):
+                inputs = (self.lowered[source] for source in step.inputs)
+                self.lowered[step] = RULES[type(step.layer)](self, step, step.layer, *inputs)
+        if isinstance(last.layer, MeanOf):
+            return self.mean_logits(last)
+        made = self.lowered[last]
+        if isinstance(last.layer, QuantLinear):
+            return self.requantize(made, self.logits_value([made]))
+        assert isinstance(made, Value)
+        return made
 
     def emit(self, operation: Operation) -> Value:
         """Add an operation; its value is what the next ones read."""
         self.operations.append(operation)
         return operation.out
 
-    def model_output(self) -> Value:
-        """Everything, from the image to the logits."""
-        x = self.embedding()
-        for block in self.model.blocks:
-            assert isinstance(block, QuantBlock)
-            x = self.block(block, x)
-        return self.classifier(x)
+    def settle(self, x: Lowered, out: Value) -> Value:
+        """``x`` as the value ``out``; what has been requantized by a layer of its own stays as it is."""
+        return x.write(out) if isinstance(x, Sums) else x
 
-    def embedding(self) -> Value:
-        """Patches, their projection, positions and prefix tokens."""
-        model, spec = self.model, self.spec
-        height, width = spec.patch_size
-        patches = int(np.prod(spec.grid))
-        pixels = replace(self.image, name="patches", shape=(patches, spec.in_chans * height * width))
-        x = self.emit(Patches(pixels, self.image.name, height, width))
-        stream = value_of(model.pos_embed, (spec.num_tokens, spec.embed_dim))
-        pixels_grid = model.patch_embed.pixel_grid()
-        projected = self.linear(model.patch_embed.linear, x, pixels_grid, addend(stream, "patch_embed", patches))
-        grid = model.pos_embed.require_params()
-        table = (model.token_table[0] / grid.scale).round().long() + grid.zero_point.long()
-        table = table.clamp(-ADDEND_LIMIT, ADDEND_LIMIT)
-        array = table.cpu().numpy()
-        return self.emit(
-            Embed(
-                stream,
-                projected.name,
-                spec.num_prefix,
-                array.astype(narrowest(int(array.min()), int(array.max()))),
-                *rescale(scales(projected) / scales(stream), stream.name),
-            )
-        )
+    def requantize(self, x: Lowered, out: Value, start: int = 0) -> Value:
+        """``x``, or the channels from ``start`` on, on the scale of ``out``."""
+        if isinstance(x, Sums):
+            return x.write(out)
+        real = scales(x)[start : start + out.shape[-1]] / scales(out)
+        return self.emit(Requantize(out, x.name, start, *rescale(real, out.name)))
 
-    def block(self, block: QuantBlock, x: Value) -> Value:
-        """One transformer block on the residual stream ``x``."""
-        grids = [norm.require_params() for norm in (block.norm1, block.norm2)]
-        x = self.residual(block.residual1, x, self.attention(block.attn, self.norm(block.norm1, x), grids[0]))
-        return self.residual(block.residual2, x, self.mlp(block.mlp, self.norm(block.norm2, x), grids[1]))
+    # The rules: what each layer becomes, given what feeds it.
 
-    def attention(self, attn: QuantAttention, x: Value, grid: QuantParams) -> Branch:
-        """Up to the input of the projection, which the residual finishes."""
-        tokens, dim = x.shape
-        points = (attn.attn_q_out, attn.attn_k_out, attn.attn_v_input)
-        outs = [value_of(point, (tokens, dim)) for point in points]
-        if attn.attn_qkv.output.active:
-            whole = self.linear(attn.attn_qkv, x, grid, value_of(attn.attn_qkv.output, (tokens, 3 * dim)))
-            q, k, v = (self.requantize(whole, out, index * dim) for index, out in enumerate(outs))
-        else:
-            q, k, v = (
-                self.linear(attn.attn_qkv, x, grid, out, slice(index * dim, (index + 1) * dim))
-                for index, out in enumerate(outs)
-            )
-        scores = value_of(attn.attn_kv_out, (attn.num_heads, tokens, tokens))
-        qk = [point.require_params() for point in attn.qk]
-        product = product_per_head(qk[0].scale, qk[1].scale, attn.num_heads)
-        assert product is not None  # scales that do not pair were refused
-        unit = (product * attn.scale).cpu().numpy()
-        scores = self.emit(Scores(scores, q.name, k.name, *rescale(unit / scales(scores), scores.name)))
-        p, normalize = self.softmax(attn, scores)
-        out = value_of(attn.attn_v_out, (tokens, dim))
-        limit = centred_limit(attn.attn_v_input.require_params())
-        reciprocal, fraction = division_bits(limit) if normalize else (0, 0)
-        weight = 2.0**-fraction if normalize else np.repeat(scales(p), dim // attn.num_heads)
-        real = scales(v) * weight / scales(out)
-        mixed = self.emit(Mix(out, p.name, v.name, normalize, reciprocal, fraction, *rescale(real, out.name)))
-        return attn.attn_proj, mixed, attn.attn_v_out.require_params()
+    def patch_embed(self, step: Step, layer: QuantPatchEmbed, image: Value) -> Lowered:
+        """Flattened patches, and their projection."""
+        height, width = layer.patch_size
+        channels, rows, columns = image.shape
+        count = (rows // height) * (columns // width)
+        patches = replace(image, name="patches", shape=(count, channels * height * width))
+        x = self.emit(Patches(patches, image.name, height, width))
+        return self.product(layer.linear, x, layer.pixel_params())
 
-    def softmax(self, attn: QuantAttention, scores: Value) -> tuple[Value, bool]:
-        """The weights of V, and whether they still have to be divided by their row's sum."""
-        point, config = attn.intSoft, attn.intSoft.require_config()
-        levels = scores.high - scores.low + 1
-        exponentials = torch.stack(
-            [exponential_table(float(s), levels, config.approximation) for s in scores.scale.tolist()]
-        )
-        width = config.bit_type.bits
-        if config.softmax == "row":
-            top = 2**width - 1
-            out = Value(point.name, scores.shape, 0, top, *plain(1 / top))
-            return self.emit(SoftmaxRow(out, scores.name, as_int32(row_codes(exponentials, width)))), True
-        table = as_int32(row_codes(exponentials, EXPONENTIAL_BITS))
-        if config.softmax == "log2":
-            top = 2**LOG2_MAX
-            out = Value(point.name, scores.shape, 0, top, *plain(1 / top))
-            return self.emit(SoftmaxLog2(out, scores.name, table, min(2**width - 1, LOG2_MAX))), False
-        out = value_of(point, scores.shape)
-        share = rescale(2.0**-30 / out.scale.astype(np.float64), out.name)
-        return self.emit(SoftmaxUniform(out, scores.name, table, *share)), False
+    def linear(self, step: Step, layer: QuantLinear, x: Value) -> Lowered:
+        """A product, requantized here if the layer quantizes its own output."""
+        params = self.params[step.inputs[0]]
+        assert params is not None  # settings that leave the input float were refused
+        return self.product(layer, x, params)
 
-    def mlp(self, mlp: QuantMlp, x: Value, grid: QuantParams) -> Branch:
-        """Up to the input of ``mlp_fc2``, which the residual finishes."""
-        shape = (x.shape[0], mlp.mlp_fc1.weight_codes.shape[0])
-        hidden = self.linear(mlp.mlp_fc1, x, grid, value_of(mlp.mlp_fc1.output, shape))
-        return mlp.mlp_fc2, self.lookup(mlp.mlp_gelu, mlp.mlp_fc1.output, hidden), mlp.mlp_gelu.require_params()
+    def product(self, layer: QuantLinear, x: Value, params: QuantParams) -> Lowered:
+        """The layer on codes ``x`` with these parameters."""
+        sums = self.linear_sums(layer, x, params, slice(None))
+        if not layer.output.active:
+            return sums
+        return sums.write(value_of(layer.output, (*x.shape[:-1], layer.weight_codes.shape[0])))
 
-    def lookup(self, point: QAct, source: QAct, x: Value) -> Value:
-        """An activation function as tables: one for each pair of grids that meet at a channel."""
+    def linear_sums(self, layer: QuantLinear, x: Value, params: QuantParams, rows: slice) -> Sums:
+        """The accumulators of some rows of the layer."""
+        weight, bias, scale, limit = (array[rows] for array in integer_form(layer, params))
+
+        def write(out: Value) -> Value:
+            require_int32(out.name, int(limit.max()))
+            real = scale / scales(out)
+            return self.emit(Linear(out, x.name, weight, bias.astype(np.int32), *rescale(real, out.name, limit)))
+
+        return Sums(layer.layer_name, scale, limit, write, lambda part: self.linear_sums(layer, x, params, part))
+
+    def select_channels(self, step: Step, layer: SelectChannels, x: Lowered) -> Lowered:
+        """Some rows of a product, or some channels of its output."""
+        if isinstance(x, Sums):
+            assert x.part is not None
+            return x.part(layer.part(len(x.scale)))
+        part = layer.part(x.shape[-1])
+        scale, limit = scales(x)[part], np.array([x.centred_limit])
+        return Sums(x.name, scale, limit, lambda out: self.requantize(x, out, part.start))
+
+    def act(self, step: Step, point: QAct, x: Lowered) -> Lowered:
+        """Accumulators requantized; an activation function as tables."""
+        if point.act_module is not None:
+            assert isinstance(x, Value)
+            return self.lookup(step, point, x)
+        if not point.active:
+            return x
+        return self.requantize(x, value_of(point, x.shape if isinstance(x, Value) else self.shape_of(step)))
+
+    def shape_of(self, step: Step) -> tuple[int, ...]:
+        """Shape of a step's result as that of a value: at least tokens and channels."""
+        shape = self.shapes[step]
+        return shape if len(shape) > 1 else (1, *shape)
+
+    def lookup(self, step: Step, point: QAct, x: Value) -> Value:
+        """An activation function as tables: one for each pair of parameters that meet at a channel."""
         assert point.act_module is not None
+        before, after = self.params[step.inputs[0]], point.require_params()
+        assert before is not None
         out = value_of(point, x.shape)
-        grids = np.stack([v.spread(a) for v in (x, out) for a in (v.scale, v.zero_point)], axis=1).astype(np.float64)
-        pairs, table_of = np.unique(grids, axis=0, return_inverse=True)
+        columns = np.stack([v.spread(a) for v in (x, out) for a in (v.scale, v.zero_point)], axis=1).astype(np.float64)
+        pairs, table_of = np.unique(columns, axis=0, return_inverse=True)
         levels = x.high - x.low + 1
         size = len(pairs) * levels * out.dtype.itemsize
         if size > MAX_TABLE_BYTES:
@@ -210,41 +236,96 @@ class Lowering:
                 where=point.name,
                 got=f"{size / 1e6:.0f} MB: {len(pairs)} pairs of scales, {levels} codes each",
                 expected=f"at most {MAX_TABLE_BYTES / 1e6:.0f} MB",
-                fix=f"give {source.name} 8 bits, or layer_wise or head_wise scales",
+                fix=f"give {x.name} 8 bits, or layer_wise or head_wise scales",
             )
         codes = torch.arange(x.low, x.high + 1)
-        columns = [torch.from_numpy(pairs[:, i : i + 1].astype(np.float32)) for i in range(4)]
-        before, after = source.require_params(), point.require_params()
-        before = QuantParams(columns[0], columns[1], before.qmin, before.qmax)
-        after = QuantParams(columns[2], columns[3], after.qmin, after.qmax)
+        given = [torch.from_numpy(pairs[:, i : i + 1].astype(np.float32)) for i in range(4)]
+        before = QuantParams(given[0], given[1], before.qmin, before.qmax)
+        after = QuantParams(given[2], given[3], after.qmin, after.qmax)
         tables = quantize(point.act_module(dequantize(codes, before)), after)
         return self.emit(Lookup(out, x.name, as_int32(tables).astype(out.dtype), table_of.reshape(-1).astype(np.int32)))
 
-    def linear(self, layer: QuantLinear, x: Value, grid: QuantParams, out: Value, rows: slice = slice(None)) -> Value:
-        """A linear layer, or some rows of it, its accumulators requantized to ``out``. ``grid`` is that of ``x``.
+    def scores(self, step: Step, layer: AttentionScores, q: Value, k: Value) -> Lowered:
+        """The product of Q and K."""
+        scale_q, scale_k = (params.scale for source in step.inputs if (params := self.params[source]) is not None)
+        product = product_per_head(scale_q, scale_k, layer.num_heads)
+        assert product is not None  # scales that do not pair were refused
+        unit = (product * layer.scale).cpu().numpy()
+        limit = np.array([INT32_MAX])
 
-        Where the layer's own output is quantized, the value is that one, whatever ``out`` says.
-        """
-        if layer.output.active and rows == slice(None):
-            out = value_of(layer.output, (*x.shape[:-1], layer.weight_codes.shape[0]))
-        weight, bias, scale, limit = (array[rows] for array in integer_form(layer, grid))
-        require_int32(out.name, int(limit.max()))
-        real = scale / scales(out)
-        return self.emit(Linear(out, x.name, weight, bias.astype(np.int32), *rescale(real, out.name, limit)))
+        def write(out: Value) -> Value:
+            return self.emit(Scores(out, q.name, k.name, *rescale(unit / scales(out), out.name)))
 
-    def residual(self, point: QuantResidual, x: Value, branch: Branch) -> Value:
+        return Sums(layer.name, unit, limit, write)
+
+    def softmax(self, step: Step, point: IntSoftmax, scores: Value) -> Lowered:
+        """The weights of V."""
+        config = point.require_config()
+        levels = scores.high - scores.low + 1
+        exponentials = torch.stack(
+            [exponential_table(float(s), levels, config.approximation) for s in scores.scale.tolist()]
+        )
+        width = config.bit_type.bits
+        if config.softmax == "row":
+            top = 2**width - 1
+            out = Value(point.name, scores.shape, 0, top, *plain(1 / top))
+            return self.emit(SoftmaxRow(out, scores.name, as_int32(row_codes(exponentials, width))))
+        table = as_int32(row_codes(exponentials, EXPONENTIAL_BITS))
+        if config.softmax == "log2":
+            top = 2**LOG2_MAX
+            out = Value(point.name, scores.shape, 0, top, *plain(1 / top))
+            return self.emit(SoftmaxLog2(out, scores.name, table, min(2**width - 1, LOG2_MAX)))
+        out = value_of(point, scores.shape)
+        share = rescale(2.0**-30 / out.scale.astype(np.float64), out.name)
+        return self.emit(SoftmaxUniform(out, scores.name, table, *share))
+
+    def weighted_sum(self, step: Step, layer: WeightedSum, p: Value, v: Value) -> Lowered:
+        """The product with V, divided by the sums of the rows where the weights are shares of them."""
+        softmax, source = step.inputs
+        params = self.params[source]
+        assert softmax is not None
+        assert isinstance(softmax.layer, IntSoftmax)
+        assert params is not None
+        by_row = softmax.layer.require_config().softmax == "row"
+        reciprocal, fraction = division_bits(centred_limit(params)) if by_row else (0, 0)
+        weight = 2.0**-fraction if by_row else np.repeat(scales(p), v.shape[-1] // layer.num_heads)
+        unit = scales(v) * weight
+
+        def write(out: Value) -> Value:
+            real = unit / scales(out)
+            return self.emit(Mix(out, p.name, v.name, by_row, reciprocal, fraction, *rescale(real, out.name)))
+
+        return Sums(layer.name, unit, np.array([INT32_MAX]), write)
+
+    def residual(self, step: Step, point: QuantResidual, x: Value, y: Lowered) -> Lowered:
         """The stream plus what a branch gives, whose last linear layer writes at the stream's scale."""
-        layer, y, grid = branch
         out = value_of(point, x.shape)
-        y = self.linear(layer, y, grid, addend(out, layer.layer_name, x.shape[0]))
+        y = self.settle(y, addend(out, y.name, x.shape[0]))
         a, b = (rescale(scales(v) / scales(out), out.name) for v in (x, y))
         return self.emit(Add(out, x.name, y.name, *a, *b))
 
-    def norm(self, point: QuantNorm, x: Value) -> Value:
+    def embedding(self, step: Step, point: QuantEmbedding, patches: Lowered) -> Lowered:
+        """Positions and prefix tokens."""
+        stream, params = value_of(point, self.shape_of(step)), point.require_params()
+        count = stream.shape[0] - point.prefix
+        projected = self.settle(patches, addend(stream, patches.name, count))
+        table = (point.table[0] / params.scale).round().long() + params.zero_point.long()
+        array = table.clamp(-ADDEND_LIMIT, ADDEND_LIMIT).cpu().numpy()
+        return self.emit(
+            Embed(
+                stream,
+                projected.name,
+                point.prefix,
+                array.astype(narrowest(int(array.min()), int(array.max()))),
+                *rescale(scales(projected) / scales(stream), stream.name),
+            )
+        )
+
+    def norm(self, step: Step, point: QuantNorm, x: Value) -> Lowered:
         """A LayerNorm of the stream."""
-        norm, grid = point.norm, point.require_params()
+        norm, params = point.norm, point.require_params()
         with point.named():
-            integer = integer_layernorm(norm.weight, norm.bias, norm.eps, float(x.scale[0]), grid)
+            integer = integer_layernorm(norm.weight, norm.bias, norm.eps, float(x.scale[0]), params)
         count = x.shape[-1]
         gain, offset, shift = (
             t.expand(count).cpu().numpy().astype(np.int64) for t in (integer.gain, integer.offset, integer.shift)
@@ -253,61 +334,57 @@ class Lowering:
         out = value_of(point, x.shape)
         return self.emit(LayerNorm(out, x.name, gain, offset, shift.astype(np.uint8), epsilon, integer.headroom))
 
-    def requantize(self, x: Value, out: Value, start: int = 0) -> Value:
-        """Some channels of ``x`` on another grid."""
-        part = slice(start, start + out.shape[-1])
-        real = scales(x)[part] / scales(out)
-        return self.emit(Requantize(out, x.name, start, *rescale(real, out.name)))
+    def select_token(self, step: Step, layer: SelectToken, x: Value) -> Lowered:
+        """One token."""
+        return self.emit(Take(replace(x, name=layer.name, shape=(1, x.shape[-1])), x.name, layer.index))
 
-    def classifier(self, x: Value) -> Value:
-        """Final norm, the tokens that are read, the heads."""
-        model, spec = self.model, self.spec
-        if spec.pool == "avg":
-            pooled = replace(x, name="pool", shape=(1, x.shape[-1]))
-            tokens = [self.norm(model.final_norm, self.emit(Pool(pooled, x.name, spec.num_prefix)))]
-        else:
-            x = self.norm(model.final_norm, x)
-            names = (
-                ["class_token", "distillation_token"] if spec.dist_token and model.head is not None else ["class_token"]
-            )
-            tokens = [
-                self.emit(Take(replace(x, name=name, shape=(1, x.shape[-1])), x.name, index))
-                for index, name in enumerate(names)
-            ]
-        if model.head is None:
-            return tokens[0]
-        layers = [model.head] if len(tokens) == 1 else [model.head, model.head_dist or model.head]
-        out = self.logits_value(layers)
-        if len(layers) == 1:
-            return self.head(layers[0], tokens[0], out)
+    def mean_token(self, step: Step, layer: MeanToken, x: Value) -> Lowered:
+        """The mean of some tokens."""
+        return self.emit(Pool(replace(x, name=layer.name, shape=(1, x.shape[-1])), x.name, layer.first))
+
+    # Logits.
+
+    def logits_value(self, parts: Sequence[Lowered]) -> Value:
+        """One scale for all classes: as fine as the largest logits allow."""
+        largest, coarsest = 0.0, 0.0
+        for part in parts:
+            scale, limit = (part.scale, part.limit) if isinstance(part, Sums) else (scales(part), part.centred_limit)
+            largest = max(largest, float((limit * scale).max()))
+            coarsest = max(coarsest, float(scale.max()))
+        unit = max(coarsest * 2.0**-LOGIT_BITS, largest / (ADDEND_LIMIT / 2))
+        classes = parts[0].shape[-1] if isinstance(parts[0], Value) else len(parts[0].scale)
+        return Value("logits", (1, classes), -ADDEND_LIMIT, ADDEND_LIMIT, *plain(unit))
+
+    def mean_logits(self, mean: Step) -> Value:
+        """The mean of the logits of two heads, each of which writes its half of it."""
+        parts = [self.lowered[source] for source in mean.inputs]
+        out = self.logits_value(parts)
+        half = replace(out, scale=(out.scale * len(parts)).astype(np.float32))
+        names = (self.lowered[head.inputs[0]].name for head in mean.inputs if head is not None)
         a, b = (
-            self.head(layer, token, replace(out, name=f"{name}_logits"), share=0.5)
-            for layer, token, name in zip(layers, tokens, ("class", "distillation"), strict=True)
+            self.requantize(part, replace(half, name=f"{name.removesuffix('_token')}_logits"))
+            for part, name in zip(parts, names, strict=True)
         )
         same = rescale(np.ones(1), out.name)
         return self.emit(Add(out, a.name, b.name, *same, *same))
 
-    def head(self, layer: QuantLinear, x: Value, out: Value, share: float = 1.0) -> Value:
-        """One head, at the scale of the logits; ``share`` is its weight among them."""
-        grid = self.model.final_norm.require_params()
-        shared = replace(out, scale=(out.scale / share).astype(np.float32))
-        if layer.output.active:
-            return self.requantize(self.linear(layer, x, grid, out), shared)
-        return self.linear(layer, x, grid, shared)
 
-    def logits_value(self, layers: list[QuantLinear]) -> Value:
-        """One scale for all classes: as fine as the largest logits allow."""
-        largest, coarsest = 0.0, 0.0
-        for layer in layers:
-            weight, _, scale, limit = integer_form(layer, self.model.final_norm.require_params())
-            if layer.output.active:
-                value = value_of(layer.output, (1, len(weight)))
-                scale, limit = scales(value), np.array([value.centred_limit])
-            largest = max(largest, float((limit * scale).max()))
-            coarsest = max(coarsest, float(scale.max()))
-        unit = max(coarsest * 2.0**-LOGIT_BITS, largest / (ADDEND_LIMIT / 2))
-        classes = len(layers[0].weight_codes)
-        return Value("logits", (1, classes), -ADDEND_LIMIT, ADDEND_LIMIT, *plain(unit))
+Rule: TypeAlias = Callable[..., Lowered]
+
+RULES: Mapping[type[Layer], Rule] = {
+    QuantPatchEmbed: Lowering.patch_embed,
+    QuantEmbedding: Lowering.embedding,
+    QuantLinear: Lowering.linear,
+    QuantNorm: Lowering.norm,
+    QuantResidual: Lowering.residual,
+    QAct: Lowering.act,
+    AttentionScores: Lowering.scores,
+    IntSoftmax: Lowering.softmax,
+    WeightedSum: Lowering.weighted_sum,
+    SelectChannels: Lowering.select_channels,
+    SelectToken: Lowering.select_token,
+    MeanToken: Lowering.mean_token,
+}
 
 
 def image_value(preprocessing: Preprocessing) -> Value:

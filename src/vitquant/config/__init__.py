@@ -1,12 +1,12 @@
 """Configuration files, parsed into frozen, validated objects. Does not import torch."""
 
-from vitquant.config.catalogue import KINDS, LAYERS, Kind, Layer, point_names, section_of
+from vitquant.config.catalogue import KINDS, LAYERS, Kind, Layer, is_per_head, point_names, section_of
 from vitquant.config.explain import FieldError
 from vitquant.config.json_schema import json_schema
 from vitquant.config.loader import get_layer_config, load_config_from_yaml
 from vitquant.config.locate import find_config, shipped_names
 from vitquant.config.migrate import migrate
-from vitquant.config.model_config import ModelConfig, ResolvedConfig
+from vitquant.config.model_config import ModelConfig, OpenConfig, ResolvedConfig
 from vitquant.config.quant_config import BitType, QuantConfig
 from vitquant.config.show import Row, render_table, rich_table
 
@@ -18,11 +18,13 @@ __all__ = [
     "Kind",
     "Layer",
     "ModelConfig",
+    "OpenConfig",
     "QuantConfig",
     "ResolvedConfig",
     "Row",
     "find_config",
     "get_layer_config",
+    "is_per_head",
     "json_schema",
     "load_config_from_yaml",
     "migrate",

@@ -46,13 +46,16 @@ class Layer:
     """One layer section of a configuration file.
 
     ``group`` is the part of the model that the layer belongs to, ``about`` describes its tensor, and ``kind`` is the
-    kind of its only point, or ``None`` for a linear layer, which has a weight and an output.
+    kind of its only point, or ``None`` for a linear layer, which has a weight and an output. ``per_head``: the tensor
+    is ``[B, H, N, N]`` and its channels are the heads. ``head_rows``: the rows of the weights belong to heads.
     """
 
     name: str
     group: str
     kind: Kind | None
     about: str
+    per_head: bool = False
+    head_rows: bool = False
 
     @property
     def linear(self) -> bool:
@@ -73,14 +76,14 @@ LAYERS: tuple[Layer, ...] = (
         "pos_embed", "embedding", Kind.ACTIVATION, "patches + prefix tokens + positions: start of the residual stream"
     ),
     Layer("norm1", "attention", Kind.NORM, "LayerNorm before the attention, input of attn_qkv"),
-    Layer("attn_qkv", "attention", None, "projection to Q, K and V"),
+    Layer("attn_qkv", "attention", None, "projection to Q, K and V", head_rows=True),
     Layer("attn_q_out", "attention", Kind.ACTIVATION, "Q after the split"),
     Layer("attn_k_out", "attention", Kind.ACTIVATION, "K after the split"),
-    Layer("attn_kv_out", "attention", Kind.ACTIVATION, "attention scores, Q @ K^T * head_dim^-1/2"),
-    Layer("intSoft", "attention", Kind.INTSOFT, "attention probabilities"),
+    Layer("attn_kv_out", "attention", Kind.ACTIVATION, "attention scores, Q @ K^T * head_dim^-1/2", per_head=True),
+    Layer("intSoft", "attention", Kind.INTSOFT, "attention probabilities", per_head=True),
     Layer("attn_v_input", "attention", Kind.ACTIVATION, "V after the split"),
     Layer("attn_v_out", "attention", Kind.ACTIVATION, "attention output: probabilities @ V, input of attn_proj"),
-    Layer("attn_proj", "attention", None, "output projection of the attention"),
+    Layer("attn_proj", "attention", None, "output projection of the attention", head_rows=True),
     Layer("residual1", "attention", Kind.ACTIVATION, "residual stream after the attention"),
     Layer("norm2", "mlp", Kind.NORM, "LayerNorm before the MLP, input of mlp_fc1"),
     Layer("mlp_fc1", "mlp", None, "first linear layer of the MLP"),
@@ -118,6 +121,12 @@ def section_of(point: str) -> str:
             "not a point of a Vision Transformer", where=point, expected=closest(section, KINDS) or ", ".join(KINDS)
         )
     return section
+
+
+def is_per_head(point: str) -> bool:
+    """Whether the channels of a point's tensor are attention heads; false for names of other things."""
+    layer = LAYER.get(point.rpartition(".")[2])
+    return layer is not None and layer.per_head
 
 
 def point_names(depth: int, *, head: bool = True, distilled: bool = False) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from vitquant.config.emit import dump, model_sections
 from vitquant.config.explain import show
 from vitquant.config.locate import find_config
 from vitquant.config.quant_config import QuantConfig
-from vitquant.config.resolve import Resolution, resolve_points
+from vitquant.config.resolve import Resolution, require_matching, resolve_point
 from vitquant.config.source import Location, Table, read_file, read_text
 from vitquant.errors import ConfigError
 
@@ -59,7 +59,7 @@ class ModelConfig:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> ModelConfig:
-        """Read a file of any of the three formats; shipped files are found by name.
+        """Read a file of any of the three forms; shipped files are found by name.
 
         Raises:
             ConfigError: the file or something in it is wrong; the message gives the line and the key.
@@ -83,6 +83,10 @@ class ModelConfig:
             raise ConfigError("not a configuration", where="configuration", got=show(mapping), expected="a mapping")
         return cls(read_document(root))
 
+    def open(self) -> OpenConfig:
+        """Settings for a model under construction, which requests the points one by one."""
+        return OpenConfig(self.document)
+
     def resolve(self, point_names: Sequence[str]) -> ResolvedConfig:
         """Determine the settings of every point of a model.
 
@@ -93,4 +97,36 @@ class ModelConfig:
             ConfigError: an override matches no point, two equally specific overrides conflict, or merged settings are
                 incompatible.
         """
-        return ResolvedConfig(dict(resolve_points(self.document, tuple(point_names))))
+        require_matching(self.document, tuple(point_names))
+        found = self.open()
+        for name in point_names:
+            found[name]
+        return found.close()
+
+
+class OpenConfig(Mapping[str, QuantConfig | None]):
+    """Point name -> settings, resolved on request; iteration yields the points requested so far."""
+
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self._found: dict[str, Resolution] = {}
+
+    def __getitem__(self, point: str) -> QuantConfig | None:
+        if point not in self._found:
+            self._found[point] = resolve_point(self._document, point)
+        return self._found[point].config
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def close(self) -> ResolvedConfig:
+        """The settings of all requested points.
+
+        Raises:
+            ConfigError: an override matches none of them.
+        """
+        require_matching(self._document, tuple(self._found))
+        return ResolvedConfig(self._found)

@@ -7,7 +7,7 @@ with fewer, and the exact name overrides all).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vitquant.config.catalogue import KINDS, LAYER, Kind, closest, section_of
@@ -16,7 +16,6 @@ from vitquant.config.explain import FieldError, brief
 from vitquant.config.quant_config import SOFTMAX_FIELDS, QuantConfig
 from vitquant.errors import ConfigError
 
-HEAD_WISE_WEIGHTS = ("attn_qkv.weight", "attn_proj.weight")
 FLOAT_SOURCE = "no rule, stays float"
 
 
@@ -38,22 +37,28 @@ def resolve_default(section: Section) -> QuantConfig:
     return _build(dict.fromkeys(section.fields, section), section.name)
 
 
-def resolve_points(document: Document, points: Sequence[str]) -> Iterator[tuple[str, Resolution]]:
-    """Resolve every point of a model, in order.
+def resolve_point(document: Document, point: str) -> Resolution:
+    """The settings of one point of a model.
 
     Raises:
-        ConfigError: an override matches no point, two equally specific ones conflict, or the merged settings are
-            incompatible.
+        ConfigError: equally specific overrides conflict, or the merged settings are incompatible.
+    """
+    section = section_of(point)
+    overrides = [rule for rule in document.overrides if rule.pattern.matches(point)]
+    return _merge(point, section, document.sections_of(section, KINDS[section]), overrides)
+
+
+def require_matching(document: Document, points: Sequence[str]) -> None:
+    """Check that every override matches a point of a model.
+
+    Raises:
+        ConfigError: an override, or an item of its pattern, matches no point.
     """
     for override in document.overrides:
         if not any(map(override.pattern.matches, points)):
             raise _no_match(override, points)
         for idle in override.pattern.idle(points):
             raise _partly_idle(override, *idle)
-    for point in points:
-        section = section_of(point)
-        overrides = [rule for rule in document.overrides if rule.pattern.matches(point)]
-        yield point, _merge(point, section, document.sections_of(section, KINDS[section]), overrides)
 
 
 def _merge(point: str, section: str, base: Sequence[Section], overrides: Sequence[Override]) -> Resolution:
@@ -107,13 +112,15 @@ def _check_point(point: str, section: str, winners: Mapping[str, Section], confi
             where=winners[stray].where(stray),
             fix="use blocks.*.intSoft",
         )
-    if kind is Kind.WEIGHT and config.calibration_mode == "head_wise" and section not in HEAD_WISE_WEIGHTS:
+    layer = LAYER[section.partition(".")[0]]
+    if kind is Kind.WEIGHT and config.calibration_mode == "head_wise" and not layer.head_rows:
+        with_heads = " and ".join(f"{name}.weight" for name, layer in LAYER.items() if layer.head_rows)
         raise ConfigError(
             f"the rows of {point} do not belong to attention heads",
             where=winners["calibration_mode"].where("calibration_mode"),
             got="head_wise",
             expected="layer_wise or channel_wise",
-            fix=f"use head_wise for {' and '.join(HEAD_WISE_WEIGHTS)} only",
+            fix=f"use head_wise for {with_heads} only",
         )
 
 

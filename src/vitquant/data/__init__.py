@@ -5,7 +5,7 @@ from vitquant.data.folder import FolderWarning, SkippedImagesWarning
 from vitquant.data.images import ImagesLike, open_images
 from vitquant.data.normalization import NormalizationWarning
 from vitquant.data.preprocessing import Preprocessing
-from vitquant.data.sources import Batch, ImageSource
+from vitquant.data.sources import Batch, ImageSource, model_batches
 
 __all__ = [
     "Batch",
@@ -19,5 +19,6 @@ __all__ = [
     "SharedImages",
     "SharedImagesWarning",
     "SkippedImagesWarning",
+    "model_batches",
     "open_images",
 ]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
 
-from vitquant.data.preprocessing import Preprocessing
 from vitquant.data.sources import Batch, ImageSource, Mapped
 
 MIN_CORRELATION = 0.25
@@ -28,8 +27,7 @@ class SharedImagesWarning(UserWarning):
 class CalibrationCheck:
     """Checks calibration images as they are read; keeps sums and one digest per image."""
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self.preprocessing = preprocessing
+    def __init__(self) -> None:
         self.count = self.constant = 0
         self.digests: set[bytes] = set()
         self.covariance = self.variance = 0.0
@@ -42,7 +40,7 @@ class CalibrationCheck:
 
     def add(self, batch: Batch) -> None:
         """Add a batch to the statistics."""
-        pixels = self.preprocessing.to_pixels(batch.images)
+        pixels = batch.pixels
         self.count += len(pixels)
         self.constant += int((pixels.amax((2, 3)) == pixels.amin((2, 3))).all(1).sum())
         self.digests.update(digests(pixels))
@@ -88,11 +86,11 @@ class SharedImages:
 
     def calibrating(self, source: ImageSource) -> ImageSource:
         """The source of calibration images, with their digests recorded."""
-        return watched(source, lambda batch: self.calibration.update(_digests_of(source, batch)))
+        return watched(source, lambda batch: self.calibration.update(digests(batch.pixels)))
 
     def evaluating(self, source: ImageSource) -> ImageSource:
         """The source of evaluation images, with their digests recorded."""
-        return watched(source, lambda batch: self.evaluation.update(_digests_of(source, batch)))
+        return watched(source, lambda batch: self.evaluation.update(digests(batch.pixels)))
 
     def warn(self) -> None:
         """Warn if both sources contain the same images."""
@@ -119,7 +117,3 @@ def digests(pixels: Tensor) -> Iterator[bytes]:
     """A short digest of each image, ``uint8 [B, C, h, w]``."""
     for image in pixels.contiguous().numpy():
         yield hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-
-
-def _digests_of(source: ImageSource, batch: Batch) -> Iterator[bytes]:
-    return digests(source.preprocessing.to_pixels(batch.images))

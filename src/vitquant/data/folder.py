@@ -72,7 +72,7 @@ class FolderSource(ImageSource):
             index, pixels = zip(*loaded, strict=True)
             labels = None if self.labels is None else torch.tensor([self.labels[i] for i in index])
             names = [self.files[i].relative_to(self.root).as_posix() for i in index]
-            yield Batch(self.preprocessing.normalize(torch.stack(pixels)), labels, names)
+            yield Batch(torch.stack(pixels), labels, names)
         if skipped:
             listed = "; ".join(str(error.where) for error in skipped[:SHOWN])
             message = f"{self.root}: {len(skipped)} of {len(self)} images could not be read and were skipped: {listed}"

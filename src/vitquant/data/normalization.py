@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from vitquant.data.preprocessing import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vitquant.data.sources import OVERSHOOT
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TOLERANCE = 0.1
 """Largest distance of a pixel from an integer; half precision is off by up to 0.06."""
 SAMPLE = 16384
 """Number of values per channel of a batch that are compared with the levels."""
-OVERSHOOT = 64
-"""Largest distance of a pixel from the range 0 to 255: bicubic and Lanczos filters overshoot by less."""
 FEW = 4
 """With fewer images, a narrow range may be caused by the scene."""
 NARROWEST, NARROWEST_OF_FEW = 140, 70
@@ -97,12 +96,20 @@ class NormalizationCheck:
         sample = values[:, :: values.shape[1] // SAMPLE + 1]
         self.possible = [normalization for normalization in self.possible if normalization.explains(sample)]
 
+    @property
+    def pixel_range(self) -> tuple[float, float]:
+        """The range of pixels that the floats so far stand for; that of pixels if there were none."""
+        if not self.count:
+            return 0.0, 255.0
+        ends = self.expected.to_pixels(torch.stack([self.low, self.high], 1))
+        return float(ends.min()), float(ends.max())
+
     def problem(self) -> str | None:
         """The problem found with the images so far, or ``None``."""
         if self.expected in self.possible or not bool(self.low.isfinite().all()):
             return None
         ends = self.expected.to_pixels(torch.stack([self.low, self.high], 1))
-        low, high = float(ends.min()), float(ends.max())
+        low, high = self.pixel_range
         span = float((ends[:, 1] - ends[:, 0]).max())
         outside = low < -OVERSHOOT or high > 255 + OVERSHOOT
         narrow = span < (NARROWEST_OF_FEW if self.count < FEW else NARROWEST)

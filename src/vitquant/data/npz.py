@@ -60,7 +60,7 @@ class NpzSource(ImageSource):
                 pixels = torch.stack([self._fit(self._next(stream)) for _ in range(start, stop)])
                 labels = None if self.labels is None else self.labels[start:stop]
                 names = [f"{self.path.name}[{i}]" for i in range(start, stop)]
-                yield Batch(self.preprocessing.normalize(pixels), labels, names)
+                yield Batch(pixels, labels, names)
 
     def _next(self, stream: IO[bytes]) -> np.ndarray:
         """The next image of the stream, ``uint8 [H, W, C]``."""

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vitquant.errors import ConfigError, DataError
+from vitquant.numerics import pixels
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
@@ -166,23 +167,16 @@ class Preprocessing:
         return round(width / ratio), round(height / ratio)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Pixels ``uint8 [B, C, h, w]`` to the model's input, ``float32`` of the same shape."""
-        mean, std = self._statistics(images)
-        return images.float().div_(255).sub_(mean).div_(std)
+        """Pixels ``uint8 [B, C, h, w]`` to the float model's input, ``float32`` of the same shape."""
+        return pixels.normalize(images, self.mean, self.std)
 
     def denormalize(self, images: Tensor) -> Tensor:
         """The inverse of :meth:`normalize`: normalised ``[B, C, h, w]`` to real numbers on the scale 0 to 255."""
-        mean, std = self._statistics(images)
-        return (images * std + mean) * 255
+        return pixels.denormalize(images, self.mean, self.std)
 
     def to_pixels(self, images: Tensor) -> Tensor:
         """Normalised ``[B, C, h, w]`` to the nearest pixels, ``uint8``; ``to_pixels(normalize(x))`` is ``x``."""
-        return self.denormalize(images).round_().clamp_(0, 255).to(torch.uint8)
-
-    def _statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device)
-        std = torch.tensor(self.std, dtype=torch.float32, device=images.device)
-        return mean.view(-1, 1, 1), std.view(-1, 1, 1)
+        return pixels.nearest_pixels(images, self.mean, self.std)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON or YAML."""
@@ -238,5 +232,5 @@ def require_regular_file(path: str | PathLike[str]) -> None:
 
 def to_tensor(image: Image.Image) -> Tensor:
     """A grey or RGB image as ``uint8 [C, h, w]``."""
-    pixels = np.array(image)
-    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
+    array = np.array(image)
+    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())

@@ -5,28 +5,35 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from vitquant.arguments import require_count
 from vitquant.data.preprocessing import Preprocessing
+from vitquant.errors import DataError
+from vitquant.numerics.pixels import require_pixels
+
+OVERSHOOT = 64
+"""Largest distance of a pixel from the range 0 to 255: bicubic and Lanczos filters overshoot by less."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images ready for the model: normalised ``float32 [B, C, h, w]``, labels ``int64 [B]`` or none, and names.
+    """Pixels ``uint8 [B, C, h, w]`` of the model's size, labels ``int64 [B]`` or none, and names.
 
-    The tensors are in main memory.
+    The tensors are in main memory. For a source of floats, ``given_range`` is the range of pixels that the floats read
+    so far correspond to.
     """
 
-    images: Tensor
+    pixels: Tensor
     labels: Tensor | None
     names: list[str]
+    given_range: tuple[float, float] = (0.0, 255.0)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.pixels)
 
 
 class ImageSource(ABC):
@@ -98,7 +105,22 @@ class Mapped(ImageSource):
 
 def unlabelled(source: ImageSource) -> ImageSource:
     """A source's images, without its labels."""
-    return Mapped(source, lambda batch: Batch(batch.images, None, batch.names), labelled=False)
+    return Mapped(source, lambda batch: replace(batch, labels=None), labelled=False)
+
+
+def model_batches(source: ImageSource, batch_size: int) -> Iterator[Batch]:
+    """The batches of a source, for a model to compute with.
+
+    Raises:
+        DataError: floats that were given are normalised in another way than the model expects.
+    """
+    mean, std = source.preprocessing.mean, source.preprocessing.std
+    for number, batch in enumerate(source.batches(batch_size), start=1):
+        try:
+            require_pixels(batch.given_range, mean, std, OVERSHOOT)
+        except DataError as error:
+            raise error.located(f"batch {number}") from error
+        yield batch
 
 
 def check_batch_size(batch_size: Any) -> int:

@@ -44,9 +44,9 @@ class TensorSource(ImageSource):
         check_batch_size(batch_size)
         for number, start in enumerate(range(0, len(self), batch_size), start=1):
             stop = min(start + batch_size, len(self))
-            images = model_input(self.images[start:stop], self.preprocessing, self._check, where=f"batch {number}")
+            pixels = pixels_of(self.images[start:stop], self.preprocessing, self._check, where=f"batch {number}")
             labels = None if self.labels is None else self.labels[start:stop]
-            yield Batch(images, labels, [f"image {i}" for i in range(start, stop)])
+            yield Batch(pixels, labels, [f"image {i}" for i in range(start, stop)], self._check.pixel_range)
         self._check.warn_once()
 
 
@@ -101,7 +101,8 @@ class IterableSource(ImageSource):
         self._started = True
         total = 0
         for images, labels in _rebatch(_limited(self._checked(iter(self.items)), self.limit), batch_size):
-            yield Batch(images, labels, [f"image {i}" for i in range(total, total + len(images))])
+            names = [f"image {i}" for i in range(total, total + len(images))]
+            yield Batch(images, labels, names, self._check.pixel_range)
             total += len(images)
         if total == 0:
             raise DataError("the iterable has no images", where=f"images ({type(self.items).__name__})")
@@ -111,7 +112,7 @@ class IterableSource(ImageSource):
         for number, item in enumerate(items, start=1):
             where = f"batch {number}"
             given, given_labels = split_item(item, where)
-            images = model_input(
+            images = pixels_of(
                 to_images(given, self.preprocessing, where), self.preprocessing, self._check, where=where
             )
             labelled = given_labels is not None and not self.ignore_labels
@@ -151,8 +152,8 @@ def _rebatch(items: Iterator[tuple[Tensor, Tensor | None]], size: int) -> Iterat
         yield torch.cat(held), torch.cat(held_labels) if labelled else None
 
 
-def model_input(images: Tensor, preprocessing: Preprocessing, check: NormalizationCheck, *, where: str) -> Tensor:
-    """Tensors of either kind as the model's normalised ``float32 [B, C, h, w]``, in main memory.
+def pixels_of(images: Tensor, preprocessing: Preprocessing, check: NormalizationCheck, *, where: str) -> Tensor:
+    """Tensors of either kind, pixels or normalised floats, as ``uint8 [B, C, h, w]`` in main memory.
 
     Raises:
         DataError: the shape is wrong, or floats are far outside the normalised range.
@@ -160,7 +161,7 @@ def model_input(images: Tensor, preprocessing: Preprocessing, check: Normalizati
     """
     images = _with_channels(images, preprocessing, where).cpu()
     if images.dtype == torch.uint8:
-        return preprocessing.normalize(images)
+        return images
     images = images.float()
     finite = images.isfinite().flatten(1).all(1)
     if not finite.all():
@@ -181,7 +182,7 @@ def model_input(images: Tensor, preprocessing: Preprocessing, check: Normalizati
             fix="pass uint8 pixels, or normalise with Preprocessing.normalize",
         )
     check.add(images)
-    return images
+    return preprocessing.to_pixels(images)
 
 
 def _with_channels(images: Tensor, preprocessing: Preprocessing, where: str) -> Tensor:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -18,7 +16,7 @@ from vitquant.device import parse_device, require_device
 from vitquant.errors import ConfigError, DeviceError, MissingDependencyError
 from vitquant.executors.reference import Logits, Reference, require_pixels
 from vitquant.program.program import IntegerProgram
-from vitquant.program.storage import program_files
+from vitquant.program.storage import encode_program
 
 Kind: TypeAlias = Literal["auto", "reference", "native"]
 
@@ -82,22 +80,19 @@ def require_threads(threads: int | None) -> int:
 
 
 def native(program: IntegerProgram, threads: int) -> Executor:
-    """The native executor, which reads nothing but program files."""
+    """The native executor, which reads programs as they are saved."""
     try:
         module = importlib.import_module(NATIVE)
     except ImportError as error:
         raise MissingDependencyError(
             f"the native executor cannot be imported: {error}", fix="pip install vitquant-runtime"
         ) from error
-    with tempfile.TemporaryDirectory(prefix="vitquant-") as folder:
-        for name, data in program_files(program).items():
-            Path(folder, name).write_bytes(data.encode() if isinstance(data, str) else data)
-        try:
-            runtime = module.load(folder + "/program.json", threads=threads)
-        except ValueError as error:  # not about the files, which were written just now
-            raise ConfigError(str(error).removesuffix(".")) from error
-        except OSError as error:
-            raise DeviceError(f"the native executor cannot start: {str(error).removesuffix('.')}") from error
+    try:
+        runtime = module.loads(*encode_program(program), threads=threads)
+    except ValueError as error:  # not about the program, which was checked when it was made
+        raise ConfigError(str(error).removesuffix(".")) from error
+    except OSError as error:
+        raise DeviceError(f"the native executor cannot start: {str(error).removesuffix('.')}") from error
     scale = torch.from_numpy(runtime.scale)
 
     def execute(images: Tensor) -> Logits:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 
-from torch import Tensor, nn
+from torch import nn
 
 from vitquant.config import QuantConfig
 from vitquant.layers.layer import entrance
 from vitquant.layers.point import Point
-from vitquant.layers.regrid import regrid
 from vitquant.numerics.affine import QuantParams
+from vitquant.numerics.quantized import Value, real
 
 
 class QAct(Point):
     """Rounds the tensor that passes, after an optional activation function.
+
+    A point that is not active, and has no activation function, passes values on as they are: the accumulators of a
+    linear layer whose own output is not quantized go straight to the next point.
 
     Args:
         quant_config: settings of the point, or ``None`` to leave it float.
@@ -35,13 +38,17 @@ class QAct(Point):
         self.act_module = None if act_module is None else own_activation(act_module)
 
     @entrance
-    def forward(self, x: Tensor, input_grid: QuantParams | None = None) -> Tensor:
-        """Round ``x``. ``input_grid`` is the grid that it lies on, ``None`` if float or on the point's own."""
+    def forward(self, x: Value) -> Value:
+        """Round ``x``."""
         if self.act_module is not None:
-            x, input_grid = self.act_module(x), None
-        self.observe(x)
-        grid = self.grid
-        return self.emit(x, x if grid is None else regrid(x, input_grid, grid))
+            return self.settle(self.act_module(real(x)))
+        if self.active:
+            return self.settle(x)
+        self.observe(x)  # the shape
+        return self.show(x, x)
+
+    def params_after(self, *params: QuantParams | None) -> QuantParams | None:
+        return params[0] if params and not self.active and self.act_module is None else self.params
 
 
 def own_activation(module: nn.Module) -> nn.Module:

@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import wraps
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from vitquant.errors import DataError, ModelError, NumericsError
 from vitquant.layers.memory import MEMORY_ERRORS, is_out_of_memory, out_of_memory
 from vitquant.layers.plain_torch import plain_torch
 from vitquant.layers.usage import LOCK, using
-from vitquant.layers.view import VIEW, Mode, View, seeing
+from vitquant.layers.view import VIEW, Mode, seeing
+from vitquant.numerics.affine import QuantParams
+from vitquant.numerics.quantized import Accumulators, QuantizedTensor, real
 
-F = TypeVar("F", bound=Callable[..., Tensor])
+F = TypeVar("F", bound=Callable[..., Any])
 
 FLOATS = (torch.float32, torch.float64)
 """Types in which the simulation computes."""
 
 
+Shape: TypeAlias = tuple[int, ...]
+"""Of a tensor without its batch."""
+
+
 class Layer(nn.Module):
-    """A quantized layer, or a module made of such layers."""
+    """A step of a quantized model: its ``forward`` takes the values of earlier steps, and returns one.
+
+    What is known of a step without running it is told by :meth:`shape_after` and :meth:`params_after`.
+    """
 
     is_point = False
+    is_step = True
+    """Whether a graph shows the layer as one step; otherwise the steps inside it."""
 
     @property
     def label(self) -> str:
@@ -46,62 +58,113 @@ class Layer(nn.Module):
             DataError: it is another one.
         """
 
+    def check_output(self, y: Tensor) -> None:
+        """Refuse a result that must not be; called once per forward, on the outermost layer.
+
+        Raises:
+            NumericsError: NaN or Inf in the output of a model.
+        """
+
+    def shape_after(self, *shapes: Shape) -> Shape:
+        """Shape of the result for inputs of these shapes."""
+        return shapes[0]
+
+    def params_after(self, *params: QuantParams | None) -> QuantParams | None:
+        """Calibrated quantization parameters of the result for inputs with these; ``None`` where it has none."""
+        return None
+
+    def finish(self, *params: QuantParams | None) -> None:
+        """Turn the statistics of a calibration into quantization parameters, knowing those of the inputs."""
+
+    def pair(self, *layers: Layer) -> list[Layer]:
+        """Before :meth:`finish`: finish those of the layers that feed this one whose parameters depend on each other.
+
+        Returns:
+            The layers that are finished now.
+        """
+        return []
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         require_simulable(fn)
         with using(self.points_inside(), alone=True):
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
+class Composite(Layer):
+    """A module whose ``forward`` does nothing but call layers: what a graph is traced from."""
+
+    is_step = False
+
+
 def entrance(forward: F) -> F:
     """Decorates the ``forward`` of a layer.
 
-    The outermost layer that is called sees to what the whole forward relies on: the input is checked, torch's settings
-    are put aside (:func:`plain_torch`), no other thread may calibrate the points meanwhile, and their modes stay what
-    they were at the start. Inner layers only pass on. Running out of memory is told by the innermost layer.
+    The outermost layer that is called sees to what the whole forward relies on (:func:`entered`), and returns real
+    numbers. Inner layers pass values on as they are. Running out of memory is told by the innermost layer.
     """
 
     @wraps(forward)
-    def enter(self: Layer, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        view = VIEW.get()
+    def enter(self: Layer, *inputs: Any) -> Any:
+        if inputs and isinstance(inputs[0], Proxy):  # a graph is being traced
+            return forward(self, *inputs)
         try:
-            if view.inside:
-                return run(self, forward, view, x, *args, **kwargs)
-            return begin(self, forward, view, x, *args, **kwargs)
+            if VIEW.get().inside:
+                return run(self, forward, inputs)
+            with entered(self, *inputs):
+                y = real(run(self, forward, inputs))
+            self.check_output(y)
+            return y
         except MEMORY_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
-            raise out_of_memory(error, self.label, x if isinstance(x, Tensor) else None) from error
+            raise out_of_memory(error, self.label, tensor_of(inputs[0]) if inputs else None) from error
 
     return enter  # type: ignore[return-value]
 
 
-def begin(layer: Layer, forward: Callable[..., Tensor], view: View, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The forward of the outermost layer."""
-    require_tensor(x, layer.label)
+@contextmanager
+def entered(layer: Layer, *inputs: Any) -> Iterator[None]:
+    """Within the block, layers compute with each other's values, as inside a forward of ``layer``.
+
+    The inputs are checked, torch's settings are put aside (:func:`plain_torch`), no other thread may calibrate the
+    points meanwhile, and their modes stay what they were at the start.
+    """
+    view = VIEW.get()
+    given = [x for x in inputs if not isinstance(x, QuantizedTensor | Accumulators)]  # layers make these themselves
+    for x in given:
+        require_tensor(x, layer.label)
     points = layer.points_inside()
     with ExitStack() as stack:
         with LOCK:
             modes: dict[nn.Module, Mode] = {point: point.mode for point in points}  # type: ignore[misc]
             calibrating = Mode.CALIBRATE in modes.values()
             stack.enter_context(using(points, alone=calibrating))
-        layer.check_input(x)
-        if not x.is_meta:  # of shapes alone, nothing is computed
+        if len(given) == 1:
+            layer.check_input(given[0])
+        if not any(x.is_meta for x in given):  # of shapes alone, nothing is computed
             stack.enter_context(plain_torch())
             if not calibrating:  # observers say at which point and in which batch
-                require_finite(x, layer.label)
+                for x in given:
+                    require_finite(x, layer.label)
         stack.enter_context(seeing(replace(view, modes={**view.modes, **modes}, inside=True)))
-        return run(layer, forward, view, x, *args, **kwargs)
+        yield
 
 
-def run(layer: Layer, forward: Callable[..., Tensor], view: View, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def run(layer: Layer, forward: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
     """The forward itself, its time noted where somebody asked for it."""
-    clock = view.clocks.get(layer)
+    clock = VIEW.get().clocks.get(layer)
     if clock is None:
-        return forward(layer, x, *args, **kwargs)
+        return forward(layer, *inputs)
     start = perf_counter()
-    y = forward(layer, x, *args, **kwargs)
+    y = forward(layer, *inputs)
     clock.seconds += perf_counter() - start
     return y
+
+
+def tensor_of(value: object) -> Tensor | None:
+    """The tensor inside a value."""
+    inner = getattr(value, "codes", getattr(value, "sums", value))
+    return inner if isinstance(inner, Tensor) else None
 
 
 def owned(tensor: Tensor) -> Tensor:

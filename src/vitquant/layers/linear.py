@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,19 @@ from torch.nn import functional as F
 from vitquant.config import QuantConfig
 from vitquant.errors import LifecycleError
 from vitquant.layers.act import QAct
-from vitquant.layers.layer import Layer, entrance, owned, require_kind, require_width
+from vitquant.layers.layer import Layer, Shape, entrance, owned, require_kind, require_width
 from vitquant.layers.point import Mode, Point
-from vitquant.layers.regrid import code_dtype, codes_of, land
 from vitquant.numerics.affine import QuantParams, quantize
 from vitquant.numerics.limits import INT32_MAX
 from vitquant.numerics.matmul import int_matmul
+from vitquant.numerics.quantized import Accumulators, QuantizedTensor, Value, integer_type, real
 
 
 class WeightPoint(Point):
     """The weights ``[out, in]`` of a linear layer: observed when they are folded, not when images pass."""
+
+    def find_channels(self) -> int:
+        return 0
 
     def set_mode(self, mode: Mode) -> None:
         self.mode = mode
@@ -37,12 +40,14 @@ class IntegerForm:
 
     ``weight`` ``[out, in]`` less its zero point, in the narrowest type; ``bias`` int64 ``[out]``, the zero points of
     the input included; ``scale`` float64 ``[out]``; ``limit`` int64 ``[out]``, which no sum can pass, in any order.
+    ``fits``: whether 32 bits hold all sums.
     """
 
     weight: Tensor
     bias: Tensor
     scale: Tensor
     limit: Tensor
+    fits: bool
 
 
 @dataclass(frozen=True)
@@ -108,45 +113,41 @@ class QuantLinear(Layer):
         require_width(x, self.float_weight.shape[1], self.label)
 
     @entrance
-    def forward(
-        self, x: Tensor, input_grid: QuantParams | None = None, targets: Sequence[QuantParams | None] = ()
-    ) -> Tensor:
+    def forward(self, x: Value) -> Value:
         """Apply the layer to ``[..., in]``.
 
-        Args:
-            x: the input.
-            input_grid: the grid that it lies on, ``None`` while it is float.
-            targets: the grids that the result is rounded to next, where not by this layer itself: each for an equal
-                share of its channels. With all of them known the layer computes in integers up to there.
+        Where the weights and the input are integers, accumulators leave the layer, unless it quantizes its own output.
         """
-        own = self.output.grid
-        if self.weight.rounding:
-            exact = self.integer_forward(x, input_grid, (own,) if own is not None else targets)
-            y = F.linear(x, self.weight_hat, self.bias_hat) if exact is None else exact
-        else:
+        y = self.product(x)
+        return self.output(self.weight.show(y, y))  # type: ignore[no-any-return]
+
+    def product(self, x: Value) -> Value:
+        """The layer without its output's point."""
+        if not self.weight.rounding:
+            x = real(x)
             self.require_float(x)
             y = F.linear(x, self.float_weight, self.float_bias)
-            y = y if self.gain is None else y * self.gain
-        return self.output(self.weight.emit(y, y))  # type: ignore[no-any-return]
+            return y if self.gain is None else y * self.gain
+        form = self.integer_form(x.params) if isinstance(x, QuantizedTensor) else None
+        if form is None or not form.fits:
+            return F.linear(real(x), self.weight_hat, self.bias_hat)
+        assert isinstance(x, QuantizedTensor)
+        sums = int_matmul(x.codes, form.weight.t()).add_(form.bias.to(torch.int32))
+        return Accumulators(sums, form.scale, self.bias_hat.dtype, form.limit)
 
-    def integer_forward(
-        self, x: Tensor, input_grid: QuantParams | None, targets: Sequence[QuantParams | None]
-    ) -> Tensor | None:
-        """The layer as a device computes it: int32 accumulators, requantized. ``None`` where a grid is missing."""
-        grids = [grid for grid in targets if grid is not None]
-        if input_grid is None or not grids or len(grids) < len(targets):
-            return None
-        form = self.integer_form(input_grid)
-        if int(form.limit.max()) > INT32_MAX:
-            return None
-        acc = int_matmul(codes_of(x, input_grid), form.weight.t()).add_(form.bias.to(torch.int32))
-        parts = (t.chunk(len(grids), dim=-1) for t in (acc, form.scale, form.limit))
-        landed = [land(a, s, grid, limit) for a, s, limit, grid in zip(*parts, grids, strict=True)]
-        known = [y for y in landed if y is not None]
-        return torch.cat(known, dim=-1) if len(known) == len(landed) else None
+    def shape_after(self, *shapes: Shape) -> Shape:
+        return (*shapes[0][:-1], len(self.float_weight))
+
+    def params_after(self, *params: QuantParams | None) -> QuantParams | None:
+        return self.output.params
+
+    def finish(self, *params: QuantParams | None) -> None:
+        """Fold the input's parameters into the weights, and choose those of the output."""
+        self.fold(params[0])
+        self.output.finish()
 
     def integer_form(self, input_grid: QuantParams) -> IntegerForm:
-        """What a device holds of this layer, given the grid of its input; kept until weights or grid change."""
+        """What a device holds of this layer for an input with these parameters; kept until weights or these change."""
         kept = self._form  # read once: another thread may replace it
         if kept is None or kept[0] is not input_grid:
             kept = self._form = input_grid, self._integer_form(input_grid)
@@ -159,7 +160,8 @@ class QuantLinear(Layer):
         largest = max(abs(input_grid.qmin), abs(input_grid.qmax))
         limit = centred.abs().sum(1) * largest + bias.abs()
         low, high = (int(v) for v in torch.aminmax(centred))
-        return IntegerForm(centred.to(code_dtype(low, high)), bias, scale, limit)
+        fits = int(limit.max()) <= INT32_MAX
+        return IntegerForm(centred.to(integer_type(low, high)), bias, scale, limit, fits)
 
     def accumulators(self, centred: Tensor, input_grid: QuantParams) -> tuple[Tensor, Tensor]:
         """The unit of the sums of products with codes on ``input_grid``, and what its zero points add to them.
@@ -229,7 +231,7 @@ class QuantLinear(Layer):
             self.weight.observer.observe(weight)
         self.weight.finish()
         params = self.weight.require_params()
-        return quantize(weight, params).to(code_dtype(params.qmin, params.qmax))
+        return quantize(weight, params).to(integer_type(params.qmin, params.qmax))
 
     def realize(self, codes: Tensor, bias: Tensor, input_scale: Tensor | None) -> None:
         """Take integer weights ``[out, in]``, the bias that goes with them, and what was folded into them.

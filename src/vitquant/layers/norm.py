@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from vitquant.config import QuantConfig
 from vitquant.layers.layer import entrance, owned
 from vitquant.layers.point import Point
-from vitquant.numerics.affine import QuantParams, dequantize
 from vitquant.numerics.layernorm import integer_layernorm
+from vitquant.numerics.quantized import QuantizedTensor, Value, integer_type, real
 
 
 class QuantNorm(Point):
-    """LayerNorm over the last dimension, in integers where its input lies on one grid for all channels.
+    """LayerNorm over the last dimension, in integers where one scale serves all channels of its input.
 
     The parameters are copies of those of ``norm``.
     """
@@ -24,18 +23,17 @@ class QuantNorm(Point):
         self.norm = own_norm(norm)
 
     @entrance
-    def forward(self, x: Tensor, input_grid: QuantParams | None = None) -> Tensor:
-        """Normalise ``[..., C]``. ``input_grid`` is the grid that ``x`` lies on, ``None`` while it is float."""
-        norm, grid = self.norm, self.grid
-        if grid is None or input_grid is None or not input_grid.is_scalar:
-            y = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-            self.observe(y)
-            return self.emit(y, self.round(y))
-        codes = (x / input_grid.scale).round_()  # the zero point cancels
+    def forward(self, x: Value) -> Value:
+        """Normalise ``[..., C]``."""
+        norm, params = self.norm, self.acting
+        if params is None or not isinstance(x, QuantizedTensor) or not x.params.is_scalar:
+            x = real(x)
+            return self.settle(nn.functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
         with self.named():
-            integer = integer_layernorm(norm.weight, norm.bias, norm.eps, input_grid.scale.item(), grid)
-        y = dequantize(integer(codes), grid)
-        return self.emit(y, y)
+            integer = integer_layernorm(norm.weight, norm.bias, norm.eps, x.params.scale.item(), params)
+        codes = integer(x.codes).to(integer_type(params.qmin, params.qmax))  # the input's zero point cancels
+        y = QuantizedTensor(codes, params)
+        return self.show(y, y)
 
 
 def own_norm(norm: nn.LayerNorm) -> nn.LayerNorm:

@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor, nn
 
-from vitquant.config import QuantConfig
-from vitquant.errors import LifecycleError, NumericsError
+from vitquant.config import QuantConfig, is_per_head
+from vitquant.errors import ConfigError, LifecycleError, NumericsError
 from vitquant.layers.layer import Layer
-from vitquant.layers.layout import layout_of
 from vitquant.layers.usage import LOCK, using
 from vitquant.layers.view import VIEW, Hook, Mode, seeing
-from vitquant.numerics.affine import QuantParams, fake_quantize, params_from_scale, scale_from_range
+from vitquant.numerics.affine import QuantParams, params_from_scale, scale_from_range
+from vitquant.numerics.quantized import Value, on, real
 from vitquant.observers import Observer, make_observer
+from vitquant.observers.layout import ChannelLayout
 
-__all__ = ["Mode", "Point", "PointState", "Tap", "only", "points_of", "set_mode", "tapped"]
-
-Tap: TypeAlias = Hook
+__all__ = ["Hook", "Mode", "Point", "PointState", "hooked", "only", "points_of", "set_mode"]
 
 
 @dataclass(frozen=True)
@@ -54,20 +53,43 @@ class Point(Layer):
     is_point = True
 
     observes = True
-    """Whether the point's grid comes from statistics."""
+    """Whether the point's quantization parameters come from statistics."""
+
+    channel_dim: int
+    """The dimension that ``channel_wise`` gives a scale per place. Tokens never are: their number changes."""
 
     def __init__(
         self, name: str, config: QuantConfig | None, *, head_dim: int | None = None, narrow: bool = False
     ) -> None:
         super().__init__()
         self.name, self.config, self.narrow = name, config, narrow
-        self.layout = layout_of(name, config, head_dim)
+        self.channel_dim = self.find_channels()
+        self.layout = self.layout_for(head_dim)
         self._mode = Mode.FP32
         self.params: QuantParams | None = None
         self.observer: Observer | None = None
         self.no_range = 0
         self.shape: tuple[int, ...] | None = None
-        self.tap: Tap | None = None
+        self.hook: Hook | None = None
+
+    def find_channels(self) -> int:
+        """The dimension of the channels: heads of scores, else the last one."""
+        return 1 if is_per_head(self.name) else -1
+
+    def layout_for(self, head_dim: int | None) -> ChannelLayout:
+        """Which elements of the tensor share a scale: the table in ``docs/numerics.md``."""
+        if self.config is None or self.config.calibration_mode == "layer_wise":
+            return ChannelLayout(None)
+        if self.config.calibration_mode == "channel_wise" or self.channel_dim == 1:  # the channels of scores are heads
+            return ChannelLayout(self.channel_dim)
+        if head_dim is None:
+            raise ConfigError(
+                "head_wise needs to know how wide a head is",
+                where=self.name,
+                expected="a layer inside a transformer block",
+                fix="use channel_wise or layer_wise here, or pass head_dim=",
+            )
+        return ChannelLayout(self.channel_dim, group=head_dim)
 
     @property
     def label(self) -> str:
@@ -93,9 +115,9 @@ class Point(Layer):
         self.no_range, self.shape = state.no_range, state.shape
 
     @property
-    def hook(self) -> Tap | None:
-        """Who looks at the point's tensor in this thread."""
-        return VIEW.get().hooks.get(self, self.tap)
+    def watched_by(self) -> Hook | None:
+        """The hook that sees the point's tensor in this thread."""
+        return VIEW.get().hooks.get(self, self.hook)
 
     @property
     def active(self) -> bool:
@@ -108,12 +130,12 @@ class Point(Layer):
         return self.mode is Mode.QUANTIZED and self.active
 
     @property
-    def grid(self) -> QuantParams | None:
-        """The grid that the point's output lies on now; ``None`` while it lets floats pass."""
+    def acting(self) -> QuantParams | None:
+        """The quantization parameters that the point rounds to now; ``None`` while it lets real numbers pass."""
         return self.require_params() if self.rounding and self.observes else None
 
     def require_params(self) -> QuantParams:
-        """The calibrated grid.
+        """The calibrated quantization parameters.
 
         Raises:
             LifecycleError: the point was never observed. There is no default scale.
@@ -153,14 +175,28 @@ class Point(Layer):
             raise LifecycleError(f"{self.name} has no configuration", fix="add a section for it, or a global one")
         return self.config
 
-    def observe(self, x: Tensor) -> None:
+    def settle(self, x: Value) -> Value:
+        """What passes the point: observed while it calibrates, requantized while it rounds, else real numbers."""
+        self.observe(x)
+        params = self.acting
+        return self.show(x, real(x) if params is None else on(x, params))
+
+    def observe(self, x: Value) -> None:
         """In mode ``CALIBRATE``: note the tensor's shape and add it to the statistics."""
         if self.mode is not Mode.CALIBRATE:
             return
+        x = real(x)
         self.shape = tuple(x.shape[1:])
         if self.observer is not None:
             with self.named():
                 self.observer.observe(x)
+
+    def show(self, before: Value | Callable[[], Tensor], after: Value) -> Value:
+        """Show the tensor before and after the point to its hook, if it has one, and pass the second on."""
+        hook = self.watched_by
+        if hook is not None:
+            hook(self, before() if callable(before) else real(before), after)
+        return after
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -169,18 +205,6 @@ class Point(Layer):
             yield
         except NumericsError as error:
             raise error.located(self.name) from error
-
-    def round(self, x: Tensor) -> Tensor:
-        """``x`` on the point's grid while it is rounding, else ``x`` itself."""
-        grid = self.grid
-        return x if grid is None else fake_quantize(x, grid)
-
-    def emit(self, before: Tensor, after: Tensor) -> Tensor:
-        """Show both tensors to the tap, if there is one, and pass the second on."""
-        hook = self.hook
-        if hook is not None:
-            hook(self, before, after)
-        return after
 
     def tight_scale(self) -> tuple[Tensor, Tensor]:
         """From the statistics: the finest scale that covers the chosen range (0: no range), and its low end.
@@ -196,19 +220,22 @@ class Point(Layer):
         power_of_two = config.quantization_method == "power_of_two"
         return scale_from_range(low, high, bits=bits, signed=signed, power_of_two=power_of_two), low
 
-    def finish(self) -> None:
-        """Turn the statistics into the grid; does nothing for a point that needs none."""
+    def params_after(self, *params: QuantParams | None) -> QuantParams | None:
+        return self.params
+
+    def finish(self, *params: QuantParams | None) -> None:
+        """Turn the statistics into quantization parameters; does nothing for a point that needs none."""
         if self.active and self.observes:
             self.adopt(*self.tight_scale())
 
     def adopt(self, scale: Tensor, low: Tensor) -> None:
-        """Take a grid from a scale per channel and the low ends of the ranges, and let the statistics go."""
+        """Take quantization parameters from a scale per channel and the low ends of the ranges; drop the statistics."""
         self.no_range = int((scale == 0).sum())
-        self.params = self.grid_of(scale, low)
+        self.params = self.params_of(scale, low)
         self.observer = None
 
-    def grid_of(self, scale: Tensor, low: Tensor) -> QuantParams:
-        """The grid with these scales and low ends, ``[channels]`` each, in the form that meets the point's tensor."""
+    def params_of(self, scale: Tensor, low: Tensor) -> QuantParams:
+        """Those with these scales and low ends, ``[channels]`` each, in the form that meets the point's tensor."""
         bits = self.require_config().bit_type
         params = params_from_scale(scale, low, bits=bits.bits, signed=bits.signed, narrow=self.narrow)
         return QuantParams(self.broadcast(params.scale), self.broadcast(params.zero_point), params.qmin, params.qmax)
@@ -259,8 +286,8 @@ def only(points: list[Point], module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def tapped(points: list[Point], tap: Tap) -> Iterator[None]:
-    """Within the block, show the tensors of these points that this thread computes to ``tap``."""
+def hooked(points: list[Point], hook: Hook) -> Iterator[None]:
+    """Within the block, show the tensors of these points that this thread computes to ``hook``."""
     view = VIEW.get()
-    with seeing(replace(view, hooks={**view.hooks, **dict.fromkeys(points, tap)})):
+    with seeing(replace(view, hooks={**view.hooks, **dict.fromkeys(points, hook)})):
         yield

@@ -1,41 +1,78 @@
-"""The residual stream."""
+"""The residual stream: its beginning, and each addition to it."""
 
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
-from vitquant.layers.layer import entrance
+from vitquant.config import QuantConfig
+from vitquant.layers.layer import Shape, entrance, owned
 from vitquant.layers.point import Point
-from vitquant.layers.regrid import addend_grid, regrid
-from vitquant.numerics.affine import QuantParams, dequantize
+from vitquant.numerics.affine import QuantParams
+from vitquant.numerics.quantized import QuantizedTensor, Value, addend_params, integer_type, on, real
 
 
 class QuantResidual(Point):
-    """Adds two tensors on the stream's grid.
+    """Adds two tensors on the scale of the residual stream.
 
     Integers can only add what has one scale, so each addend is rounded to the stream's scale first and the sum of the
     codes is clamped. Rounding the exact sum once would be a little better, and not what a device does.
     """
 
     @entrance
-    def forward(
-        self, x: Tensor, y: Tensor, x_grid: QuantParams | None = None, y_grid: QuantParams | None = None
-    ) -> Tensor:
-        """Add two tensors, each given with the grid that it lies on.
+    def forward(self, x: Value, y: Value) -> Value:
+        """Add two tensors ``[B, N, C]``."""
+        params = self.acting
+        if params is None:
+            return self.settle(real(x) + real(y))
+        return self.show(lambda: real(x) + real(y), clamped_sum(x, y, params))
 
-        ``None`` stands for floats, and for numbers that were rounded to the stream's scale already.
-        """
-        total = x + y
-        self.observe(total)
-        grid = self.grid
-        if grid is None:
-            return self.emit(total, total)
-        scaled = addend_grid(grid)
-        codes = (regrid(x, x_grid, scaled) / grid.scale).round_() + (regrid(y, y_grid, scaled) / grid.scale).round_()
-        codes += grid.zero_point
-        return self.emit(total, dequantize(codes.clamp_(grid.qmin, grid.qmax), grid))
 
-    @property
-    def addend_grid(self) -> QuantParams | None:
-        """What the addends are rounded to; ``None`` while the point lets floats pass."""
-        return None if self.grid is None else addend_grid(self.grid)
+class QuantEmbedding(Point):
+    """Patch tokens ``[B, P, C]`` to the start of the residual stream, ``[B, N, C]``.
+
+    Args:
+        table: what is added, ``[1, N, C]``: the prefix tokens (class, distillation, registers) and the position
+            embedding. It is copied.
+        prefix: how many of the ``N`` tokens stand before the patches.
+        quant_config, layer_name, head_dim: as for any point.
+    """
+
+    def __init__(
+        self, table: Tensor, prefix: int, quant_config: QuantConfig | None, layer_name: str, *, head_dim: int
+    ) -> None:
+        super().__init__(layer_name, quant_config, head_dim=head_dim)
+        self.prefix = prefix
+        self.table: Tensor
+        self.register_buffer("table", owned(table))
+
+    @entrance
+    def forward(self, patches: Value) -> Value:
+        """Put the patches in their places and add the table."""
+        params = self.acting
+        if params is None:
+            return self.settle(self.placed(real(patches)) + self.table)
+        placed = on(patches, addend_params(params))
+        y = clamped_sum(placed.with_codes(self.placed(placed.codes)), self.table, params)
+        return self.show(lambda: self.placed(real(patches)) + self.table, y)
+
+    def placed(self, patches: Tensor) -> Tensor:
+        """Zeros in the places of the prefix tokens, and the patches after them."""
+        return F.pad(patches, (0, 0, self.prefix, 0)) if self.prefix else patches
+
+    def shape_after(self, *shapes: Shape) -> Shape:
+        return tuple(self.table.shape[1:])
+
+
+def clamped_sum(x: Value, y: Value, params: QuantParams) -> QuantizedTensor:
+    """The sum of two tensors on these parameters, each addend rounded to their scale."""
+    scaled = addend_params(params)
+    codes = on_scale(x, scaled) + on_scale(y, scaled)
+    codes += params.zero_point.to(codes.dtype)
+    return QuantizedTensor(codes.clamp_(params.qmin, params.qmax).to(integer_type(params.qmin, params.qmax)), params)
+
+
+def on_scale(x: Value, scaled: QuantParams) -> Tensor:
+    """The codes of an addend."""
+    placed = isinstance(x, QuantizedTensor) and x.params.scale is scaled.scale and x.params.qmin == scaled.qmin
+    return x.codes if placed else on(x, scaled).codes  # type: ignore[union-attr]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from vitquant.config import QuantConfig
 from vitquant.layers.layer import entrance
 from vitquant.layers.point import Point
-from vitquant.layers.regrid import centred_codes, centred_limit, code_dtype, codes_of, land
 from vitquant.numerics.affine import QuantParams, fake_quantize
-from vitquant.numerics.limits import EXPONENTIAL_BITS
+from vitquant.numerics.limits import EXPONENTIAL_BITS, LOG2_ROW_LIMIT
+from vitquant.numerics.quantized import Accumulators, QuantizedTensor, Value, integer_type, on, real
 from vitquant.numerics.softmax import (
     FINE_SCALE,
     LOG2_MAX,
@@ -26,6 +28,28 @@ from vitquant.numerics.softmax import (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class AttentionWeights(QuantizedTensor):
+    """The integers that V is multiplied with, ``[B, H, N, N]``.
+
+    ``largest_row`` bounds the sum of a row. If ``by_row``, a probability is the share of its code in the sum of its
+    row; otherwise it is what ``params`` say.
+    """
+
+    largest_row: int
+    by_row: bool = False
+
+    def real(self) -> Tensor:
+        if not self.by_row:
+            return super().real()
+        codes = self.codes.to(self.params.scale.dtype)
+        return codes / codes.sum(-1, keepdim=True)
+
+    @property
+    def row_limit(self) -> int:
+        return self.largest_row
+
+
 class IntSoftmax(Point):
     """Softmax over the last dimension of scores ``[B, H, N, N]``, in the form and approximation of its config."""
 
@@ -35,55 +59,32 @@ class IntSoftmax(Point):
         self.observes = quant_config is None or quant_config.softmax == "uniform"
 
     @entrance
-    def forward(self, scores: Tensor, input_grid: QuantParams | None = None) -> Tensor:
-        """Probabilities. ``input_grid`` is the grid that the scores lie on, ``None`` while they are float."""
+    def forward(self, scores: Value) -> Value:
+        """Probabilities; integers where the scores are."""
         if not self.rounding:
-            p = scores.softmax(dim=-1)
-            self.observe(p)
-            return self.emit(p, p)
-        p = (
-            self.from_floats(scores)
-            if input_grid is None
-            else self.from_codes(codes_of(scores, input_grid), input_grid)
-        )
-        return p if self.hook is None else self.emit(scores.softmax(dim=-1), p)
+            return self.settle(real(scores).softmax(dim=-1))
+        p = self.from_codes(scores) if isinstance(scores, QuantizedTensor) else self.from_floats(real(scores))
+        return self.show(lambda: real(scores).softmax(dim=-1), p)
 
-    def from_codes(self, scores: Tensor, grid: QuantParams) -> Tensor:
-        """Probabilities of codes, as a device computes them."""
+    def from_codes(self, scores: QuantizedTensor) -> AttentionWeights:
+        """Probabilities of quantized scores, as a device computes them."""
         config, bits = self.require_config(), self.require_config().bit_type.bits
-        levels = grid.qmax - grid.qmin + 1
-        scales = grid.scale.reshape(-1).tolist()
-        table = torch.stack([exponential_table(s, levels, config.approximation) for s in scales])
-        table = row_codes(table, bits if config.softmax == "row" else EXPONENTIAL_BITS).int().to(scores.device)
-        e = look_up(table, scores)
+        scale = scores.params.scale
+        levels, tokens = scores.params.qmax - scores.params.qmin + 1, scores.codes.shape[-1]
+        table = torch.stack([exponential_table(s, levels, config.approximation) for s in scale.reshape(-1).tolist()])
+        table = row_codes(table, bits if config.softmax == "row" else EXPONENTIAL_BITS).int().to(scores.codes.device)
+        e = look_up(table, scores.codes)
         if config.softmax == "row":
-            codes = e.to(grid.scale.dtype)  # a quotient of integers would be of torch's default type
-            return codes / codes.sum(-1, keepdim=True)
+            top = (1 << bits) - 1
+            codes, params = e, weight_params(top, scale)
+            return AttentionWeights(codes.to(integer_type(0, top)), params, tokens * top, by_row=True)
         if config.softmax == "log2":
-            return torch.ldexp(log2_weights(e, self.last).to(grid.scale.dtype), torch.tensor(-LOG2_MAX))
-        params, share = self.require_params(), shares(e)
+            codes = log2_weights(e, self.last)
+            return AttentionWeights(codes.int(), weight_params(1 << LOG2_MAX, scale), LOG2_ROW_LIMIT)
+        params = self.require_params()
         unit = torch.full((), 2.0**-SHARE_BITS, dtype=torch.float64, device=e.device)
-        p = land(share, unit, params)
-        return fake_quantize((share * unit).to(grid.scale.dtype), params) if p is None else p
-
-    def weights(self, p: Tensor) -> Tensor:
-        """The integers behind the probabilities of :meth:`from_codes`: what V is multiplied with."""
-        config = self.require_config()
-        if config.softmax == "row":  # the largest of a row is always the last code
-            top = (1 << config.bit_type.bits) - 1
-            codes: Tensor = (p * (top / p.amax(-1, keepdim=True))).round_()
-            return codes.to(code_dtype(0, top))
-        if config.softmax == "log2":
-            return (p * 2.0**LOG2_MAX).int()
-        return centred_codes(p, self.require_params())
-
-    @property
-    def weight_limit(self) -> int:
-        """Largest magnitude among :meth:`weights`."""
-        config = self.require_config()
-        if config.softmax != "row":
-            return centred_limit(self.require_params())
-        return (1 << config.bit_type.bits) - 1
+        p = on(Accumulators(shares(e), unit, scale.dtype), params)
+        return AttentionWeights(p.codes, params, tokens * p.centred_limit)
 
     @property
     def last(self) -> int:
@@ -103,3 +104,9 @@ class IntSoftmax(Point):
             return codes / codes.sum(-1, keepdim=True)
         p = probabilities(e)
         return log2_quantize(p, bits) if config.softmax == "log2" else fake_quantize(p, self.require_params())
+
+
+def weight_params(top: int, like: Tensor) -> QuantParams:
+    """Parameters of codes from 0 to ``top``, which stands for 1."""
+    scale = torch.tensor(1 / top, dtype=like.dtype, device=like.device)
+    return QuantParams(scale, torch.zeros_like(scale), 0, top)

@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from vitquant.numerics.quantized import Value
+
 
 class Mode(Enum):
     """What the points of a model do with the tensors that pass them."""
@@ -23,8 +25,8 @@ class Mode(Enum):
     QUANTIZED = "quantized"
 
 
-Hook: TypeAlias = Callable[[Any, Tensor, Tensor], None]
-"""Called with a point, its tensor as it came and as it went on, once per forward."""
+Hook: TypeAlias = Callable[[Any, Tensor, Value], None]
+"""Called with a point, the real tensor that came and the value that went on, once per forward."""
 
 
 @dataclass

@@ -9,8 +9,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from vitquant.architectures.quant_vit import QuantViT
-from vitquant.layers import IntSoftmax, Point, points_of, tapped
+from vitquant.architectures.model import QuantModel
+from vitquant.layers import Point, hooked, points_of
+from vitquant.numerics.quantized import QuantizedTensor, Value, on
 from vitquant.program.program import IntegerProgram
 
 Values: TypeAlias = Callable[[Tensor, Collection[str]], dict[str, Tensor]]
@@ -30,7 +31,9 @@ class Divergence:
 
 
 @torch.no_grad()
-def divergences(model: QuantViT, program: IntegerProgram, run: Values, images: Tensor) -> tuple[list[Divergence], int]:
+def divergences(
+    model: QuantModel, program: IntegerProgram, run: Values, images: Tensor
+) -> tuple[list[Divergence], int]:
     """Compare the codes at every point that both have, in order.
 
     Args:
@@ -47,23 +50,17 @@ def divergences(model: QuantViT, program: IntegerProgram, run: Values, images: T
     integer = run(images, names)
     found: dict[str, Divergence] = {}
 
-    def compare(point: Point, _: Tensor, after: Tensor) -> None:
+    def compare(point: Point, _: Tensor, after: Value) -> None:
         if point.name in integer:
-            codes = integer.pop(point.name).to(after.device)
-            difference = (codes_at(point, after) - codes.reshape(after.shape).long()).abs()
+            expected = integer.pop(point.name)
+            simulated = on(after, point.require_params()) if isinstance(after, Tensor) else after
+            assert isinstance(simulated, QuantizedTensor)  # a point that rounds passes nothing else
+            codes = simulated.codes
+            difference = (codes.long() - expected.to(codes.device).reshape(codes.shape).long()).abs()
             if bool(difference.any()):
                 share = float((difference > 0).double().mean())
                 found[point.name] = Divergence(point.name, int(difference.max()), share)
 
-    with tapped(points_of(model), compare):
-        model(model.preprocessing.normalize(images.to(model.device)).to(model.dtype))
+    with hooked(points_of(model), compare):
+        model(images.to(model.device))
     return [found[name] for name in names if name in found], len(names)
-
-
-def codes_at(point: Point, x: Tensor) -> Tensor:
-    """The codes behind the real numbers that a point passed on, int64."""
-    if isinstance(point, IntSoftmax):
-        codes = point.weights(x).long()
-        return codes if point.params is None else codes + point.params.zero_point.long()
-    grid = point.require_params()
-    return (x / grid.scale).round().long() + grid.zero_point.long()

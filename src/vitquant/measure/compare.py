@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from vitquant.adapters.adapt import FloatModel
-from vitquant.architectures.quant_vit import QuantViT
+from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_count, require_kind, require_path
 from vitquant.artifact.storage import load
-from vitquant.data import ImagesLike, ImageSource, open_images
+from vitquant.data import ImagesLike, ImageSource, model_batches, open_images
 from vitquant.device import require_device
 from vitquant.errors import AgreementError
 from vitquant.executors.choose import Executor, Kind, open_executor
@@ -59,7 +59,7 @@ class Comparison:
 
 
 def compare_models(
-    model: QuantViT,
+    model: QuantModel,
     program: IntegerProgram,
     images: ImageSource,
     *,
@@ -73,7 +73,7 @@ def compare_models(
     executor = executor or open_executor(program, device=model.device)
     evaluation = evaluate(model, images, batch_size=batch_size, integers=lambda pixels: executor(pixels).real())
     reference = Reference(program, model.device)
-    first = model.preprocessing.to_pixels(next(images.batches(AGREEMENT_IMAGES)).images)
+    first = next(model_batches(images, AGREEMENT_IMAGES)).pixels
     found, count = divergences(model, program, reference.run, first)
     return Comparison(evaluation, executor.name, count, tuple(found))
 

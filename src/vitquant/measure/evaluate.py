@@ -11,13 +11,15 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from vitquant.architectures.quant_vit import QuantViT
+from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_count, require_kind
-from vitquant.data import ImagesLike, ImageSource, open_images
+from vitquant.data import ImagesLike, ImageSource, model_batches, open_images
 from vitquant.errors import DataError, NumericsError
-from vitquant.layers import only
+from vitquant.layers import QuantNorm, hooked, only
+from vitquant.layers.layer import entered
 from vitquant.layers.undisturbed import undisturbed
 from vitquant.measure.meters import SqnrMeter
+from vitquant.numerics.quantized import real
 from vitquant.progress import track
 
 Executor: TypeAlias = Callable[[Tensor], Tensor]
@@ -66,7 +68,7 @@ class Evaluation:
 
 @undisturbed
 def evaluate(
-    model: QuantViT,
+    model: QuantModel,
     images: ImagesLike,
     *,
     limit: int | None = None,
@@ -95,7 +97,7 @@ def evaluate(
 
     Whatever is raised, the model is as it was before.
     """
-    require_kind(model, QuantViT, "model")
+    require_kind(model, QuantModel, "model")
     require_count(batch_size, "batch_size")
     model.require_calibrated()
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=ignore_labels)
@@ -106,12 +108,12 @@ def evaluate(
     classes: list[Classes] = []
     count = 0
     with torch.no_grad():
-        for number, batch in enumerate(track(source.batches(batch_size), "evaluating", total), start=1):
-            x = batch.images.to(model.device, model.dtype)
+        for number, batch in enumerate(track(model_batches(source, batch_size), "evaluating", total), start=1):
+            pixels = batch.pixels.to(model.device)
             with only([], model):
-                exact_norm, exact = outputs(model, x)
+                exact_norm, exact = outputs(model, pixels)
             with only(points, model):
-                rounded_norm, rounded = outputs(model, x)
+                rounded_norm, rounded = outputs(model, pixels)
             for output, what in ((exact, "the float model's output"), (rounded, "the model's output")):
                 require_finite_output(output, what, where=f"batch {number}")
             logits.add(exact, rounded)
@@ -119,16 +121,16 @@ def evaluate(
             count += len(batch)
             given = [exact, rounded]
             if integers is not None:
-                third = integers(model.preprocessing.to_pixels(x)).to(x.device)
+                third = integers(pixels).to(pixels.device)
                 integer.add(exact, third)
                 to_simulated.add(rounded, third)
                 given.append(third)
-            if model.head is not None:
-                labels = None if batch.labels is None else check_labels(batch.labels, model.spec.num_classes, number)
+            if model.num_classes:
+                labels = None if batch.labels is None else check_labels(batch.labels, model.num_classes, number)
                 classes.append(Classes([t.argmax(-1).cpu() for t in given], labels))
     if not count:
         raise DataError("evaluation got no images", where="images")
-    warn_of_chance([c.hits(0) for c in classes], model.spec.num_classes)
+    warn_of_chance([c.hits(0) for c in classes], model.num_classes)
     top1, agreement = (
         [mean_percent([getattr(c, name)(side) for c in classes]) for side in range(2 + (integers is not None))]
         for name in ("hits", "same")
@@ -166,10 +168,14 @@ def mean_percent(parts: list[Tensor | None]) -> float | None:
     return 100 * float(torch.cat(known).double().mean()) if known else None
 
 
-def outputs(model: QuantViT, images: Tensor) -> tuple[Tensor, Tensor]:
+def outputs(model: QuantModel, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """The final norm, and the logits (or the pooled features, where there is no head)."""
-    tokens = model.forward_features(images)
-    return tokens, model.classify(tokens)
+    norm = [point for point in model.graph.points() if isinstance(point, QuantNorm)][-1]
+    seen: list[Tensor] = []
+    # Entered here, the model leaves it to the caller, who knows which one it is, to refuse what is not finite.
+    with entered(model, pixels), hooked([norm], lambda _point, _before, after: seen.append(real(after))):
+        y = real(model(pixels))
+    return seen[0], y
 
 
 def require_finite_output(y: Tensor, what: str, where: str) -> None:
@@ -182,14 +188,14 @@ def require_finite_output(y: Tensor, what: str, where: str) -> None:
         raise NumericsError(f"{what} is not finite", where=where, fix="check the images and the weights")
 
 
-def check_classes(source: ImageSource, model: QuantViT) -> None:
+def check_classes(source: ImageSource, model: QuantModel) -> None:
     """Refuse class folders that cannot be the model's classes. Without a head there are no classes to compare with.
 
     Raises:
         DataError: their number is not that of the model's classes.
     """
-    names, expected = source.class_names, model.spec.num_classes
-    if names is None or model.head is None or len(names) == expected:
+    names, expected = source.class_names, model.num_classes
+    if names is None or not expected or len(names) == expected:
         return
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     fix = f"give a folder with one subfolder of images for each of the {expected} classes, or ignore the labels"

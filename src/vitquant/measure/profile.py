@@ -8,24 +8,26 @@ block is kept, so a point's run starts at its own block; the blocks before it ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from vitquant.architectures.quant_vit import QuantViT
+from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_count, require_kind
-from vitquant.config import QuantConfig, section_of
-from vitquant.data import ImagesLike, open_images
-from vitquant.layers import Point, QuantLinear, only, points_of, tapped
-from vitquant.layers.layout import PER_HEAD
+from vitquant.config import QuantConfig
+from vitquant.data import ImagesLike, model_batches, open_images
+from vitquant.layers import Point, QuantLinear, hooked, only
+from vitquant.layers.graph import Stage
+from vitquant.layers.layer import entered
 from vitquant.layers.linear import WeightPoint
-from vitquant.layers.point import Tap
+from vitquant.layers.point import Hook
 from vitquant.layers.undisturbed import undisturbed
 from vitquant.layers.view import timed
 from vitquant.measure.meters import MetricsMeter, PointMetrics, SqnrMeter
 from vitquant.measure.outliers import Outlier, RangeMeter, outlier_of
+from vitquant.numerics.quantized import Value, real
 from vitquant.progress import track
 
 
@@ -61,39 +63,12 @@ class ModelProfile:
         return sorted(measured, key=lambda p: p.sqnr_isolated_db or 0.0)[:count]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A step of the forward that starts from one tensor: the embedding, a block, or the head."""
-
-    module: tuple[nn.Module, ...]
-    run: Callable[[Tensor], Tensor]
-
-    def points(self) -> list[Point]:
-        """The stage's points."""
-        return [p for module in self.module for p in points_of(module)]
-
-
-def stages_of(model: QuantViT) -> list[Stage]:
-    """The forward cut into embedding, blocks and head; the last one gives the output whose SQNR is told."""
-
-    def block(index: int) -> Stage:
-        return Stage((model.blocks[index],), lambda x: model.run_block(index, x))
-
-    def head(x: Tensor) -> Tensor:
-        tokens = model.normalize_tokens(x)
-        return tokens if model.head is None else model.classify(tokens)
-
-    first = Stage((model.patch_embed, model.pos_embed), model.embed)
-    last = Stage((model.final_norm, *model.heads()), head)
-    return [first, *(block(i) for i in range(model.spec.depth)), last]
-
-
 class Profiler:
     """Accumulates a profile batch by batch."""
 
-    def __init__(self, model: QuantViT) -> None:
+    def __init__(self, model: QuantModel) -> None:
         model.require_calibrated()
-        self.model, self.stages = model, stages_of(model)
+        self.model, self.stages = model, measured_stages(model)
         self.points = model.point_modules()
         self.isolated = {name: SqnrMeter() for name, p in self.points.items() if p.active}
         self.cumulative = {name: SqnrMeter() for name in self.isolated}
@@ -103,48 +78,51 @@ class Profiler:
             if p.active and p.require_config().enable_profiler
         }
         self.ranges = {
-            name: RangeMeter(p.params, channel_dim=1 if section_of(name) in PER_HEAD else -1)
+            name: RangeMeter(p.params, channel_dim=p.channel_dim)
             for name, p in self.points.items()
             if p.active and p.params is not None and not isinstance(p, WeightPoint)
         }
         self.output = SqnrMeter()
         self.images = 0
 
-    def add(self, images: Tensor) -> None:
-        """Take in one batch of normalised images."""
-        self.images += len(images)
-        inputs = self.chain(images)
-        for index, stage in enumerate(self.stages):
-            for point in stage.points():
-                if point.active:
-                    self._isolate(point, index, inputs)
+    def add(self, pixels: Tensor) -> None:
+        """Take in one batch of images, ``uint8 [B, C, h, w]``."""
+        self.images += len(pixels)
+        with entered(self.model, pixels):
+            inputs = self.chain(pixels)
+            for index, stage in enumerate(self.stages):
+                for point in stage.points():
+                    if point.active:
+                        self._isolate(point, index, inputs)
 
-    def chain(self, images: Tensor) -> list[Tensor]:
+    def chain(self, pixels: Tensor) -> list[Tensor]:
         """Run the float and the quantized chain side by side; returns the float input of every stage and the output."""
-        exact, rounded, inputs = images, images, [images]
+        exact, inputs = pixels, [pixels]
+        rounded: Value = pixels
         for stage in self.stages:
             reference: dict[str, Tensor] = {}
             points = stage.points()
-            with only([], self.model), tapped(points, keep_in(reference)):
-                exact = stage.run(exact)
+            with only([], self.model), hooked(points, keep_in(reference)):
+                exact = real(stage.run(exact))
             for name in self.ranges.keys() & reference.keys():
                 self.ranges[name].add(reference[name])
-            with only(list(self.points.values()), self.model), tapped(points, self._compare(reference)):
+            with only(list(self.points.values()), self.model), hooked(points, self._compare(reference)):
                 rounded = stage.run(rounded)
             inputs.append(exact)
-        self.output.add(exact, rounded)
+        self.output.add(exact, real(rounded))
         return inputs
 
-    def _compare(self, reference: dict[str, Tensor]) -> Tap:
-        def tap(point: Point, _: Tensor, after: Tensor) -> None:
+    def _compare(self, reference: dict[str, Tensor]) -> Hook:
+        def hook(point: Point, _: Tensor, after: Value) -> None:
             if point.active:
-                self.cumulative[point.name].add(reference.pop(point.name), after)
+                self.cumulative[point.name].add(reference.pop(point.name), real(after))
 
-        return tap
+        return hook
 
     def _isolate(self, point: Point, index: int, inputs: list[Tensor]) -> None:
         """Quantize one point alone, from the float input of its stage to the output."""
         meter = self.metrics.get(point.name)
+        x: Value
         with only([point], self.model):
             if meter is None:
                 x = self.stages[index].run(inputs[index])
@@ -152,7 +130,7 @@ class Profiler:
                 x = measured(self.stages[index], point, inputs[index], meter)
             for stage in self.stages[index + 1 :]:
                 x = stage.run(x)
-        self.isolated[point.name].add(inputs[-1], x)
+        self.isolated[point.name].add(inputs[-1], real(x))
 
     def result(self) -> ModelProfile:
         """The profile of all batches so far."""
@@ -184,7 +162,7 @@ class Profiler:
 
 
 @undisturbed
-def profile(model: QuantViT, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> ModelProfile:
+def profile(model: QuantModel, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> ModelProfile:
     """Measure the isolated and the cumulative error of every point of a calibrated model.
 
     Points with ``enable_profiler`` also get the metrics of :class:`PointMetrics`. The cost is about half a forward
@@ -200,34 +178,41 @@ def profile(model: QuantViT, images: ImagesLike, *, limit: int | None = None, ba
         LifecycleError: an active point was never observed, or another thread calibrates the model.
         OutOfMemoryError: naming the point, and the batch size that was too large.
     """
-    require_kind(model, QuantViT, "model")
+    require_kind(model, QuantModel, "model")
     require_count(batch_size, "batch_size")
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
     total = source.batch_count(batch_size)
     profiler = Profiler(model)
     with torch.no_grad():
-        for batch in track(source.batches(batch_size), "profiling", total):
-            profiler.add(batch.images.to(model.device, model.dtype))
+        for batch in track(model_batches(source, batch_size), "profiling", total):
+            profiler.add(batch.pixels.to(model.device))
     return profiler.result()
 
 
-def keep_in(seen: dict[str, Tensor]) -> Tap:
-    """A tap that notes what each point passed on."""
-
-    def tap(point: Point, _: Tensor, after: Tensor) -> None:
-        seen[point.name] = after
-
-    return tap
+def measured_stages(model: QuantModel) -> tuple[Stage, ...]:
+    """The stages of the forward up to the last one that has points: the logits, or the final norm without a head."""
+    stages = model.graph.stages
+    last = max(index for index, stage in enumerate(stages) if stage.points())
+    return stages[: last + 1]
 
 
-def measured(stage: Stage, point: Point, x: Tensor, meter: MetricsMeter) -> Tensor:
+def keep_in(seen: dict[str, Tensor]) -> Hook:
+    """A hook that notes what each point passed on."""
+
+    def hook(point: Point, _: Tensor, after: Value) -> None:
+        seen[point.name] = real(after)
+
+    return hook
+
+
+def measured(stage: Stage, point: Point, x: Value, meter: MetricsMeter) -> Value:
     """Run a stage and feed the meter with the point's own tensor and the time of its layer."""
     owner = owner_of(stage, point)
     seen: list[tuple[Tensor, Tensor]] = []
-    with timed(owner) as clock, tapped([point], lambda _, a, b: seen.append((a, b))):
+    with timed(owner) as clock, hooked([point], lambda _, a, b: seen.append((a, real(b)))):
         y = stage.run(x)
     tensors = owner.folded_weights() if isinstance(owner, QuantLinear) else seen[0]
-    meter.add(*tensors, seconds=clock.seconds, images=len(x))
+    meter.add(*tensors, seconds=clock.seconds, images=len(real(x)))
     return y
 
 
@@ -235,5 +220,5 @@ def owner_of(stage: Stage, point: Point) -> nn.Module:
     """The layer whose forward a point belongs to: a weight's linear layer, else the point itself."""
     if not isinstance(point, WeightPoint):
         return point
-    linears = [m for module in stage.module for m in module.modules() if isinstance(m, QuantLinear)]
+    linears = [m for step in stage.steps for m in step.layer.modules() if isinstance(m, QuantLinear)]
     return next(linear for linear in linears if linear.weight is point)

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from vitquant.architectures.quant_vit import QuantViT
-from vitquant.architectures.vit import VisionTransformer
+from vitquant.architectures.float_vit import VisionTransformer
+from vitquant.architectures.vit import QuantViT
 from vitquant.arguments import require_count
 from vitquant.artifact.storage import load
 from vitquant.data import Preprocessing

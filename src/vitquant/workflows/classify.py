@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitquant.arguments import require_count, require_kind
-from vitquant.data import ImagesLike, Preprocessing, open_images
+from vitquant.data import ImagesLike, Preprocessing, model_batches, open_images
 from vitquant.errors import ConfigError, ProgramError
 from vitquant.executors.choose import Executor, open_executor
 from vitquant.program.program import IntegerProgram
@@ -71,7 +71,7 @@ def classify(
     require_count(batch_size, "batch_size")
     preprocessing = preprocessing_of(require_kind(program, IntegerProgram, "program"))
     executor = executor or open_executor(program)
-    for batch in open_images(images, preprocessing, limit=limit, ignore_labels=True).batches(batch_size):
-        found = executor(preprocessing.to_pixels(batch.images))
+    for batch in model_batches(open_images(images, preprocessing, limit=limit, ignore_labels=True), batch_size):
+        found = executor(batch.pixels)
         for name, codes, logits in zip(batch.names, found.codes.cpu(), found.real().cpu(), strict=True):
             yield Outcome(name, codes, logits)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitquant.architectures.quant_vit import QuantViT
+from vitquant.architectures.vit import QuantViT
 from vitquant.arguments import require_count, require_kind, require_path
 from vitquant.artifact.storage import run_id
 from vitquant.data import ImagesLike, Preprocessing, open_images
@@ -206,7 +206,7 @@ def pixels_for(preprocessing: Preprocessing, images: ImagesLike | None, count: i
     if images is None:
         return made_up(preprocessing.shape, count), f"{count} synthetic images"
     batches = open_images(images, preprocessing, ignore_labels=True).batches(BATCH)
-    pixels = torch.cat([preprocessing.to_pixels(b.images) for b in islice(batches, -(-count // BATCH))])
+    pixels = torch.cat([batch.pixels for batch in islice(batches, -(-count // BATCH))])
     return pixels[:count], str(images) if isinstance(images, str | Path) else "given images"
 
 

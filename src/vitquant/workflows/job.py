@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from vitquant.adapters.adapt import FloatModel
-from vitquant.architectures.quant_vit import QuantViT
+from vitquant.architectures.vit import QuantViT
 from vitquant.arguments import require_count, require_kind, require_path, require_whole
 from vitquant.artifact.storage import TENSORS, encode_model, run_id
 from vitquant.compiler.float_share import FloatShare, float_share
@@ -119,7 +119,7 @@ def run(
 
     seconds: dict[str, float] = {}
     quantized = prepare(model, as_config(config), device=place, strict=strict)
-    kept_float = float_share(quantized.config, quantized.spec)
+    kept_float = float_share(quantized)
     # What can be known to be wrong with these images is found before the long work.
     shared = SharedImages()
     opened = open_images(calibration, model.preprocessing, limit=calibration_limit, ignore_labels=True)

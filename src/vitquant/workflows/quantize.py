@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from vitquant.adapters.adapt import FloatModel, adapt
-from vitquant.architectures.quant_vit import QuantViT
+from vitquant.architectures.vit import QuantViT
 from vitquant.arguments import require_count, require_kind, require_path
 from vitquant.calibration.calibrate import calibrate_batches
 from vitquant.compiler.float_share import require_integers
 from vitquant.config import ModelConfig, load_config_from_yaml
-from vitquant.data import CalibrationCheck, ImagesLike, open_images
+from vitquant.data import CalibrationCheck, ImagesLike, model_batches, open_images
 from vitquant.device import require_device
 from vitquant.errors import ConfigError
 from vitquant.layers.memory import each_named
@@ -98,7 +98,7 @@ def prepare(
         found = adapt(model, weights=weights, weights_entry=weights_entry, img_size=img_size)
     qmodel: QuantViT = QuantViT(found.vit, config, found.preprocessing).to(place)
     if strict:
-        require_integers(qmodel.config, qmodel.spec)
+        require_integers(qmodel)
     return qmodel
 
 
@@ -121,8 +121,8 @@ def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, 
     require_count(batch_size, "batch_size")
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
     total = source.batch_count(batch_size)
-    check = CalibrationCheck(source.preprocessing)
-    batches = each_named(check.watch(source.batches(batch_size)), "images", batch_size)
+    check = CalibrationCheck()
+    batches = each_named(check.watch(model_batches(source, batch_size)), "images", batch_size)
     calibrate_batches(model, track(batches, "calibrating", total))
     check.warn()
     return model

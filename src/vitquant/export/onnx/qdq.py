@@ -7,20 +7,36 @@ close to those of the integer program, not the same.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 
-from vitquant.architectures.quant_attn import QuantAttention
-from vitquant.architectures.quant_block import QuantBlock, QuantMlp
-from vitquant.architectures.quant_vit import QuantViT
+from vitquant.architectures.model import QuantModel
 from vitquant.export.onnx.graph import Tensor
 from vitquant.export.onnx.qdq_linear import array
 from vitquant.export.onnx.qdq_points import ONE, ZERO, Activation, PointWriter
 from vitquant.export.onnx.qdq_targets import GELU_OPSET, Landing, Runtime, landing
-from vitquant.layers import IntSoftmax, QuantResidual
+from vitquant.layers import (
+    AttentionScores,
+    IntSoftmax,
+    MeanOf,
+    MeanToken,
+    Point,
+    QAct,
+    QuantEmbedding,
+    QuantLinear,
+    QuantNorm,
+    QuantPatchEmbed,
+    QuantResidual,
+    SelectChannels,
+    SelectToken,
+    WeightedSum,
+)
+from vitquant.layers.graph import Step
+from vitquant.layers.layer import Layer
 from vitquant.numerics.pairing import product_per_head
 from vitquant.program.values import Array
 from vitquant.version import __version__
@@ -32,7 +48,7 @@ INPUT, OUTPUT = "images", "logits"
 
 
 def export_qdq(
-    model: QuantViT, *, target: str = "onnxruntime", opset: int | None = None, packed: bool = True
+    model: QuantModel, *, target: str = "onnxruntime", opset: int | None = None, packed: bool = True
 ) -> onnx.ModelProto:
     """The model as ONNX, its points QuantizeLinear / DequantizeLinear pairs named after them.
 
@@ -55,7 +71,7 @@ def export_qdq(
     model.require_calibrated()
     export = QdqExport(model, Runtime.of(target, opset, packed))
     with torch.no_grad():
-        output = export.model_output()
+        output = export.output()
     export.graph.node("Identity", output, name=OUTPUT)
     metadata = {
         "vitquant": __version__,
@@ -63,7 +79,7 @@ def export_qdq(
         "preprocessing": json.dumps(model.preprocessing.to_dict()),
         "notes": "\n".join(f"{point}: {told}" for point, told in export.notes.items()),
     }
-    float32, width = np.dtype("float32"), model.spec.num_classes or model.spec.embed_dim
+    float32, width = np.dtype("float32"), export.shapes[model.graph.output][-1]
     images = Tensor(INPUT, float32, ("batch", *model.preprocessing.shape))
     logits = Tensor(OUTPUT, float32, ("batch", width))
     return export.graph.model("vitquant", [images], [logits], metadata)
@@ -77,115 +93,192 @@ def notes(model: onnx.ModelProto) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Probabilities:
-    """The weights of V, ``[B, H, N, N]``: ``unit`` (one element, or one a head) times ``name`` over ``sums``."""
+    """The weights of V, ``[B, H, N, N]``: ``unit`` (one element, or one per head) times ``name`` over ``sums``."""
 
     name: str
     unit: Array
     sums: str | None = None
 
 
+@dataclass(frozen=True)
+class Pending:
+    """A product that waits for the point that rounds it: ``write`` makes its nodes, up to that point's."""
+
+    write: Callable[[Point | None], Activation]
+    part: Callable[[SelectChannels], Pending] | None = None
+
+
+Written: TypeAlias = Activation | Pending | Probabilities
+"""What a layer becomes. Tokens of all images are rows, ``[B * N, C]``."""
+
+
 class QdqExport(PointWriter):
-    """Walks a model once and writes its graph."""
+    """Goes along the graph of a model once and writes the ONNX graph."""
 
-    def __init__(self, model: QuantViT, runtime: Runtime) -> None:
+    def __init__(self, model: QuantModel, runtime: Runtime) -> None:
         super().__init__(runtime)
-        self.model, self.spec = model, model.spec
-        self.tail = model.spec.num_tokens, 1  # OpenVINO 2026.4 fuses one constant a head to a product, and fails
+        self.steps, self.params = model.graph, model.graph.params()
+        self.shapes = model.graph.shapes(model.preprocessing.shape)
+        self.written: dict[Step | None, Written] = {None: Activation(INPUT, "images")}
+        self.tokens: dict[Step, tuple[int, int]] = {}
+        """Of a norm: the range of the tokens that are read after it, where it is computed for these alone."""
+        self._pairs: dict[str, str] = {}
 
-    def model_output(self) -> str:
+    def output(self) -> str:
         """Everything, from the images to the logits."""
-        x = self.embedding()
-        for block in self.model.blocks:
-            assert isinstance(block, QuantBlock)
-            x = self.block(block, x)
-        return self.classifier(x)
+        for step in self.steps.steps:
+            inputs = (self.written[source] for source in step.inputs)
+            self.written[step] = RULES[type(step.layer)](self, step, step.layer, *inputs)
+        return self.real(self.settled(self.written[self.steps.output]))
 
-    def embedding(self) -> str:
-        """Patches, their projection, positions and prefix tokens: the stream, ``[B * N, C]``."""
-        graph, spec, point = self.graph, self.spec, self.model.pos_embed
-        name = self.real(self.linear(self.model.patch_embed.linear, self.patches()))
-        name = self.reshape(name, "patch_embed/tokens", -1, spec.num_tokens - spec.num_prefix, spec.embed_dim)
-        if spec.num_prefix:
-            pads = graph.dims("pos_embed/prefix", 0, spec.num_prefix, 0, 0, 0, 0)
-            name = graph.node("Pad", name, pads, name="pos_embed/Pad")
-        table = graph.floats("pos_embed/table", array(self.model.token_table))
-        name = graph.node("Add", name, table, name="pos_embed/Add")
-        name = self.reshape(name, "pos_embed/rows", -1, spec.embed_dim)
-        return self.real(self.land(point.name, name, self.landing_of(point)))
+    def settled(self, x: Written, point: Point | None = None) -> Activation:
+        """A product's nodes written, rounded at ``point`` if there is one."""
+        assert not isinstance(x, Probabilities)
+        return x.write(point) if isinstance(x, Pending) else x
 
-    def patches(self) -> Activation:
-        """The images as flattened patches, on the grid of their pixels where the weights know it."""
-        graph, spec, embed = self.graph, self.spec, self.model.patch_embed
-        (height, width), (rows, columns) = spec.patch_size, spec.grid
-        name = self.reshape(INPUT, "patches/split", -1, spec.in_chans, rows, height, columns, width)
+    # The rules: what each layer becomes, given what feeds it.
+
+    def patch_embed(self, step: Step, embed: QuantPatchEmbed, images: Activation) -> Written:
+        """The images as flattened patches, on the parameters of their pixels where the weights know them."""
+        graph, (channels, image_height, image_width) = self.graph, self.shapes[None]
+        height, width = embed.patch_size
+        rows, columns = image_height // height, image_width // width
+        name = self.reshape(images.name, "patches/split", -1, channels, rows, height, columns, width)
         name = graph.node("Transpose", name, name="patches/Transpose", perm=[0, 2, 4, 1, 3, 5])
-        name = self.reshape(name, "patches", -1, spec.in_chans * height * width)
-        if not embed.linear.weight.active:
-            return Activation(name, "pixels")
-        return self.land("pixels", name, landing(embed.pixel_grid(), self.runtime))
+        name = self.reshape(name, "patches", -1, channels * height * width)
+        x = Activation(name, "pixels")
+        if embed.linear.weight.active:
+            x = self.land("pixels", name, landing(embed.pixel_params(), self.runtime))
+        return Pending(lambda point: self.linear(embed.linear, x))
 
-    def block(self, block: QuantBlock, x: str) -> str:
-        """One transformer block on the residual stream ``x``."""
-        x = self.residual(block.residual1, x, self.attention(block.attn, self.norm(block.norm1, x)))
-        return self.residual(block.residual2, x, self.mlp(block.mlp, self.norm(block.norm2, x)))
+    def embedding(self, step: Step, point: QuantEmbedding, patches: Written) -> Written:
+        """Positions and prefix tokens: the residual stream."""
+        graph, (tokens, channels), name = self.graph, self.shapes[step], self.real(self.settled(patches))
+        name = self.reshape(name, "patch_embed/tokens", -1, tokens - point.prefix, channels)
+        if point.prefix:
+            pads = graph.dims("pos_embed/prefix", 0, point.prefix, 0, 0, 0, 0)
+            name = graph.node("Pad", name, pads, name="pos_embed/Pad")
+        table = graph.floats("pos_embed/table", array(point.table))
+        name = graph.node("Add", name, table, name="pos_embed/Add")
+        name = self.reshape(name, "pos_embed/rows", -1, channels)
+        return self.land(point.name, name, self.landing_of(point))
 
-    def residual(self, point: QuantResidual, x: str, y: Activation) -> str:
+    def residual(self, step: Step, point: QuantResidual, x: Activation, y: Written) -> Written:
         """The stream plus what a branch gives."""
-        total = self.graph.node("Add", x, self.real(y), name=f"{point.name}/Add")
-        return self.real(self.land(point.name, total, self.landing_of(point)))
+        total = self.graph.node("Add", self.real(x), self.real(self.settled(y)), name=f"{point.name}/Add")
+        return self.land(point.name, total, self.landing_of(point))
 
-    def attention(self, attn: QuantAttention, x: Activation) -> Activation:
-        """From the norm to the output of the projection."""
-        graph, dim, point = self.graph, self.spec.embed_dim, attn.attn_v_out
-        q, k, v = self.projections(attn, x)
-        weights = self.softmax(attn.intSoft, self.scores(attn, q, k))
-        v = self.factor(v)
-        name = graph.node("MatMul", weights.name, self.heads(v, 0, 2, 1, 3), name=f"{point.name}/MatMul")
-        if weights.sums is not None:
-            name = graph.node("Div", name, weights.sums, name=f"{point.name}/Div")
-        name = graph.node("Transpose", name, name=f"{point.name}/Transpose", perm=[0, 2, 1, 3])
-        name = self.reshape(name, f"{point.name}/rows", -1, dim)
-        unit = np.repeat(weights.unit, dim // len(weights.unit)) / v.gain
-        return self.linear(attn.attn_proj, self.land(point.name, name, self.landing_of(point), unit))
+    def project(self, step: Step, layer: QuantLinear, x: Activation) -> Written:
+        """A linear layer; rounded at its own output, or at the next point."""
+        if layer.output.active:
+            return self.linear(layer, x)
 
-    def projections(self, attn: QuantAttention, x: Activation) -> tuple[Activation, Activation, Activation]:
-        """Q, K and V, ``[B * N, C]`` each."""
-        dim, layer = self.spec.embed_dim, attn.attn_qkv
-        points = {"q": attn.attn_q_out, "k": attn.attn_k_out, "v": attn.attn_v_input}
-        parts = {part: slice(i * dim, (i + 1) * dim) for i, part in enumerate(points)}
-        if not layer.output.active:
-            q, k, v = (self.linear(layer, x, points[part], f"/{part}", rows) for part, rows in parts.items())
-            return q, k, v
-        whole = self.real(self.linear(layer, x))
-        slices = ((p, self.graph.slice(whole, f"{p.name}/Slice", -1, parts[k])) for k, p in points.items())
-        q, k, v = (self.land(point.name, name, self.landing_of(point)) for point, name in slices)
-        return q, k, v
+        def part(select: SelectChannels) -> Pending:
+            rows = select.part(layer.float_weight.shape[0])
+            return Pending(lambda point: self.linear(layer, x, point, f"/{'qkv'[select.index]}", rows))
 
-    def heads(self, x: Activation, *perm: int) -> str:
-        """``[B * N, C]`` to ``[B, N, H, C / H]``, permuted."""
-        name = self.reshape(
-            x.name, f"{x.point}/heads", -1, self.spec.num_tokens, self.spec.num_heads, self.spec.head_dim
+        return Pending(lambda point: self.linear(layer, x), part)
+
+    def select_channels(self, step: Step, layer: SelectChannels, x: Written) -> Written:
+        """Some rows of a product, or some channels of its output."""
+        if isinstance(x, Pending) and x.part is not None:
+            return x.part(layer)
+        whole = self.real(self.settled(x))
+        part = layer.part(self.shapes[step.inputs[0]][-1])
+
+        def write(point: Point | None) -> Activation:
+            assert point is not None
+            sliced = self.graph.slice(whole, f"{point.name}/Slice", -1, part)
+            return self.land(point.name, sliced, self.landing_of(point))
+
+        return Pending(write)
+
+    def act(self, step: Step, point: QAct, x: Written) -> Written:
+        """A point, and the activation function before it."""
+        if point.act_module is None:
+            return self.settled(x, point)
+        name = self.gelu(f"{point.name}/Gelu", self.real(self.settled(x)))
+        return self.land(point.name, name, self.landing_of(point))
+
+    def norm(self, step: Step, point: QuantNorm, x: Activation) -> Written:
+        """A LayerNorm, of those tokens only that are read after it."""
+        name, shape, readers = self.real(x), self.shapes[step], self.steps.consumers[step]
+        picks = [reader.layer.index for reader in readers if isinstance(reader.layer, SelectToken)]
+        if len(shape) == 2 and picks and len(picks) == len(readers):
+            self.tokens[step] = min(picks), max(picks) + 1
+            name = self.reshape(name, "tokens", -1, *shape)
+            name = self.graph.slice(name, "pool/Slice", 1, slice(*self.tokens[step]))
+            name = self.reshape(name, "pool", -1, shape[-1])
+        return self.layer_norm(point, name)
+
+    def select_token(self, step: Step, layer: SelectToken, x: Activation) -> Written:
+        """One token of each image, ``[B, C]``."""
+        source = step.inputs[0]
+        assert source is not None
+        channels = self.shapes[step][-1]
+        first, end = self.tokens.get(source, (0, self.shapes[source][0]))
+        if end - first == 1:
+            return x
+        name = f"{x.point}/pairs" if source in self.tokens else f"{layer.name}/tokens"
+        pairs = self._pairs.get(x.name) or self.reshape(x.name, name, -1, end - first, channels)
+        self._pairs[x.name] = pairs
+        index = layer.index - first
+        one = self.graph.slice(pairs, f"{layer.name}/Slice", 1, slice(index, index + 1))
+        return replace(x, name=self.reshape(one, layer.name, -1, channels), point=layer.name)
+
+    def mean_token(self, step: Step, layer: MeanToken, x: Activation) -> Written:
+        """The mean token, rounded to the parameters of its tokens as the simulation does it."""
+        graph, source = self.graph, step.inputs[0]
+        tokens = self.reshape(self.real(x), "tokens", -1, *self.shapes[source])
+        tokens = graph.slice(tokens, "pool/Slice", 1, slice(layer.first, self.shapes[source][0]))
+        mean = graph.node("ReduceMean", tokens, graph.dims("pool/axis", 1), name="pool/ReduceMean", keepdims=0)
+        params = self.params[step]
+        return (
+            Activation(mean, layer.name) if params is None else self.land("pool", mean, landing(params, self.runtime))
         )
+
+    def mean_of(self, step: Step, layer: MeanOf, *parts: Written) -> Written:
+        """The mean of the logits of two heads."""
+        a, b = (self.real(self.settled(part)) for part in parts)
+        total = self.graph.node("Add", a, b, name="logits/Add")
+        return Activation(
+            self.graph.node("Mul", total, self.graph.floats("logits/half", 0.5), name="logits/Mul"), "logits"
+        )
+
+    def heads(self, x: Activation, shape: tuple[int, ...], num_heads: int, *perm: int) -> str:
+        """``[B * N, C]`` to ``[B, N, H, C / H]``, permuted."""
+        name = self.reshape(x.name, f"{x.point}/heads", -1, shape[0], num_heads, shape[1] // num_heads)
         return self.graph.node("Transpose", name, name=f"{x.point}/Transpose", perm=list(perm))
 
-    def scores(self, attn: QuantAttention, q: Activation, k: Activation) -> Activation:
-        """``Q K^T``; the scales of both leave the sum as one constant a head."""
-        point = attn.attn_kv_out
+    def scores(self, step: Step, layer: AttentionScores, q: Activation, k: Activation) -> Written:
+        """``Q K^T``; the scales of both leave the sum as one constant per head."""
+        shapes = [self.shapes[source] for source in step.inputs]
         q, k = self.factor(q), self.factor(k)
-        product = product_per_head(torch.from_numpy(1 / q.gain), torch.from_numpy(1 / k.gain), attn.num_heads)
+        product = product_per_head(torch.from_numpy(1 / q.gain), torch.from_numpy(1 / k.gain), layer.num_heads)
         if product is None:
             self.notes[q.point] = "rounded, but multiplied in float, as the scales of Q and K do not pair"
             q, k = (Activation(self.real(x), x.point) for x in (q, k))
-        unit = attn.scale * (ONE if product is None else array(product))
+        unit = layer.scale * (ONE if product is None else array(product))
         name = self.graph.node(
-            "MatMul", self.heads(q, 0, 2, 1, 3), self.heads(k, 0, 2, 3, 1), name=f"{point.name}/MatMul"
+            "MatMul",
+            self.heads(q, shapes[0], layer.num_heads, 0, 2, 1, 3),
+            self.heads(k, shapes[1], layer.num_heads, 0, 2, 3, 1),
+            name=f"{layer.name}/MatMul",
         )
-        return self.land(point.name, name, self.landing_of(point), unit, tail=self.tail)
 
-    def softmax(self, point: IntSoftmax, scores: Activation) -> Probabilities:
+        def write(point: Point | None) -> Activation:
+            return self.land(layer.name, name, self.landing_of(point), unit, tail=self.tail(step))
+
+        return Pending(write)
+
+    def tail(self, step: Step) -> tuple[int, int]:
+        """Sizes after the heads; OpenVINO 2026.4 fuses one constant per head to a product, and fails."""
+        return self.shapes[step][1], 1
+
+    def softmax(self, step: Step, point: IntSoftmax, scores: Activation) -> Written:
         """The runtime's softmax, or its parts where each row is rounded on the scale of its own maximum."""
-        graph, name = self.graph, point.name
-        x = self.times(f"{name}/scores", scores.name, 1 / scores.gain, self.tail)  # an offset cancels
+        graph, name, tail = self.graph, point.name, self.tail(step)
+        x = self.times(f"{name}/scores", scores.name, 1 / scores.gain, tail)  # an offset cancels
         config = point.config if point.active else None
         if config is not None and config.approximation != "table":
             self.notes[name] = f"the exact exponential in place of {config.approximation}"
@@ -195,7 +288,7 @@ class QdqExport(PointWriter):
                 return self.rows(name, x, Landing(ONE, ZERO, 1 / (2**config.bit_type.bits - 1), 0, dtype, None))
         p = graph.node("Softmax", x, name=f"{name}/Softmax", axis=-1)
         if config is None or config.softmax == "uniform":
-            rounded = self.factor(self.land(name, p, self.landing_of(point), tail=self.tail))
+            rounded = self.factor(self.land(name, p, self.landing_of(point), tail=tail))
             return Probabilities(rounded.name, 1 / rounded.gain)
         self.notes[name] = f"left float: no codes of {self.runtime.target.name} have the form {config.softmax}"
         return Probabilities(p, ONE)
@@ -208,11 +301,19 @@ class QdqExport(PointWriter):
         p = self.round(name, graph.node("Exp", distance, name=f"{name}/Exp"), where)
         return Probabilities(p.name, ONE, graph.node("ReduceSum", p.name, axis, name=f"{name}/ReduceSum"))
 
-    def mlp(self, mlp: QuantMlp, x: Activation) -> Activation:
-        """From the norm to the output of ``mlp_fc2``."""
-        point = mlp.mlp_gelu
-        name = self.gelu(f"{point.name}/Gelu", self.real(self.linear(mlp.mlp_fc1, x)))
-        return self.linear(mlp.mlp_fc2, self.land(point.name, name, self.landing_of(point)))
+    def weighted_sum(self, step: Step, layer: WeightedSum, weights: Probabilities, v: Activation) -> Written:
+        """The product with V."""
+        graph, shape, name = self.graph, self.shapes[step.inputs[1]], layer.name
+        v = self.factor(v)
+        product = graph.node(
+            "MatMul", weights.name, self.heads(v, shape, layer.num_heads, 0, 2, 1, 3), name=f"{name}/MatMul"
+        )
+        if weights.sums is not None:
+            product = graph.node("Div", product, weights.sums, name=f"{name}/Div")
+        product = graph.node("Transpose", product, name=f"{name}/Transpose", perm=[0, 2, 1, 3])
+        rows = self.reshape(product, f"{name}/rows", -1, shape[1])
+        unit = np.repeat(weights.unit, shape[1] // len(weights.unit)) / v.gain
+        return Pending(lambda point: self.land(name, rows, self.landing_of(point), unit))
 
     def gelu(self, name: str, x: str) -> str:
         """The exact GELU, before opset 20 in its parts, which runtimes recognise."""
@@ -224,41 +325,19 @@ class QdqExport(PointWriter):
         product = graph.node("Mul", x, graph.node("Add", erf, one, name=f"{name}/Add"), name=f"{name}/Product")
         return graph.node("Mul", product, half, name=name)
 
-    def classifier(self, x: str) -> str:
-        """The tokens that are read, the final norm, the heads."""
-        model, spec, graph = self.model, self.spec, self.graph
-        x = self.reshape(x, "tokens", -1, spec.num_tokens, spec.embed_dim)
-        if spec.pool == "avg":
-            x = self.average(graph.slice(x, "pool/Slice", 1, slice(spec.num_prefix, spec.num_tokens)))
-        else:
-            count = 2 if spec.dist_token and model.head is not None else 1
-            x = self.reshape(graph.slice(x, "pool/Slice", 1, slice(count)), "pool", -1, spec.embed_dim)
-        final = self.norm(model.final_norm, x)
-        if model.head is None:
-            return self.real(final)
-        if not spec.dist_token:
-            return self.real(self.linear(model.head, final))
-        pairs = self.reshape(final.name, "final_norm/pairs", -1, 2, spec.embed_dim)
-        layers = dict(zip(("class", "distillation"), model.heads(), strict=True))
-        a, b = (
-            self.real(self.linear(layer, self.token(replace(final, name=pairs), name, i)))
-            for i, (name, layer) in enumerate(layers.items())
-        )
-        total = graph.node("Add", a, b, name="logits/Add")
-        return graph.node("Mul", total, graph.floats("logits/half", 0.5), name="logits/Mul")
 
-    def token(self, pairs: Activation, name: str, index: int) -> Activation:
-        """One token of each image, ``[B, C]``, of ``[B, 2, C]``."""
-        name = f"{name}_token"
-        one = self.graph.slice(pairs.name, f"{name}/Slice", 1, slice(index, index + 1))
-        return replace(pairs, name=self.reshape(one, name, -1, self.spec.embed_dim), point=name)
-
-    def average(self, tokens: str) -> str:
-        """The mean token, rounded to the grid of the stream as the simulation does it."""
-        graph, blocks = self.graph, self.model.blocks
-        mean = graph.node("ReduceMean", tokens, graph.dims("pool/axis", 1), name="pool/ReduceMean", keepdims=0)
-        stream = blocks[-1].residual2 if len(blocks) else self.model.pos_embed
-        assert isinstance(stream, QuantResidual)
-        if not stream.active or not stream.require_params().is_scalar:
-            return mean
-        return self.real(self.land("pool", mean, self.landing_of(stream)))
+RULES: Mapping[type[Layer], Callable[..., Written]] = {
+    QuantPatchEmbed: QdqExport.patch_embed,
+    QuantEmbedding: QdqExport.embedding,
+    QuantLinear: QdqExport.project,
+    QuantNorm: QdqExport.norm,
+    QuantResidual: QdqExport.residual,
+    QAct: QdqExport.act,
+    AttentionScores: QdqExport.scores,
+    IntSoftmax: QdqExport.softmax,
+    WeightedSum: QdqExport.weighted_sum,
+    SelectChannels: QdqExport.select_channels,
+    SelectToken: QdqExport.select_token,
+    MeanToken: QdqExport.mean_token,
+    MeanOf: QdqExport.mean_of,
+}

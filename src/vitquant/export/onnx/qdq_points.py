@@ -133,7 +133,7 @@ class PointWriter:
         )
         return self.round(f"{name}.output" if point is None else point.name, product, where)
 
-    def norm(self, point: QuantNorm, x: str) -> Activation:
+    def layer_norm(self, point: QuantNorm, x: str) -> Activation:
         """A LayerNorm over the last dimension; the scales of its point are in its own gain and bias."""
         graph, norm, name, where = self.graph, point.norm, point.name, self.landing_of(point)
         out = Activation(name, name, where)

@@ -1,0 +1,89 @@
+"""Steps that choose channels or tokens, or average tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vitquant.layers.layer import Layer, Shape, entrance
+from vitquant.numerics.affine import QuantParams
+from vitquant.numerics.mean import rounded_mean
+from vitquant.numerics.quantized import QuantizedTensor, Value, channels_of, real
+
+
+class SelectChannels(Layer):
+    """Part ``index`` of ``count`` equal parts of the channels: Q, K or V out of what one projection gives."""
+
+    def __init__(self, index: int, count: int) -> None:
+        super().__init__()
+        self.index, self.count = index, count
+
+    @entrance
+    def forward(self, x: Value) -> Value:
+        """``[..., count * C]`` to ``[..., C]``."""
+        if isinstance(x, Tensor):
+            return x[..., self.part(x.shape[-1])]
+        return x.channels(self.part((x.codes if isinstance(x, QuantizedTensor) else x.sums).shape[-1]))
+
+    def part(self, width: int) -> slice:
+        """Its channels among ``width``."""
+        size = width // self.count
+        return slice(self.index * size, (self.index + 1) * size)
+
+    def shape_after(self, *shapes: Shape) -> Shape:
+        return (*shapes[0][:-1], shapes[0][-1] // self.count)
+
+    def params_after(self, *params: QuantParams | None) -> QuantParams | None:
+        given = params[0]
+        return given if given is None or given.is_scalar else channels_of(given, self.part(len(given.scale)))
+
+
+class SelectToken(Layer):
+    """One token of ``[B, N, C]``, as ``[B, C]``."""
+
+    def __init__(self, index: int, name: str) -> None:
+        super().__init__()
+        self.index, self.name = index, name
+
+    @entrance
+    def forward(self, x: Value) -> Value:
+        """Select it."""
+        if isinstance(x, QuantizedTensor):
+            return x.with_codes(x.codes[:, self.index])
+        return real(x)[:, self.index]
+
+    def shape_after(self, *shapes: Shape) -> Shape:
+        return shapes[0][1:]
+
+    def params_after(self, *params: QuantParams | None) -> QuantParams | None:
+        return params[0]
+
+
+class MeanToken(Layer):
+    """The mean of the tokens from ``first`` on, ``[B, N, C]`` to ``[B, C]``."""
+
+    def __init__(self, first: int, name: str) -> None:
+        super().__init__()
+        self.first, self.name = first, name
+
+    @entrance
+    def forward(self, x: Value) -> Value:
+        """The mean; rounded to the input's own parameters where one scale serves all channels."""
+        if isinstance(x, QuantizedTensor) and x.params.is_scalar:
+            return x.with_codes(rounded_mean(x.codes[:, self.first :]).to(x.codes.dtype))
+        return real(x)[:, self.first :].mean(dim=1)
+
+    def shape_after(self, *shapes: Shape) -> Shape:
+        return shapes[0][1:]
+
+    def params_after(self, *params: QuantParams | None) -> QuantParams | None:
+        return params[0] if params[0] is not None and params[0].is_scalar else None
+
+
+class MeanOf(Layer):
+    """The mean of several tensors of one shape, such as the logits of DeiT's two heads."""
+
+    @entrance
+    def forward(self, *parts: Value) -> Value:
+        """The mean, in real numbers."""
+        return torch.stack([real(part) for part in parts]).sum(0) / len(parts)
