@@ -13,9 +13,7 @@ def test_whole_numbers() -> None:
     assert require_count(np.int64(3), "n") == 3
     assert require_whole(-(2**63), "seed", -(2**63), 2**63 - 1) == -(2**63)
     for value in (0, -1, 2**31, True, 1.0, float("nan"), None, "3", object(), []):
-        with pytest.raises(
-            ConfigError, match=r"^n: bad value\. Got .*, expected a whole number from 1 to 2147483647\.$"
-        ):
+        with pytest.raises(ConfigError, match=r"^n: bad value\. Got .*, expected an integer from 1 to 2147483647\.$"):
             require_count(value, "n")
 
 

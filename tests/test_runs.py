@@ -70,9 +70,9 @@ def test_one_file_of_another_run_is_refused_by_every_reader(foreign: str, runs: 
     ):
         if foreign.endswith(".safetensors"):  # these are held by the digest in the file beside them
             continue
-        with pytest.raises(ArtifactError, match="the files in this folder are of different runs") as caught:
+        with pytest.raises(ArtifactError, match="the files in this folder are from different runs") as caught:
             read(folder)
-        assert f"{foreign} of {run_named_by(runs[1] / foreign)}" in str(caught.value)
+        assert f"{foreign} from run {run_named_by(runs[1] / foreign)}" in str(caught.value)
 
 
 def test_files_without_a_run_and_files_of_others_are_no_mixture(runs: list[Path], tmp_path: Path) -> None:

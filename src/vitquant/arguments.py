@@ -1,4 +1,4 @@
-"""Checks of what a caller gave to a public function. Each returns the value, or refuses it by name."""
+"""Checks of the arguments of public functions. Each returns the value, or raises an error that names the argument."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitquant.errors import ConfigError
 T = TypeVar("T")
 
 MOST = 2**31 - 1
-"""The largest number of anything that can be counted here."""
+"""Largest accepted count."""
 
 
 def require_kind(value: object, kind: type[T], where: str) -> T:
@@ -28,7 +28,7 @@ def require_kind(value: object, kind: type[T], where: str) -> T:
 
 
 def require_whole(value: object, where: str, low: int, high: int) -> int:
-    """A whole number from ``low`` to ``high``; ``True`` and ``False`` are none.
+    """An integer from ``low`` to ``high``; ``True`` and ``False`` are not accepted.
 
     Raises:
         ConfigError: it is not.
@@ -39,12 +39,12 @@ def require_whole(value: object, where: str, low: int, high: int) -> int:
         number = None
     if number is None or not low <= number <= high:
         got = shown(value) if number is None else number
-        raise ConfigError("bad value", where=where, got=got, expected=f"a whole number from {low} to {high}")
+        raise ConfigError("bad value", where=where, got=got, expected=f"an integer from {low} to {high}")
     return number
 
 
 def require_count(value: object, where: str) -> int:
-    """A number of images, of rounds, of anything: a whole number, at least 1.
+    """A count, such as a number of images or rounds: an integer of at least 1.
 
     Raises:
         ConfigError: it is not.
@@ -53,11 +53,11 @@ def require_count(value: object, where: str) -> int:
 
 
 def require_path(value: object, where: str) -> Path:
-    """The path of a file or folder. An empty one is refused: it would mean the current folder.
+    """The path of a file or folder. An empty path is an error: it would mean the current folder.
 
     Raises:
-        ConfigError: it is no path, is empty, is longer than the system takes, or holds the character NUL, which no file
-            name can.
+        ConfigError: it is not a path, is empty, is longer than the system allows, or contains the character NUL, which
+            no file name can.
     """
     if not isinstance(value, str | os.PathLike) or not isinstance(text := os.fspath(value), str):
         raise ConfigError("not a path", where=where, got=shown(value), expected="a str or a pathlib.Path")
@@ -75,5 +75,5 @@ def require_path(value: object, where: str) -> Path:
 
 
 def shown(value: object) -> str:
-    """A small value as Python writes it, of anything else the type."""
+    """The ``repr`` of a simple value; for any other value, its type."""
     return repr(value) if value is None or isinstance(value, str | bytes | int | float) else type(value).__name__

@@ -1,4 +1,4 @@
-"""One exception root. Every message says where, what, what was found, what was expected and how to mend it."""
+"""One exception root. Every message states where and what went wrong, what was found, what was expected, and a fix."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 
 
 MAX_PART = 1000
-"""Characters of one part of a message, such as a name or a value that somebody gave."""
+"""Most characters of one part of a message, such as a name or a value from the user."""
 
 
 def printable(text: object, most: int | None = None) -> str:
-    """Text from anywhere on one line of printable characters.
+    """Any text as one line of printable characters.
 
     Control characters, terminal escapes, line ends and bytes of file names that are not UTF-8 are escaped as Python
-    escapes them. With ``most``, the middle of a longer text is left out.
+    escapes them. With ``most``, the middle of a longer text is omitted.
     """
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
     if most is None or len(shown) <= most:
@@ -27,9 +27,10 @@ def printable(text: object, most: int | None = None) -> str:
 class VitquantError(Exception):
     """Root of all errors that vitquant raises on purpose.
 
-    ``str(error)`` reads ``WHERE: problem. Got X, expected Y. Fix: ...``; parts that were not given are left out.
-    The text is one line of printable characters, whatever names and values it quotes; the attributes hold them as they
-    are. ``exit_code`` is the command line's: 1 a limit not met, 2 user input, 3 data or numerics, 4 environment.
+    ``str(error)`` reads ``WHERE: problem. Got X, expected Y. Fix: ...``; parts that are not given are omitted.
+    The text is one line of printable characters, whatever names and values it quotes; the attributes keep them
+    unchanged. ``exit_code`` is that of the command line: 1 limit not met, 2 user input, 3 data or numerics,
+    4 environment.
     """
 
     exit_code = 3
@@ -47,7 +48,7 @@ class VitquantError(Exception):
         super().__init__(self._text())
 
     def located(self, where: str) -> Self:
-        """A copy of the error with another ``where``; class, further fields, cause and notes are the same."""
+        """A copy of the error with another ``where``; class, other fields, cause and notes are kept."""
         error = _rebuilt(type(self), {**self.__dict__, "where": where})
         error.__cause__, error.__suppress_context__ = self.__cause__, self.__suppress_context__
         return error
@@ -87,53 +88,53 @@ class ConfigError(VitquantError):
 
 
 class ModelError(VitquantError):
-    """A model cannot be taken: an unknown name, an unsupported layer, a checkpoint that does not fit."""
+    """A model cannot be used: an unknown name, an unsupported layer, a checkpoint that does not match."""
 
     exit_code = 2
 
 
 class ArtifactError(VitquantError):
-    """A saved model is damaged, foreign or of a version this release does not read."""
+    """A saved model is damaged, in another format, or of a format version that this release does not support."""
 
     exit_code = 2
 
 
 class DataError(VitquantError):
-    """Images are missing, unreadable or not of the shape the model expects."""
+    """Images are missing, unreadable, or do not have the shape that the model expects."""
 
 
 class NumericsError(VitquantError):
-    """NaN or Inf where a number was needed."""
+    """NaN or Inf where a finite number is required."""
 
 
 class DeployabilityError(VitquantError):
-    """Settings that can be simulated, but not executed by integers."""
+    """Settings that can be simulated but not executed in integer arithmetic."""
 
     exit_code = 2
 
 
 class ProgramError(VitquantError):
-    """An integer program is damaged, or an executor was given what it does not take."""
+    """An integer program is damaged, or an executor was given invalid input."""
 
     exit_code = 2
 
 
 class AgreementError(VitquantError):
-    """Two executions that must give the same do not."""
+    """Two executions that must give the same result differ."""
 
 
 class LifecycleError(VitquantError):
-    """A step was asked for before the one it stands on, such as quantizing a point that was never observed."""
+    """A step was called before a step that it depends on, such as quantizing a point that was never observed."""
 
 
 class MissingDependencyError(VitquantError):
-    """An optional package is needed for this and is not installed."""
+    """A required optional package is not installed."""
 
     exit_code = 4
 
 
 class DeviceError(VitquantError):
-    """A device that PyTorch knows, and that cannot compute here."""
+    """A valid PyTorch device that cannot be used on this machine."""
 
     exit_code = 4
 
@@ -145,12 +146,12 @@ class OutputError(VitquantError, OSError):
 
 
 class OutOfMemoryError(VitquantError):
-    """Memory ran out: where, how much was asked for, and in a batch of how many."""
+    """Memory ran out. The message gives the layer, the size of the request and the batch size."""
 
     exit_code = 4
 
 
 class QualityError(VitquantError):
-    """A model is below the limit that was set for it."""
+    """A model is below a limit set by the user."""
 
     exit_code = 1

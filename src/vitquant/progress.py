@@ -1,4 +1,4 @@
-"""The terminal as rich sees it, and progress bars: on standard error, and only where somebody watches."""
+"""The console for rich tables, and progress bars, which are shown on standard error if it is a terminal."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NARROWEST = 60
-"""Columns, however few the terminal says it has: a table needs some."""
+"""Fewest columns of a table, even in a narrower terminal."""
 
 PIPED = 120
-"""Columns where nobody watches."""
+"""Columns if the stream is not a terminal."""
 
 
 def console(stream: TextIO) -> Console:
-    """A stream to print tables on. Text is text: no markup, no emoji codes.
+    """A console that prints tables to a stream. Markup and emoji codes are not interpreted.
 
-    The size is found here, as rich stumbles over some values of ``COLUMNS`` and ``LINES``.
+    The size is computed here because rich fails on some values of ``COLUMNS`` and ``LINES``.
     """
     from rich.console import Console
 
@@ -32,7 +32,7 @@ def console(stream: TextIO) -> Console:
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Pass the items on, drawing a bar as they go; silent when standard error is not a terminal."""
+    """Iterate over the items and draw a progress bar; no bar if standard error is not a terminal."""
     if sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty():
         yield from items
         return

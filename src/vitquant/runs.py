@@ -1,4 +1,4 @@
-"""Which run a results folder is of: its files name it, and a folder whose files name several is refused."""
+"""The run that a results folder belongs to: its files name the run, and files of different runs are an error."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from vitquant.errors import ArtifactError
 MANIFEST, PROGRAM, SUMMARY, POINTS = "manifest.json", "program.json", "summary.json", "points.csv"
 KEY = "run"
 MAX_BYTES = 2**23
-"""Of a file that is asked for its run; ours are far smaller, and whatever reads the rest has limits of its own."""
+"""Largest file whose run is read. Files of vitquant are far smaller; readers of the content have their own limits."""
 
 Reader: TypeAlias = Callable[[Path], Any]
 
 
 def require_one_run(folder: str | Path) -> None:
-    """Refuse a folder whose files are of several runs.
+    """Check that the files of a folder belong to one run.
 
-    A file that names none (it was written by an earlier version, or by somebody else) is compared with nothing, and a
-    damaged one is left to its own reader to refuse.
+    A file that names no run (written by an earlier version, or by another program) is not compared. A damaged file is
+    reported by its own reader.
 
     Raises:
-        ArtifactError: they name different runs.
+        ArtifactError: the files name different runs.
     """
     found = {name: run_named_by(Path(folder) / name) for name in READERS}
     named = {name: run for name, run in found.items() if run is not None}
     if len(set(named.values())) > 1:
         raise ArtifactError(
-            "the files in this folder are of different runs",
+            "the files in this folder are from different runs",
             where=str(folder),
-            got=", ".join(f"{name} of {run}" for name, run in named.items()),
-            expected="the files of one run",
+            got=", ".join(f"{name} from run {run}" for name, run in named.items()),
+            expected="files of one run",
             fix="quantize again into this folder, or save the model and its program again",
         )
 

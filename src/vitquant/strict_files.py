@@ -1,4 +1,4 @@
-"""Reading files from anywhere: regular files of limited size, and JSON that everybody reads alike."""
+"""Reading untrusted files: regular files of limited size, and JSON that all readers interpret the same way."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any, NoReturn
 from vitquant.errors import VitquantError
 
 MAX_MANIFEST_BYTES = 2**22
-"""Of a JSON file: some hundred bytes a layer, thousands of blocks."""
+"""Most bytes of a JSON file: a few hundred bytes per layer, thousands of blocks."""
 
 MAX_DEPTH = 8
-"""Of brackets in brackets: what we write needs six."""
+"""Deepest nesting of brackets; files of vitquant need six levels."""
 
 MAX_DIGITS = 20
-"""Of a whole number."""
+"""Most digits of an integer."""
 
 
 def read_file(path: Path, limit: int, what: str, kind: type[VitquantError]) -> bytes:
     """A whole file, called ``what`` in messages, if it is a regular file (or a link to one) of at most ``limit`` bytes.
 
     Raises:
-        VitquantError: of class ``kind``: missing, unreadable, a folder, pipe or device (none of which is waited for),
-            or too large.
+        VitquantError: of class ``kind``: missing, unreadable, too large, or a folder, pipe or device (the call does not
+            wait for any of these).
     """
     try:
         require_regular(os.stat(path), path, limit, kind)
@@ -39,12 +39,12 @@ def read_file(path: Path, limit: int, what: str, kind: type[VitquantError]) -> b
     except ValueError as error:  # such as a zero byte in the path
         raise kind(f"cannot read {what}: {error}", where=ascii(str(path))) from error
     if len(data) > status.st_size:
-        raise kind("the file grows while it is read", where=str(path))
+        raise kind("the file changed while it was being read", where=str(path))
     return data
 
 
 def require_regular(status: os.stat_result, path: Path, limit: int, kind: type[VitquantError]) -> None:
-    """Refuse what is no regular file, and what is too large.
+    """Check that a file is a regular file and not too large.
 
     Raises:
         VitquantError: of class ``kind``.
@@ -57,7 +57,7 @@ def require_regular(status: os.stat_result, path: Path, limit: int, kind: type[V
 
 
 def parse_json(data: bytes, where: str, what: str, kind: type[VitquantError]) -> Any:
-    """JSON without a key given twice, a number that is none or too long, or deep nesting.
+    """JSON without duplicate keys, NaN, infinity, overlong numbers or deep nesting.
 
     Raises:
         VitquantError: of class ``kind``.
@@ -74,11 +74,11 @@ def parse_json(data: bytes, where: str, what: str, kind: type[VitquantError]) ->
         return number if math.isfinite(number) else refuse("a number is too large")
 
     def no_number(name: str) -> float:
-        refuse(f"{name} is no number")
+        refuse(f"{name} is not allowed")
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
-        return found if len(found) == len(pairs) else refuse("a key stands twice in one object")
+        return found if len(found) == len(pairs) else refuse("an object has a duplicate key")
 
     hooks: dict[str, Any] = {"parse_int": whole_number, "parse_float": fraction, "parse_constant": no_number}
     try:
@@ -94,7 +94,7 @@ def check_json(found: Any, depth: int) -> bool:
     """Whether brackets are nested at most ``depth`` deep.
 
     Raises:
-        UnicodeEncodeError: a string holds half of a surrogate pair.
+        UnicodeEncodeError: a string contains half of a surrogate pair.
     """
     if isinstance(found, str):
         found.encode()

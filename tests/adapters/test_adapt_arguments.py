@@ -46,7 +46,7 @@ def test_sizes_of_the_wrong_kind(size: object) -> None:
     with pytest.raises(ModelError) as caught:
         lookup(NAME, img_size=size)  # type: ignore[arg-type]
     assert str(caught.value) == (
-        f"img_size: this is no image size. Got {size!r}, expected whole pixels, one number or (height, width)."
+        f"img_size: not an image size. Got {size!r}, expected an integer, or (height, width), in pixels."
     )
     assert documented(caught.value) == (size == "224")
 
@@ -60,28 +60,28 @@ def test_sizes_that_no_patch_tiles(size: Any) -> None:
 def test_other_sizes() -> None:
     assert lookup(NAME, img_size=np.int64(32)).spec.img_size == (32, 32)  # type: ignore[arg-type]
     assert lookup(NAME, img_size=[32, 48]).preprocessing.img_size == (32, 48)  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match=r"the images would be too large\. Got 1600000"):
+    with pytest.raises(ModelError, match=r"the image size is too large\. Got 1600000"):
         lookup(NAME, img_size=1_600_000)
 
 
 def test_what_is_no_model(weights: Path) -> None:
-    assert refusal(None) == "model: this is no model. Got NoneType, expected a torch module or a name."
-    assert refusal(None, weights=weights).startswith("model: this is no model. Got NoneType")
-    assert refusal(weights).endswith("Fix: give timm's name of the architecture as the model, and the file as weights.")
+    assert refusal(None) == "model: not a model. Got NoneType, expected a torch module or a name."
+    assert refusal(None, weights=weights).startswith("model: not a model. Got NoneType")
+    assert refusal(weights).endswith("Fix: pass timm's name of the architecture as model, and the file as weights.")
     assert "Got '', expected a name such as" in refusal("", weights=weights)
     assert "Got ' [red]vit\\n', expected" in refusal(" [red]vit\n", weights=weights)
-    assert f"{NAME}: a model name needs its weights" in refusal(NAME)
+    assert f"{NAME}: a model name needs weights" in refusal(NAME)
 
 
 def test_what_are_no_weights(tmp_path: Path) -> None:
     for bad in (3, "", {"a": 1}, torch.zeros(1)):
-        assert refusal(NAME, weights=bad).startswith("weights: these are no weights. Got ")
+        assert refusal(NAME, weights=bad).startswith("weights: not a path. Got ")
     assert "no checkpoint in the folder" in refusal(NAME, weights=tmp_path)
 
 
 def test_options_that_go_with_a_name(make_vit: Callable[..., VisionTransformer]) -> None:
     for option in ({"weights": "a.pth"}, {"img_size": 8}, {"weights_entry": "model"}):
-        assert "go with a model name" in refusal(make_vit(), **option)
+        assert "need a model name" in refusal(make_vit(), **option)
 
 
 def test_the_entry_reaches_the_checkpoint(tmp_path: Path) -> None:
@@ -91,7 +91,10 @@ def test_the_entry_reaches_the_checkpoint(tmp_path: Path) -> None:
     for entry, state in ((None, averaged), ("state_dict", plain), ("state_dict_ema", averaged)):
         model = adapt(NAME, weights=tmp_path / "a.pth.tar", img_size=32, weights_entry=entry)
         assert torch.equal(model.vit.state_dict()["norm.bias"], state["norm.bias"])
-        assert any(f"entry {entry or 'state_dict_ema'}; it also has state_dict" in note for note in model.notes)
+        assert any(
+            f"entry {entry or 'state_dict_ema'} of the checkpoint; other entries: state_dict" in note
+            for note in model.notes
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -165,8 +168,8 @@ def test_single_fields_of_the_preprocessing(weights: Path, make_vit: Callable[..
         ({"crop": 1}, "unknown field. Got 'crop', expected one of img_size, mean, std, interpolation, crop_pct"),
         ({3: 1}, "unknown field"),
         ({"img_size": 32}, "preprocessing img_size: bad value"),
-        ({"img_size": (16, 16)}, "made for another input than the model's"),
-        ("bicubic", "this is no preprocessing. Got str"),
+        ({"img_size": (16, 16)}, "does not match the input shape of the model"),
+        ("bicubic", "not a preprocessing. Got str"),
     ],
 )
 def test_bad_values_of_the_preprocessing(given: Any, message: str, weights: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_timm_that_cannot_build_the_model_is_noted(tmp_path: Path, monkeypatch
     model = adapt("vit_tiny_patch16_224", weights=tmp_path / "w.safetensors", img_size=32)
     assert model.parity_db is None
     assert model.notes[-1].startswith("timm 0.1 could not build or load the model (TypeError: ")
-    assert model.notes[-1].endswith("not compared with timm's. Another version may: pip install --upgrade timm.")
+    assert model.notes[-1].endswith("not compared with timm's. Another version may work: pip install --upgrade timm.")
 
 
 def test_files_of_both_kinds(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ class Evil:
 def test_nothing_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"a": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(ModelError, match=r"evil\.pth: .*not executed") as caught:
+    with pytest.raises(ModelError, match=r"evil\.pth: .*nothing in it was executed") as caught:
         read_checkpoint(tmp_path / "evil.pth")
     assert caught.value.exit_code == 2
     assert not (tmp_path / "executed").exists()
@@ -227,10 +227,10 @@ def test_a_mismatch_is_listed() -> None:
         fit(state)
     text = str(caught.value)
     assert text.startswith(
-        "a.safetensors: the checkpoint does not fit the model. Got 13 missing: blocks.1.norm1.weight, "
+        "a.safetensors: the checkpoint does not match the model. Got 13 missing: blocks.1.norm1.weight, "
     )
     assert "12 unexpected: blocks.7.norm1.weight, " in text
-    assert "1 of another shape: patch_embed.proj.weight [8, 3, 2, 2] instead of [8, 3, 4, 4]" in text
+    assert "1 with another shape: patch_embed.proj.weight [8, 3, 2, 2] instead of [8, 3, 4, 4]" in text
     listed = text.partition("13 missing: ")[2].partition(";")[0].split(", ")
     assert (len(listed), listed[-1]) == (6, "...")
     assert caught.value.exit_code == 2

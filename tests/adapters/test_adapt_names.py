@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vitquant.adapters.names import known_models, lookup
-from vitquant.adapters.timm_bridge import Silence, import_timm
+from vitquant.adapters.timm_bridge import TimmUnavailable, import_timm
 from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.errors import ModelError
 
@@ -82,7 +82,7 @@ def test_a_tag_without_timm_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     named = lookup("vit_small_patch16_224.dino")
     assert named.preprocessing == lookup("vit_small_patch16_224").preprocessing
     assert "timm is not installed" in named.notes[0]
-    assert named.notes[0].endswith("is assumed. Install it with: pip install 'vitquant[timm]'.")
+    assert named.notes[0].endswith("is used. Install it with: pip install 'vitquant[timm]'.")
 
 
 @pytest.mark.parametrize(
@@ -96,14 +96,14 @@ def test_a_tag_without_timm_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "import not_there.at_all",
             "ModuleNotFoundError: No module named 'not_there'",
-            "Install what it needs with: pip install 'vitquant[timm]'",
+            "Install its dependencies with: pip install 'vitquant[timm]'",
         ),
         (
             "import torchvision.not_there",
             "ModuleNotFoundError: No module named 'torchvision.not_there'; 'torchvision' is not a package",
             f"Install the torchvision that belongs to torch {torch.__version__}: https://pytorch.org/get-started",
         ),
-        ("1 / 0", "ZeroDivisionError: division by zero", "See where it fails with: python -c 'import timm'"),
+        ("1 / 0", "ZeroDivisionError: division by zero", "To find the cause, run: python -c 'import timm'"),
     ],
 )
 def test_what_to_do_about_a_broken_timm(
@@ -113,8 +113,8 @@ def test_what_to_do_about_a_broken_timm(
     monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    silence = import_timm()
-    assert silence == Silence(f"timm cannot be imported ({reason})", advice)
+    unavailable = import_timm()
+    assert unavailable == TimmUnavailable(f"timm cannot be imported ({reason})", advice)
     note = lookup("vit_small_patch16_224.dino").notes[0]
-    assert note.startswith(f"timm cannot be imported ({reason}), so the tag of vit_small_patch16_224.dino was not")
-    assert note.endswith(f"is assumed. {advice}.")
+    assert note.startswith(f"timm cannot be imported ({reason}), so the tag of vit_small_patch16_224.dino is ignored")
+    assert note.endswith(f"is used. {advice}.")

@@ -104,11 +104,11 @@ def test_names_and_preprocessing_come_from_the_model() -> None:
     assert deit.preprocessing == Preprocessing((48, 48), IMAGENET_MEAN, IMAGENET_STD, "bicubic", 0.9)
     bare = adapt(randomize(transformer.VisionTransformer(patch_size=16, **SMALL)))
     assert bare.preprocessing.mean == IMAGENET_MEAN
-    assert "does not tell its normalisation" in bare.notes[0]
+    assert "does not specify its normalisation" in bare.notes[0]
     given = Preprocessing((48, 48), HALF, HALF, "bilinear", 1.0)
     chosen = adapt(randomize(transformer.VisionTransformer(patch_size=16, **SMALL)), preprocessing=given)
     assert (chosen.preprocessing, chosen.notes) == (given, ())
-    with pytest.raises(ModelError, match=r"preprocessing: made for another input.*\[3, 32, 48\].*\[3, 48, 48\]"):
+    with pytest.raises(ModelError, match=r"preprocessing: does not match the input.*\[3, 32, 48\].*\[3, 48, 48\]"):
         adapt(create(), preprocessing=Preprocessing((32, 48), HALF, HALF))
 
 
@@ -131,7 +131,7 @@ def gelu_tanh() -> nn.Module:
         ({"act_layer": nn.ReLU}, r"activation ReLU\(\)"),
         ({"act_layer": "quick_gelu"}, "activation QuickGELU"),
         ({"act_layer": gelu_tanh}, "activation GELU.*tanh"),
-        ({"norm_layer": "rmsnorm"}, "norm of the kind RmsNorm"),
+        ({"norm_layer": "rmsnorm"}, "norm of type RmsNorm"),
         ({"mlp_layer": timm.layers.SwiGLU}, "SwiGLU"),
         ({"mlp_layer": timm.layers.GluMlp}, "GluMlp"),
         ({"final_norm": False}, "no final norm"),
@@ -149,7 +149,7 @@ def test_what_we_lack_is_named(settings: dict[str, Any], named: str) -> None:
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "resnet18"])
 def test_other_models_are_refused(name: str) -> None:
-    with pytest.raises(ModelError, match="not a Vision Transformer that can be read"):
+    with pytest.raises(ModelError, match="not a supported Vision Transformer"):
         adapt(timm.create_model(name, pretrained=False))
 
 
@@ -186,7 +186,7 @@ def test_every_parameter_counts_in_the_proof() -> None:
         kept = part.detach().clone()
         with torch.no_grad():
             part.add_(torch.randn(part.shape, generator=generator), alpha=0.05)  # norms would not see a constant
-            with pytest.raises(ModelError, match="something else"):
+            with pytest.raises(ModelError, match="does not match the original"):
                 prove(ours, theirs, name)
             part.copy_(kept)
     assert prove(ours, theirs, "restored") > 100
@@ -238,9 +238,9 @@ def test_what_is_no_model() -> None:
     call: Callable[..., FloatModel] = adapt
     with pytest.raises(ModelError, match="Got int"):
         call(3)
-    with pytest.raises(ModelError, match="go with a model name"):
+    with pytest.raises(ModelError, match="need a model name"):
         call(VisionTransformer(own_spec()), img_size=8)
-    with pytest.raises(ModelError, match="needs its weights"):
+    with pytest.raises(ModelError, match="needs weights"):
         call("vit_tiny_patch16_224")
 
 

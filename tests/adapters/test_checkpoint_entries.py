@@ -48,12 +48,12 @@ def test_the_preferred_entry(preferred: str, other: str, nested: bool, tmp_path:
     found = read_checkpoint(path)
     assert equal(found.tensors, PLAIN)
     assert found.notes == (
-        f"the weights are those of the checkpoint's entry {preferred}; it also has {other} "
-        "(weights_entry or --weights-entry chooses)",
+        f"using the entry {preferred} of the checkpoint; other entries: {other} "
+        "(choose with weights_entry or --weights-entry)",
     )
     chosen = read_checkpoint(path, other)
     assert equal(chosen.tensors, OTHER)
-    assert f"entry {other}; it also has {preferred}" in chosen.notes[0]
+    assert f"entry {other} of the checkpoint; other entries: {preferred}" in chosen.notes[0]
 
 
 def test_an_entry_by_any_part_of_its_path(tmp_path: Path) -> None:
@@ -68,13 +68,13 @@ def test_an_entry_by_any_part_of_its_path(tmp_path: Path) -> None:
             read_checkpoint(path, entry)
         assert f"the checkpoint has no such entry. Got {entry!r}, expected one of " in str(caught.value)
         assert "state_dict.model.teacher.backbone, state_dict.model.student.backbone" in str(caught.value)
-    with pytest.raises(ModelError, match="expected none, its weights are at the top level"):
+    with pytest.raises(ModelError, match="expected no entry, since the weights are at the top level"):
         read_checkpoint(saved(PLAIN, tmp_path), "ema")
 
 
 def test_models_of_equal_standing_are_not_chosen_between(tmp_path: Path) -> None:
     path = saved({"left": PLAIN, "right": OTHER}, tmp_path)
-    with pytest.raises(ModelError, match=r"holds 2 models\. Got left, right\. Fix: choose one with weights_entry"):
+    with pytest.raises(ModelError, match=r"contains 2 models\. Got left, right\. Fix: choose one with weights_entry"):
         read_checkpoint(path)
     assert equal(read_checkpoint(path, "right").tensors, OTHER)
 
@@ -86,7 +86,7 @@ def test_averages_beside_the_top_level(tmp_path: Path) -> None:
     save_file(PLAIN | prefixed(OTHER, "decoder."), path)
     found = read_checkpoint(path)
     assert equal(found.tensors, PLAIN)
-    assert "entry (top level); it also has decoder" in found.notes[0]
+    assert "entry (top level) of the checkpoint; other entries: decoder" in found.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_what_is_left_out_is_noted(tmp_path: Path) -> None:
     found = read_checkpoint(path)
     assert equal(found.tensors, PLAIN)
     assert found.notes == (
-        "left out of the checkpoint: model.head (2 tensors), optimizer (2 tensors), loss (1 tensor)",
+        "not used from the checkpoint: model.head (2 tensors), optimizer (2 tensors), loss (1 tensor)",
     )
 
 
@@ -129,7 +129,7 @@ def test_keys_that_are_no_text(tmp_path: Path) -> None:
     assert equal(found.tensors, PLAIN)
     blocks: dict[Any, Tensor] = {**PLAIN, 7: torch.zeros(1)}
     assert read_checkpoint(saved(blocks, tmp_path)).tensors.keys() == PLAIN.keys() | {"7"}
-    with pytest.raises(ModelError, match="two tensors of the checkpoint have one name"):
+    with pytest.raises(ModelError, match="two tensors of the checkpoint have the same name"):
         read_checkpoint(saved({"a": {"b": torch.zeros(1)}, "a.b": torch.zeros(1)}, tmp_path))
 
 
@@ -166,7 +166,9 @@ def test_the_naming_of_other_libraries_is_recognised(library: str, names: str, t
     save_file({name: torch.zeros(1) for name in names.split()}, tmp_path / "a.safetensors")
     with pytest.raises(ModelError) as caught:
         read_checkpoint(tmp_path / "a.safetensors")
-    assert f"a.safetensors: the checkpoint's naming is that of {library}, which is not read. Got " in str(caught.value)
+    assert f"a.safetensors: the checkpoint has the parameter names of {library}, which are not supported. Got " in str(
+        caught.value
+    )
     assert caught.value.exit_code == 2
 
 
@@ -175,4 +177,4 @@ def test_a_model_of_timm_beside_a_text_tower(tmp_path: Path) -> None:
     save_file(prefixed(PLAIN, "visual.trunk.") | tower, tmp_path / "a.safetensors")
     found = read_checkpoint(tmp_path / "a.safetensors")
     assert equal(found.tensors, PLAIN)
-    assert found.notes == ("left out of the checkpoint: transformer (1 tensor)",)
+    assert found.notes == ("not used from the checkpoint: transformer (1 tensor)",)

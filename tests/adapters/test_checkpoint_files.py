@@ -76,8 +76,8 @@ def test_shards_by_index_or_folder(suffix: str, tmp_path: Path) -> None:
 def test_one_shard_alone(tmp_path: Path) -> None:
     shards(tmp_path, ".safetensors")
     assert refusal(tmp_path / "model-00001-of-00002.safetensors") == (
-        "model-00001-of-00002.safetensors: the file is one of 2 that hold the checkpoint together. "
-        "Fix: give their folder, or model.safetensors.index.json."
+        "model-00001-of-00002.safetensors: the file is one of 2 shards of a checkpoint. "
+        "Fix: give the folder, or model.safetensors.index.json."
     )
     save_file(STATE, tmp_path / "all-00001-of-00001.safetensors")
     assert equal(read_checkpoint(tmp_path / "all-00001-of-00001.safetensors").tensors, STATE)
@@ -85,12 +85,12 @@ def test_one_shard_alone(tmp_path: Path) -> None:
 
 def test_indexes_that_lie(tmp_path: Path) -> None:
     index = shards(tmp_path, ".safetensors", drop="norm.bias")
-    assert "the index names a parameter that its file does not hold. Got norm.bias in model-0000" in refusal(index)
+    assert "the index lists a parameter that is missing from its file. Got norm.bias in model-0000" in refusal(index)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     assert "no such checkpoint" in refusal(index)
     for name in ("../a.safetensors", "/etc/passwd", "b/../a.bin", "..\\a.bin", "b.index.json"):
         index.write_text(json.dumps({"weight_map": {"norm.bias": name}}))
-        assert "leads out of its folder" in refusal(index), name
+        assert "refers to a file outside its folder" in refusal(index), name
         assert documented(refusal(index)) == (name == "../a.safetensors")
     for text in ("", "[", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "[" * 100_000, "\ud800"):
         index.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -105,7 +105,7 @@ def test_folders(tmp_path: Path) -> None:
     assert equal(read_checkpoint(tmp_path).tensors, STATE)
     save_file(STATE, tmp_path / "model.safetensors")
     assert refusal(tmp_path).endswith(
-        "the folder holds 2 checkpoints. Got Model.PTH, model.safetensors, expected exactly one. "
+        "the folder contains 2 checkpoints. Got Model.PTH, model.safetensors, expected exactly one. "
         "Fix: give one of these files."
     )
 
@@ -123,7 +123,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 def test_suffix_and_content_that_differ(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "a.safetensors")
-    assert "a file by torch.save, not of safetensors. Fix: rename it to end in .pth" in refusal(
+    assert "written by torch.save, not by safetensors. Fix: rename it with the suffix .pth" in refusal(
         tmp_path / "a.safetensors"
     )
     save_file(STATE, tmp_path / "a.bin")
@@ -139,12 +139,12 @@ def test_sizes_that_are_only_declared(tmp_path: Path) -> None:
     for name in ("a.safetensors", "b.safetensors"):
         assert "the checkpoint cannot be read" in refusal(tmp_path / name)
     torch.save(STATE | {"pos_embed": torch.zeros(1).expand(10**7, 10**6)}, tmp_path / "c.pth")
-    assert "c.pth pos_embed: the tensor is not one of plain" in refusal(tmp_path / "c.pth")
+    assert "c.pth pos_embed: not a plain floating-point tensor" in refusal(tmp_path / "c.pth")
     torch.save(STATE | {"pos_embed": torch.zeros(10**7)}, tmp_path / "stored.pth")
     with zipfile.ZipFile(tmp_path / "stored.pth") as old, zipfile.ZipFile(tmp_path / "d.pth", "w") as new:
         for entry in old.infolist():
             new.writestr(entry.filename, old.read(entry), compress_type=zipfile.ZIP_DEFLATED)
-    assert "unpacks to more than it holds. Got 40,0" in refusal(tmp_path / "d.pth")
+    assert "the content of the checkpoint is larger than the file. Got 40,0" in refusal(tmp_path / "d.pth")
 
 
 def training_checkpoint(**more: object) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def test_nothing_is_executed(kind: str, new: bool, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     content = training_checkpoint(args=PAYLOADS[kind])
     torch.save(content, "evil.pth", _use_new_zipfile_serialization=new)
-    assert "it was not executed" in refusal(tmp_path / "evil.pth")
+    assert "nothing in it was executed" in refusal(tmp_path / "evil.pth")
     assert not Path("executed").exists()
     torch.load("evil.pth", weights_only=False)  # the payload works
     assert Path("executed").exists()
@@ -215,7 +215,7 @@ def test_functions_by_name_are_refused(name: str, tmp_path: Path) -> None:
     module, function = name.rsplit(".", 1)
     program = f"c{module}\n{function}\n(S'touch executed'\ntR.".encode()
     (tmp_path / "a.pth").write_bytes(b"\x80\x02" + program)
-    assert "not executed" in refusal(tmp_path / "a.pth")
+    assert "nothing in it was executed" in refusal(tmp_path / "a.pth")
 
 
 def test_other_classes_are_named(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_other_classes_are_named(tmp_path: Path) -> None:
     for name in ("a.pth", "old.pth"):
         message = refusal(tmp_path / name)
         assert "Got the classes omegaconf.dictconfig.DictConfig. Fix: if you trust the file, load it with" in message
-    assert "the file holds a whole model object: load it where it was made, and save its state_dict()" in refusal(
+    assert "the file contains a whole model object: load it where it was created, and save its state_dict()" in refusal(
         tmp_path / "whole.pth"
     )
 
@@ -261,7 +261,7 @@ def test_tensors_that_are_no_plain_numbers(got: str, tmp_path: Path) -> None:
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(ModelError) as caught:
         adapt("vit_tiny_patch16_224", weights=tmp_path / "a.pth", img_size=16)
-    assert f"a.pth {name}: the tensor is not one of plain floating-point numbers. Got {got}, " in str(caught.value)
+    assert f"a.pth {name}: not a plain floating-point tensor. Got {got}, " in str(caught.value)
 
 
 BLOBS = {"a.safetensors": save(STATE)}

@@ -31,7 +31,7 @@ def test_a_table_that_fits_as_it_is_stays_as_it_is(wanted: Grid, default: Grid) 
     fitted, note = fit_positions(table, 1, wanted, default)
     assert fitted is table
     assert note is not None
-    assert note.endswith("it is taken as it is, as made for {}x{}".format(*wanted))
+    assert note.endswith("it is used unchanged, for {}x{}".format(*wanted))
 
 
 @pytest.mark.parametrize(
@@ -43,16 +43,14 @@ def test_values_of_another_grid_are_resampled_from_it(wanted: Grid, default: Gri
     fitted, note = fit_positions(table, 1, wanted, default)
     assert torch.equal(fitted, resample_pos_embed(table, made_for, wanted, 1))
     assert note is not None
-    assert "its values are those of {}x{}".format(*made_for) in note
+    assert "its values match {}x{}".format(*made_for) in note
 
 
 def test_values_without_structure_are_taken_as_they_are() -> None:
     table = torch.randn(1, 1 + 196, 24, generator=torch.Generator().manual_seed(1))
     fitted, note = fit_positions(table, 1, (7, 28), (14, 14))
     assert fitted is table
-    assert note == (
-        "the position embedding's 196 rows fit 7x28 and 14x14 patches; it is taken as it is, as made for 7x28"
-    )
+    assert note == ("the position embedding's 196 rows match 7x28 and 14x14 patches; it is used unchanged, for 7x28")
 
 
 def test_the_only_grid_needs_no_note() -> None:

@@ -18,11 +18,11 @@ TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 
 CAUSES = {
     "vit_small_patch16_dinov3": "rotary positions",
-    "vit_small_plus_patch16_dinov3": "rotary positions; an MLP of the kind SwiGLU",
+    "vit_small_plus_patch16_dinov3": "rotary positions; an MLP of type SwiGLU",
     "vit_base_patch16_rope_224": "rotary positions",
     "eva02_tiny_patch14_224": "rotary positions; a gated MLP (GluMlp); the activation SiLU()",
     "vit_pe_core_tiny_patch16_384": "rotary positions; pooling 'map'",
-    "eva_giant_patch14_224": "query and value biases of their own (BEiT, EVA)",
+    "eva_giant_patch14_224": "separate query and value biases (BEiT, EVA)",
     "eva02_enormous_patch14_clip_224": "residual post-norm (EvaBlockPostNorm)",
     "beit_base_patch16_224": "relative positions",
     "vit_relpos_small_patch16_224": "relative positions",
@@ -31,7 +31,7 @@ CAUSES = {
     "vit_base_patch16_rpn_224": "residual post-norm (ResPostBlock)",
     "vit_tiny_r_s16_p8_224": "a convolutional stem (hybrid)",
     "vit_small_resnet26d_224": "a convolutional stem (hybrid)",
-    "vit_base_patch16_xp_224": "attention and MLP in parallel (ParallelScalingBlock); a norm of the kind RmsNorm",
+    "vit_base_patch16_xp_224": "attention and MLP in parallel (ParallelScalingBlock); a norm of type RmsNorm",
     "vit_small_patch16_18x2_224": "several attentions and MLPs in parallel (ParallelThingsBlock)",
     "vit_intern300m_patch14_448": "no final norm",
     "vit_base_patch16_clip_224": "a norm before the blocks (pre_norm)",

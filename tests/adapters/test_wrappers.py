@@ -65,7 +65,7 @@ def test_wrapped_models_of_timm(kind: str) -> None:
 def test_a_users_own_wrapper_is_not_opened(make_vit: Callable[..., VisionTransformer]) -> None:
     own = OwnWrapper(make_vit())
     assert unwrap(own) is own
-    with pytest.raises(ModelError, match=r"not a Vision Transformer that can be read\. Got OwnWrapper"):
+    with pytest.raises(ModelError, match=r"not a supported Vision Transformer\. Got OwnWrapper"):
         adapt(own)
     for value in (None, 3, "text"):
         assert unwrap(value) is value
@@ -94,7 +94,7 @@ def test_models_of_other_libraries_are_named(library: str, monkeypatch: pytest.M
     before = set(sys.modules)
     model = type("ViTModel", (nn.Module,), {"__module__": FOREIGN[library]})()
     for wrapped in (model, nn.DataParallel(model), type("Mine", (type(model),), {})()):
-        with pytest.raises(ModelError, match=f"model: a model of {library}, which is not read. Got") as caught:
+        with pytest.raises(ModelError, match=f"model: models of {library} are not supported. Got") as caught:
             adapt(wrapped)
         assert caught.value.exit_code == 2
     assert set(sys.modules) - before == set()
@@ -103,7 +103,7 @@ def test_models_of_other_libraries_are_named(library: str, monkeypatch: pytest.M
 def test_a_copy_of_another_librarys_code_is_known_by_its_names() -> None:
     model = nn.Module()
     model.conv_proj = nn.Conv2d(3, 8, 4)
-    with pytest.raises(ModelError, match="a model of torchvision"):
+    with pytest.raises(ModelError, match="models of torchvision"):
         adapt(model)
 
 

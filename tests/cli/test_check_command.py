@@ -14,7 +14,7 @@ SHIPPED = ["attn_config.yaml", "vit_int8.yaml", "linears_int8.yaml", "block_conf
 def test_shipped_files_pass(config: str, run: Callable[..., Any]) -> None:
     outcome = run("check", config)
     assert outcome.code == 0, outcome.err
-    assert "points can ship" in outcome.out
+    assert "points are integer-executable" in outcome.out
 
 
 def test_the_attention_file_as_specified(run: Callable[..., Any]) -> None:

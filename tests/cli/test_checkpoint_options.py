@@ -48,11 +48,14 @@ def test_evaluating_the_embedded_model_takes_its_own(run: Callable[..., Any], fo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": "grey"}, "error: --mean: this is no number. Got 'grey', expected a number such as 0.5."),
-        ({"crop_pct": ""}, "error: --crop-pct: this is no number. Got '', expected a number such as 0.5."),
-        ({"std": "0"}, "error: preprocessing std: bad value. Got (0.0, 0.0, 0.0), expected a positive value"),
+        ({"mean": "grey"}, "error: --mean: not a number. Got 'grey', expected a number such as 0.5."),
+        ({"crop_pct": ""}, "error: --crop-pct: not a number. Got '', expected a number such as 0.5."),
+        ({"std": "0"}, "error: preprocessing std: bad value. Got (0.0, 0.0, 0.0), expected one positive value"),
         ({"std": "nan"}, "error: preprocessing std: bad value."),
-        ({"crop_pct": "1.1"}, "error: preprocessing crop_pct: bad value. Got 1.1, expected a number above 0, at most"),
+        (
+            {"crop_pct": "1.1"},
+            "error: preprocessing crop_pct: bad value. Got 1.1, expected a number above 0 and at most 1.",
+        ),
     ],
 )
 def test_bad_values(options: dict[str, str], message: str, refused: Callable[..., str]) -> None:
@@ -70,8 +73,8 @@ def test_the_entry_of_the_checkpoint(quantize: Callable[..., Any], folder: Path,
         outcome = quantize(weights="my.pth.tar", calib="nowhere", **options)  # the model is printed before the images
         assert outcome.code == 3, outcome.err
         notes[entry] = [line for line in outcome.err.splitlines() if line.startswith("note  ")]
-    assert "the checkpoint's entry model_ema; it also has model (weights_entry or --weights-entry" in notes[""][0]
-    assert "the checkpoint's entry model; it also has model_ema (" in notes["model"][0]
+    assert "entry model_ema of the checkpoint; other entries: model (choose with weights_entry" in notes[""][0]
+    assert "entry model of the checkpoint; other entries: model_ema (" in notes["model"][0]
 
 
 def test_documented_refusals(

@@ -64,7 +64,7 @@ def test_migrate_writes_the_same_model(
 
     again = run("config", "migrate", "layers.yaml", "--out", "again.yaml")
     assert again.code == 2
-    assert "only a file in the global form can be migrated" in again.err
+    assert "only a file in the global format can be migrated" in again.err
     assert not Path("again.yaml").exists()
 
 
@@ -85,7 +85,7 @@ def test_an_unwritable_place_is_an_error_of_the_environment(
     [
         ([], "COMMAND"),
         (["quantise"], "invalid choice: 'quantise'"),
-        (["demo", "--batch-size", "0"], "0 is not above 0"),
+        (["demo", "--batch-size", "0"], "0 is less than 1"),
         (["quantize", "--model", "deit_tiny_patch16_224"], "--weights, --calib, --eval"),
     ],
 )

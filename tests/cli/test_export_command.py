@@ -20,7 +20,7 @@ def test_both_forms(quantize: Callable[..., Any], run: Callable[..., Any], folde
     assert quantize().code == 0
     outcome = run("export", "out", "--onnx-integer", "exported/int.onnx", "--images", "photos2")
     assert outcome.code == 0, outcome.err
-    assert "against the reference executor, 6 images: equal, bit for bit" in outcome.out
+    assert "compared with the reference executor on 6 images: identical" in outcome.out
     outcome = run("export", "out", "--onnx-qdq", "exported/qdq.onnx", "--images", "photos", "--json")
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)
@@ -51,7 +51,7 @@ def test_what_a_target_cannot_take_is_told(run: Callable[..., Any]) -> None:
     assert any(note.startswith("blocks.0.residual1: left float") for note in found["notes"])
     outcome = run(*command)
     assert "Note: compared in ONNX Runtime; TensorRT itself was not run." in outcome.out
-    assert f"{len(found['notes'])} points depart from the simulation, such as pos_embed: left float" in outcome.out
+    assert f"{len(found['notes'])} points differ from the simulation, such as pos_embed: left float" in outcome.out
 
 
 def test_opset_and_int4(run: Callable[..., Any], results: Path) -> None:
@@ -75,13 +75,12 @@ def test_opset_and_int4(run: Callable[..., Any], results: Path) -> None:
         ),
         (
             ("--onnx-integer", "m.onnx", "--target", "tensorrt", "--no-packed"),
-            "--target --no-packed: the integer form is written in one way, for all runtimes. "
-            "Fix: leave it out, or ask for --onnx-qdq.",
+            "--target --no-packed: not available for the integer form, which is the same for all runtimes. "
+            "Fix: omit it, or use --onnx-qdq.",
         ),
         (
             ("--onnx-integer", "out/program.json"),
-            "out/program.json: a graph is not written there. Got another name, "
-            "expected a file whose name ends in .onnx.",
+            "out/program.json: not an ONNX file name. Got .json, expected a file with the suffix .onnx.",
         ),
     ],
     ids=["opset", "integer form", "another file"],

@@ -34,13 +34,13 @@ CONFIG_ERRORS = {
     "twice": ("norm:\n  kl_bins: 64\n  kl_bins: 128\n", "given twice, on lines 2 and 3"),
     "text for a number": ("norm:\n  percentile_sigma: 1e-2\n", "write 1.0e-2"),
     "range": ("attn_qkv:\n  weight:\n    bit_type: {bits: 17}\n", "Got 17, expected an integer from 2 to 16"),
-    "combination": ("intSoft:\n  softmax: log2\n", "needs unsigned codes"),
+    "combination": ("intSoft:\n  softmax: log2\n", "needs an unsigned bit_type"),
     "no match": ("overrides:\n  blocks.12.intSoft: {kl_bins: 64}\n", "`blocks.12.intSoft` matches no point"),
     "tie": (
         "overrides:\n  blocks.*.mlp_fc2.weight: {kl_bins: 64}\n  blocks.0.mlp_fc?.weight: {kl_bins: 128}\n",
-        "at blocks.0.mlp_fc2.weight, and neither is more specific",
+        "at blocks.0.mlp_fc2.weight; neither is more specific",
     ),
-    "tag": ("weight: !!python/name:os.system\n", "tags are refused"),
+    "tag": ("weight: !!python/name:os.system\n", "YAML tags are not allowed"),
 }
 
 
@@ -92,7 +92,7 @@ def test_mismatched_checkpoint(refused: Callable[..., str], folder: Path, state:
 
 def test_the_output_must_be_a_folder(refused: Callable[..., str], folder: Path) -> None:
     (folder / "file").write_text("mine")
-    assert refused(3, out="file").startswith("error: file: the results need a folder")
+    assert refused(3, out="file").startswith("error: file: the output folder is a file")
 
 
 def test_a_refused_job_makes_no_folder(refused: Callable[..., str], folder: Path) -> None:
@@ -125,7 +125,7 @@ def test_strict_refuses_what_stays_float(refused: Callable[..., str], run: Calla
     assert documented(refused(2, "--strict", config="linears_int8.yaml"))
     outcome = run("demo", "--strict", "--config", "attn_config.yaml", "--out", "new")
     assert outcome.code == 2
-    assert outcome.error.startswith("error: strict: 52 points stay float, and with them ")
+    assert outcome.error.startswith("error: strict: 52 points stay in floating point, with ")
     assert not (folder / "new").exists()
 
 

@@ -49,7 +49,7 @@ def raises(error: BaseException) -> Callable[[], object]:
     return work
 
 
-UNEXPECTED = "This is a fault in vitquant. Fix: please report it, with what --debug adds."
+UNEXPECTED = "This is a bug in vitquant. Fix: please report it, with the output of --debug."
 
 FAULTS: dict[str, tuple[Callable[[], object], int, str]] = {
     "division": (lambda: 1 / 0, 70, f"unexpected ZeroDivisionError: division by zero. {UNEXPECTED}"),
@@ -57,8 +57,8 @@ FAULTS: dict[str, tuple[Callable[[], object], int, str]] = {
     "no text": (raises(SystemError()), 70, f"unexpected SystemError. {UNEXPECTED}"),
     "no exception": (raises(Panic("at src/lib.rs:3")), 70, f"unexpected Panic: at src/lib.rs:3. {UNEXPECTED}"),
     "escapes": (raises(KeyError("\x1b[2J\n")), 70, f"unexpected KeyError: '\\x1b[2J\\n'. {UNEXPECTED}"),
-    "memory": (lambda: bytearray(2**62), 4, "memory: there is not enough of it. Fix: take a smaller batch"),
-    "warning": (lambda: warnings.warn("old", stacklevel=1), 4, "UserWarning: old. This is a warning, which -W error"),
+    "memory": (lambda: bytearray(2**62), 4, "out of memory. Fix: use a smaller batch"),
+    "warning": (lambda: warnings.warn("old", stacklevel=1), 4, "UserWarning: old. This is a warning; -W error"),
     "file": (lambda: Path("no\nsuch").read_bytes(), 4, r"no\nsuch: No such file or directory."),
     "system": (raises(OSError(28, "No space left on device")), 4, "system: No space left on device."),
     "ours": (raises(ConfigError("wrong", where="a\rb")), 2, r"a\rb: wrong."),

@@ -41,13 +41,13 @@ def test_a_result_under_a_limit_is_printed_and_fails(evaluate: Callable[..., Any
     assert outcome.code == 1
     assert json.loads(outcome.out)["evaluation"]["integer"] == found
     assert outcome.error == (
-        "error: --fail-under: the SQNR of the integer program is under the limit. "
+        "error: --fail-under: the SQNR of the integer program is below the limit. "
         f"Got {found['sqnr_db']:.6g} dB, expected at least 300 dB."
     )
     outcome = evaluate("--fail-under-top1", "60")
     assert (outcome.code, "top-1" in outcome.out) == (1, True)
     assert outcome.error == (
-        "error: --fail-under-top1: the top-1 accuracy of the integer program is under the limit. "
+        "error: --fail-under-top1: the top-1 accuracy of the integer program is below the limit. "
         f"Got {found['top1']:.6g} %, expected at least 60 %."
     )
 
@@ -61,7 +61,7 @@ def test_a_result_at_its_limits_passes(evaluate: Callable[..., Any]) -> None:
 def test_quantize_keeps_its_results(quantize: Callable[..., Any], folder: Path) -> None:
     outcome = quantize(fail_under="299", config="linears_int8.yaml", out="new")
     assert outcome.code == 1
-    assert "the SQNR of the simulated model is under the limit" in outcome.error
+    assert "the SQNR of the simulated model is below the limit" in outcome.error
     assert json.loads((folder / "new" / "summary.json").read_text())["sqnr_db"] < 299
 
 
@@ -71,9 +71,9 @@ def test_quantize_keeps_its_results(quantize: Callable[..., Any], folder: Path) 
         (("--fail-under", "nan"), "nan is not a finite number"),
         (("--fail-under", "inf"), "inf is not a finite number"),
         (("--fail-under", "25dB"), "invalid decibels value: '25dB'"),
-        (("--fail-under-top1", "-1"), "-1 is not from 0 to 100"),
-        (("--fail-under-top1", "100.5"), "100.5 is not from 0 to 100"),
-        (("--fail-under-top1", "nan"), "nan is not from 0 to 100"),
+        (("--fail-under-top1", "-1"), "-1 is not between 0 and 100"),
+        (("--fail-under-top1", "100.5"), "100.5 is not between 0 and 100"),
+        (("--fail-under-top1", "nan"), "nan is not between 0 and 100"),
     ],
 )
 def test_nonsense_is_refused(flags: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +91,7 @@ def test_accuracy_without_labels_is_refused_before_the_work(run: Callable[..., A
     assert outcome.code == 2
     assert documented(outcome.error)
     outcome = run(*argv, "photos2", "--ignore-labels")
-    assert (outcome.code, "--ignore-labels leaves them out" in outcome.error) == (2, True)
+    assert (outcome.code, "--ignore-labels is set" in outcome.error) == (2, True)
     assert "nowhere" in run(*argv, "photos2").error, "where there are labels, the work begins"
 
 

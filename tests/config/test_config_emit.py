@@ -82,7 +82,7 @@ def test_a_migrated_file_spells_out_every_layer_and_tells_what_it_is(write: Writ
     text = migrate(write("weight: {}\noutputs: {}"))
     loaded = load_config_from_yaml(write(text))
     assert list(loaded) == [layer.name for layer in LAYERS]
-    assert text.startswith("# Written from a.yaml")
+    assert text.startswith("# Generated from a.yaml")
     for comment in ("# embedding", "# attention", "# mlp", "# head", *(f"# {layer.about}" for layer in LAYERS)):
         assert f"\n{comment}\n" in text
 
@@ -95,5 +95,5 @@ def test_layers_that_stay_float_are_named(write: Write) -> None:
 
 @pytest.mark.parametrize(("text", "form"), [("attn_q_out: {}", "per-layer"), ("defaults: {weight: {}}", "model")])
 def test_only_global_files_are_migrated(write: Write, text: str, form: str) -> None:
-    with pytest.raises(ConfigError, match=f"only a file in the global form can be migrated. Got the {form} form"):
+    with pytest.raises(ConfigError, match=f"only a file in the global format can be migrated. Got the {form} format"):
         migrate(write(text))

@@ -1,4 +1,4 @@
-"""The three forms of a file, and what ``load_config_from_yaml`` makes of them."""
+"""The three formats of a file, and what ``load_config_from_yaml`` makes of them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -142,7 +142,7 @@ def test_a_quant_config_from_python_states_all_its_fields() -> None:
 def test_a_quant_config_with_a_softmax_form_fits_intsoft_only() -> None:
     row = QuantConfig(softmax="row", bit_type=BitType(signed=False))
     assert ModelConfig.from_dict({"intSoft": row}).resolve(["intSoft"])["intSoft"] == row
-    with pytest.raises(ConfigError, match=r"configuration attn_q_out\.softmax: `softmax` is a setting of intSoft only"):
+    with pytest.raises(ConfigError, match=r"configuration attn_q_out\.softmax: `softmax` applies to intSoft only"):
         ModelConfig.from_dict({"attn_q_out": row}).resolve(["attn_q_out"])
 
 
@@ -190,13 +190,13 @@ def test_an_unknown_layer_name_is_refused() -> None:
         ("attn_q_out:\n  weight: {}\n", "a.yaml:2 attn_q_out.weight: unknown key `weight`"),
         (
             "attn_qkv:\n  calibration_mode: layer_wise\n",
-            "a.yaml:2 attn_qkv.calibration_mode: unknown key `calibration_mode`. Expected weight and output, as it is "
-            "a linear layer. Fix: nest the settings under attn_qkv: weight: or output:.",
+            "a.yaml:2 attn_qkv.calibration_mode: unknown key `calibration_mode`. Expected weight or output, since "
+            "this is a linear layer. Fix: nest the settings under attn_qkv: weight: or output:.",
         ),
         ("attn_qkv: {}\n", "a.yaml:1 attn_qkv: empty section. Expected weight, output or both."),
         (
             "attn_q_out:\n",
-            "a.yaml:1 attn_q_out: not a section. Got nothing (null), expected a mapping. Fix: write {} to mean the "
+            "a.yaml:1 attn_q_out: not a section. Got nothing (null), expected a mapping. Fix: write {} for the "
             "built-in defaults, or remove the key.",
         ),
         ("attn_qkv:\n  weight:\n", "a.yaml:2 attn_qkv.weight: not a section. Got nothing (null)"),
@@ -208,24 +208,24 @@ def test_an_unknown_layer_name_is_refused() -> None:
         ("defaults:\n  attn_q_out: {}\n", "a.yaml:2 defaults.attn_q_out: unknown key `attn_q_out`"),
         ("overrides:\n  - a\n", "a.yaml:1 overrides: not a section. Got ['a']"),
         ("overrides:\n  head: {weight: {}, bits: 3}\n", "a.yaml:2 overrides.head.bits: unknown key `bits`"),
-        ("output: {}\noutputs: {}\n", "a.yaml:2 outputs: says the same as `output` (a.yaml:1). Fix: remove one of"),
-        ("weight: {}\ndefaults:\n  weight: {}\n", "a.yaml:3 defaults.weight: says the same as `weight` (a.yaml:1)."),
+        ("output: {}\noutputs: {}\n", "a.yaml:2 outputs: duplicates `output` (a.yaml:1). Fix: remove one of"),
+        ("weight: {}\ndefaults:\n  weight: {}\n", "a.yaml:3 defaults.weight: duplicates `weight` (a.yaml:1)."),
         (
             "overrides:\n  head.weight: {}\n  head:\n    weight: {}\n",
-            "a.yaml:4 overrides.head.weight: says the same as overrides.head.weight (a.yaml:2). Fix: merge the two.",
+            "a.yaml:4 overrides.head.weight: duplicates overrides.head.weight (a.yaml:2). Fix: merge the two.",
         ),
         (
             "attn_q_out:\n  softmax: row\n",
-            "a.yaml:2 attn_q_out.softmax: `softmax` is a setting of intSoft only. Fix: remove it.",
+            "a.yaml:2 attn_q_out.softmax: `softmax` applies to intSoft only. Fix: remove it.",
         ),
-        ("activation:\n  approximation: table\n", "a.yaml:2 activation.approximation: `approximation` is a setting of"),
+        ("activation:\n  approximation: table\n", "a.yaml:2 activation.approximation: `approximation` applies to"),
         (
             "mlp_fc1:\n  weight:\n    bit_type:\n      bits: 3.5\n",
             "a.yaml:4 mlp_fc1.weight.bit_type.bits: value not allowed. Got 3.5, expected an integer from 2 to 16.",
         ),
         (
             "mlp_gelu:\n  percentile_alpha: 2\n",
-            "a.yaml:2 mlp_gelu.percentile_alpha: value not allowed. Got 2, expected a number above 0.5 and up to 1.",
+            "a.yaml:2 mlp_gelu.percentile_alpha: value not allowed. Got 2, expected a number above 0.5 and at most 1.",
         ),
         (
             "overrides:\n  blocks.0.*:\n    observer_type: Minmax\n",
@@ -238,5 +238,5 @@ def test_what_is_refused_with_line_and_key(refusal: Refusal, text: str, expected
 
 
 def test_a_global_section_that_contradicts_itself_is_refused_on_load(write: Write) -> None:
-    with pytest.raises(ConfigError, match=r"a\.yaml:1 intsoft\.softmax, for intsoft: softmax: row needs unsigned"):
+    with pytest.raises(ConfigError, match=r"a\.yaml:1 intsoft\.softmax, for intsoft: softmax: row needs an unsigned"):
         load_config_from_yaml(write("intsoft: {softmax: row}"))

@@ -152,18 +152,18 @@ def test_the_second_head_reads_the_section_head() -> None:
         (
             "overrides:\n  'blocks.0.*':\n    kl_bins: 64\n  '*.intSoft':\n    kl_bins: 64\n  '*.0.intSoft':\n"
             "    softmax: row\n",
-            "a.yaml:7 overrides.*.0.intSoft.softmax, for blocks.0.intSoft: softmax: row needs unsigned codes. Got "
-            "bit_type.signed: true, expected bit_type.signed: false.",
+            "a.yaml:7 overrides.*.0.intSoft.softmax, for blocks.0.intSoft: softmax: row needs an unsigned bit_type. "
+            "Got bit_type.signed: true, expected bit_type.signed: false.",
         ),
         (
             "overrides:\n  blocks.0.*:\n    softmax: uniform\n",
-            "a.yaml:3 overrides.blocks.0.*.softmax: `softmax` is a setting of intSoft only, and the rule speaks for "
-            "blocks.0.norm1. Fix: name blocks.*.intSoft.",
+            "a.yaml:3 overrides.blocks.0.*.softmax: `softmax` applies to intSoft only, but the rule matches "
+            "blocks.0.norm1. Fix: use blocks.*.intSoft.",
         ),
         (
             "weight:\n  calibration_mode: head_wise\n",
-            "a.yaml:2 weight.calibration_mode: the rows of patch_embed.weight belong to no attention head. Got "
-            "head_wise, expected layer_wise or channel_wise. Fix: give head_wise to attn_qkv.weight and",
+            "a.yaml:2 weight.calibration_mode: the rows of patch_embed.weight do not belong to attention heads. Got "
+            "head_wise, expected layer_wise or channel_wise. Fix: use head_wise for attn_qkv.weight and",
         ),
         (
             "mlp_fc1:\n  weight: {calibration_mode: head_wise}\n",
@@ -193,8 +193,8 @@ def test_equally_specific_rules_that_contradict_each_other(refusal: Refusal) -> 
     assert "`blocks.*.0` matches no point" in refusal(text)
     text = "overrides:\n  '*.attn_q_out':\n    kl_bins: 64\n  'blocks.*q_ou?':\n    kl_bins: 128\n"
     assert refusal(text) == (
-        "a.yaml:5 overrides.blocks.*q_ou?.kl_bins: contradicts overrides.*.attn_q_out (a.yaml:3) at "
-        "blocks.0.attn_q_out, and neither is more specific. Got 128 against 64. Fix: name blocks.0.attn_q_out exactly, "
+        "a.yaml:5 overrides.blocks.*q_ou?.kl_bins: conflicts with overrides.*.attn_q_out (a.yaml:3) at "
+        "blocks.0.attn_q_out; neither is more specific. Got 128 and 64. Fix: use the exact name blocks.0.attn_q_out, "
         "or narrow one of the patterns."
     )
 

@@ -103,28 +103,28 @@ def test_other_notations_are_refused_with_what_to_write(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "an empty pattern"),
-        ("blocks.[0-3.norm1", "an unmatched ["),
-        ("blocks.0-3].norm1", "`-` is in no name of a point"),
-        ("blocks.0].norm1", "an unmatched ]"),
-        ("blocks.{0..3.norm1", "an unmatched {"),
-        ("blocks.{0,{1,2}}.norm1", "an unmatched {"),
+        ("", "the pattern is empty"),
+        ("blocks.[0-3.norm1", "unmatched ["),
+        ("blocks.0-3].norm1", "`-` does not occur in point names"),
+        ("blocks.0].norm1", "unmatched ]"),
+        ("blocks.{0..3.norm1", "unmatched {"),
+        ("blocks.{0,{1,2}}.norm1", "unmatched {"),
         ("blocks.[].norm1", "`[]` is an empty set"),
         ("blocks.[!].norm1", "`[!]` is an empty set"),
-        ("blocks.[!0-11].norm1", "`[!0-11]` stands for one character"),
-        ("blocks.[-1].norm1", "`[-1]` is a set of single characters"),
-        ("blocks.{}.norm1", "an item of `{}` is neither a number"),
-        ("blocks.{0,}.norm1", "an item of `{0,}` is neither a number"),
-        ("blocks.{-1}.norm1", "`-1` in `{-1}` is neither a number"),
+        ("blocks.[!0-11].norm1", "`[!0-11]` matches one character"),
+        ("blocks.[-1].norm1", "`[-1]` is not a valid set of single characters"),
+        ("blocks.{}.norm1", "an item of `{}` is not a number"),
+        ("blocks.{0,}.norm1", "an item of `{0,}` is not a number"),
+        ("blocks.{-1}.norm1", "`-1` in `{-1}` is not a number"),
         (
             "blocks.{0..11..2}.norm1",
-            "`0..11..2` in `{0..11..2}` is neither a number, a range",
+            "`0..11..2` in `{0..11..2}` is not a number, a range",
         ),
-        ("blocks.{0..99999999999999999999}.norm1", "is neither a number"),
-        ("!blocks.0.norm1", "`!` is in no name of a point"),
-        ("blocks.\u0663.norm1", "`\u0663` is in no name of a point"),
-        ("blocks.0\x00.norm1", "a control character in a pattern"),
-        ("a*b*c*d*e*f*g*h", "more than 6 times `*`"),
+        ("blocks.{0..99999999999999999999}.norm1", "is not a number"),
+        ("!blocks.0.norm1", "`!` does not occur in point names"),
+        ("blocks.\u0663.norm1", "`\u0663` does not occur in point names"),
+        ("blocks.0\x00.norm1", "the pattern contains a control character"),
+        ("a*b*c*d*e*f*g*h", "the pattern has more than 6 `*`"),
     ],
 )
 def test_what_is_no_pattern(text: str, problem: str) -> None:
@@ -135,12 +135,12 @@ def test_what_is_no_pattern(text: str, problem: str) -> None:
 
 def test_the_place_is_told(refusal: Callable[[str], str]) -> None:
     assert refusal("overrides:\n  blocks.[0-11].mlp_fc1.weight: {bit_type: {bits: 4}}\n") == (
-        "a.yaml:2 overrides.blocks.[0-11].mlp_fc1.weight: `[0-11]` stands for one character, not for a number of "
+        "a.yaml:2 overrides.blocks.[0-11].mlp_fc1.weight: `[0-11]` matches one character, not a number with "
         "several digits. Fix: write blocks.{0..11}.mlp_fc1.weight."
     )
     nested = "overrides:\n  blocks.[0-11].mlp_fc1:\n    weight: {}\n"
-    assert refusal(nested).startswith("a.yaml:2 overrides.blocks.[0-11].mlp_fc1: `[0-11]` stands for one character")
-    assert refusal("blocks.*.norm1: {}\n").endswith("Fix: write names of points and patterns inside overrides.")
+    assert refusal(nested).startswith("a.yaml:2 overrides.blocks.[0-11].mlp_fc1: `[0-11]` matches one character")
+    assert refusal("blocks.*.norm1: {}\n").endswith("Fix: put point names and patterns under overrides.")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_part_that_matches_nothing_is_an_error(refusal: Callable[[str], str], 
     choice = re.search(r"\{[^}]*\}(?!.*\{)", text) if "nrom2" in text else re.search(r"\{[^}]*\}", text)
     assert choice
     assert message == (
-        f"a.yaml:2 overrides.{text}: a part of `{choice[0]}` matches no point of the model. Got {part}. "
+        f"a.yaml:2 overrides.{text}: part of `{choice[0]}` matches no point of the model. Got {part}. "
         f"Fix: write {fix}; list the points with `vitquant config show`."
     )
 
@@ -186,7 +186,7 @@ def test_a_choice_ranks_between_a_star_and_the_exact_name(resolve: Resolve) -> N
 
 def test_overlapping_choices_that_contradict_each_other(refusal: Callable[[str], str]) -> None:
     text = "overrides:\n  blocks.{0..1}.norm1: {kl_bins: 64}\n  blocks.{1..2}.norm1: {kl_bins: 128}\n"
-    assert "contradicts overrides.blocks.{0..1}.norm1 (a.yaml:2) at blocks.1.norm1" in refusal(text)
+    assert "conflicts with overrides.blocks.{0..1}.norm1 (a.yaml:2) at blocks.1.norm1" in refusal(text)
 
 
 def test_a_choice_survives_the_plain_dict_and_the_schema_names_it(resolve: Resolve) -> None:

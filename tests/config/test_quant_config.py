@@ -58,11 +58,11 @@ def test_the_method_takes_any_letter_case(name: str) -> None:
         ({"bit_type": {"signed": "true"}}, "Got 'true', expected true or false. Fix: write true without quotes."),
         ({"bit_type": 8}, "bit_type: not a mapping of settings. Got 8, expected the keys bits, signed."),
         ({"bit_type": None}, "bit_type: not a mapping of settings. Got nothing (null), expected the keys"),
-        ({"percentile_alpha": 2}, "Got 2, expected a number above 0.5 and up to 1."),
-        ({"percentile_alpha": 0.5}, "Got 0.5, expected a number above 0.5 and up to 1."),
-        ({"percentile_alpha": float("nan")}, "Got nan, expected a number above 0.5 and up to 1."),
-        ({"percentile_alpha": True}, "Got true, expected a number above 0.5 and up to 1."),
-        ({"percentile_sigma": 0.0}, "Got 0.0, expected a number above 0 and up to 1."),
+        ({"percentile_alpha": 2}, "Got 2, expected a number above 0.5 and at most 1."),
+        ({"percentile_alpha": 0.5}, "Got 0.5, expected a number above 0.5 and at most 1."),
+        ({"percentile_alpha": float("nan")}, "Got nan, expected a number above 0.5 and at most 1."),
+        ({"percentile_alpha": True}, "Got true, expected a number above 0.5 and at most 1."),
+        ({"percentile_sigma": 0.0}, "Got 0.0, expected a number above 0 and at most 1."),
         ({"percentile_sigma": "1e-5"}, "Fix: write 1.0e-5, which YAML reads as a number."),
         ({"kl_bins": 65}, "Got 65, expected an even integer from 64 to 65536."),
         ({"kl_bins": 62}, "Got 62, expected an even integer from 64 to 65536."),
@@ -81,9 +81,9 @@ def test_the_method_takes_any_letter_case(name: str) -> None:
         ),
         (
             {"softmax": "row"},
-            "softmax: row needs unsigned codes. Got bit_type.signed: true, expected bit_type.signed: f",
+            "softmax: row needs an unsigned bit_type. Got bit_type.signed: true, expected bit_type.signed: f",
         ),
-        ({"softmax": "log2"}, "softmax: log2 needs unsigned codes."),
+        ({"softmax": "log2"}, "softmax: log2 needs an unsigned bit_type."),
     ],
 )
 def test_what_is_refused_and_how_it_is_said(data: dict[str, object], expected: str) -> None:

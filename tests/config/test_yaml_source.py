@@ -17,7 +17,7 @@ def test_every_key_knows_its_line() -> None:
     root = read_text("# c\na:\n  b: 1\n\n  c: {d: x}\n", "f")
     a = root.entries["a"]
     assert isinstance(a, Table)
-    assert (a.place.line, a.entries["b"].place.line, str(a.entries["c"].place)) == (2, 3, "f:5")
+    assert (a.location.line, a.entries["b"].location.line, str(a.entries["c"].location)) == (2, 3, "f:5")
     b = a.entries["b"]
     assert isinstance(b, Leaf)
     assert b.value == 1
@@ -70,7 +70,7 @@ def test_a_duplicate_key_names_both_lines(refusal: Refusal) -> None:
 def test_a_number_that_yaml_reads_as_text(refusal: Refusal) -> None:
     message = refusal("activation:\n  observer_type: PercentileObserver\n  percentile_sigma: 1e-5\n")
     assert message == (
-        "a.yaml:3 activation.percentile_sigma: value not allowed. Got '1e-5', expected a number above 0 and up to 1. "
+        "a.yaml:3 activation.percentile_sigma: value not allowed. Got '1e-5', expected a number above 0 and at most 1. "
         "Fix: write 1.0e-5, which YAML reads as a number."
     )
 
@@ -90,7 +90,7 @@ def test_an_alias_bomb_is_refused_before_it_expands(refusal: Refusal) -> None:
     start = time.perf_counter()
     message = refusal(bomb(200))  # 4^200 values
     assert time.perf_counter() - start < 2
-    assert "too many values once aliases are expanded. Expected at most 100,000" in message
+    assert "too many values after alias expansion. Expected at most 100,000" in message
 
 
 def test_the_count_is_of_what_aliases_expand_to(write: Callable[[str], Path]) -> None:
@@ -120,7 +120,7 @@ def test_a_large_file_is_refused(write: Callable[[str], Path]) -> None:
 )
 def test_tags_are_refused(refusal: Refusal, value: str) -> None:
     message = refusal(f"weight:\n  kl_bins: {value}\n")
-    assert message.startswith("a.yaml:2: tags are refused. Got ")
+    assert message.startswith("a.yaml:2: YAML tags are not allowed. Got ")
     assert message.endswith("expected plain values. Fix: remove it.")
 
 
@@ -164,7 +164,7 @@ def test_anchors_aliases_and_merge_keys(resolve: Callable[..., object], write: C
 
 
 def test_a_merge_key_takes_mappings_only(refusal: Refusal) -> None:
-    assert refusal("weight:\n  <<: 8\n") == "a.yaml:2 <<: `<<` takes a mapping. Got 8."
+    assert refusal("weight:\n  <<: 8\n") == "a.yaml:2 <<: `<<` needs a mapping. Got 8."
 
 
 def test_a_missing_file_lists_the_shipped_ones(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_objects_that_are_arrays() -> None:
     objects[:] = list(PIXELS)
     assert torch.equal(read(objects), torch.from_numpy(PIXELS))
     objects[2] = PIXELS[2, :, :1]
-    with pytest.raises(DataError, match=r"images: the array does not hold numbers\. Got object"):
+    with pytest.raises(DataError, match=r"images: the array is not numeric\. Got object"):
         read(objects)
 
 
@@ -60,14 +60,14 @@ def test_objects_that_are_arrays() -> None:
         (PIXELS.astype(complex), r"wrong type. Got torch.complex128"),
         (PIXELS.astype(np.uint16), r"wrong type. Got torch.uint16"),
         (PIXELS > 3, r"wrong type. Got torch.bool"),
-        (PIXELS.astype("U3"), "does not hold numbers. Got <U3"),
-        (PIXELS.astype("M8[s]"), "does not hold numbers"),
-        (np.ma.masked_equal(PIXELS, 8), "elements of the array are masked. Got 1"),
+        (PIXELS.astype("U3"), "is not numeric. Got <U3"),
+        (PIXELS.astype("M8[s]"), "is not numeric"),
+        (np.ma.masked_equal(PIXELS, 8), "the array has masked elements. Got 1"),
         (torch.from_numpy(PIXELS).to_sparse(), "Got sparse, expected a dense tensor. Fix: call .to_dense"),
         (torch.empty(5, 3, 2, 4, device="meta"), "Got without data"),
         (torch.zeros(5, 3, 2, 4).to(torch.float8_e4m3fn), "wrong type. Got torch.float8_e4m3fn"),
-        (PIXELS.transpose(0, 2, 3, 1), r"channels come last; move them with images.permute\(0, 3, 1, 2\)"),
-        (PIXELS[0], r"Got \[3, 2, 4\].*give a batch of one image, images\[None\]"),
+        (PIXELS.transpose(0, 2, 3, 1), r"channels are last; move them with images.permute\(0, 3, 1, 2\)"),
+        (PIXELS[0], r"Got \[3, 2, 4\].*pass a batch of one image, images\[None\]"),
         (PIXELS[0].transpose(1, 2, 0), r"images.permute\(2, 0, 1\)\[None\]"),
     ],
 )
@@ -117,14 +117,14 @@ def test_the_label_of_one_image(given: Any, label: int) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (np.array(["cat", "dog"]), "labels are no numbers. Got <U3"),
-        (["cat", "dog"], "labels are no numbers. Got list"),
-        ([[1], [2, 3]], "labels are no numbers"),
-        ({"boxes": 1}, "labels are no numbers. Got dict"),
-        ([1.0, 2.0], r"do not fit the images. Got float64 \[2\], expected integers \[2\]"),
+        (np.array(["cat", "dog"]), "the labels are not numbers. Got <U3"),
+        (["cat", "dog"], "the labels are not numbers. Got list"),
+        ([[1], [2, 3]], "the labels are not numbers"),
+        ({"boxes": 1}, "the labels are not numbers. Got dict"),
+        ([1.0, 2.0], r"do not match the images. Got float64 \[2\], expected integers \[2\]"),
         ([1, 2, 3], r"Got int64 \[3\]"),
-        ([[0.5, 0.5], [0.0, 1.0]], "labels are shares of classes.*argmax"),
-        ([[1, 1, 0], [0, 0, 1]], "labels are shares of classes"),
+        ([[0.5, 0.5], [0.0, 1.0]], "soft labels are not supported.*argmax"),
+        ([[1, 1, 0], [0, 0, 1]], "soft labels are not supported"),
         (torch.tensor([1j, 2]), "complex64"),
     ],
 )

@@ -38,11 +38,11 @@ def problem(pixels: Tensor, preprocessing: Preprocessing = RGB, batch_size: int 
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (flat(7), "the calibration image is one constant colour"),
-        (flat(7, 7, 7, 7), "each calibration image is one constant colour"),
-        (flat(7, 90, 200), "each calibration image is one constant colour"),
-        (torch.cat([flat(7, 90, 200), smooth(2)]), "3 of 5 calibration images are one constant colour each"),
-        (smooth(1).expand(4, 3, 24, 24), "the 4 calibration images are all the same"),
+        (flat(7), "the calibration image has a single colour"),
+        (flat(7, 7, 7, 7), "every calibration image has a single colour"),
+        (flat(7, 90, 200), "every calibration image has a single colour"),
+        (torch.cat([flat(7, 90, 200), smooth(2)]), "3 of 5 calibration images have a single colour"),
+        (smooth(1).expand(4, 3, 24, 24), "the 4 calibration images are identical"),
         (noise(5), "uncorrelated"),
         (noise(1), "uncorrelated"),
     ],
@@ -84,7 +84,7 @@ def test_calibration_goes_on_with_a_warning(model: FloatModel) -> None:
         qmodel = vitquant.quantize(model, "vit_int8.yaml", calibration=images)
     assert documented(f"warning: {caught[0].message}")
     assert qmodel.mode is vitquant.Mode.QUANTIZED
-    with pytest.warns(CalibrationImagesWarning, match="one constant colour"):
+    with pytest.warns(CalibrationImagesWarning, match="a single colour"):
         vitquant.quantize(model, "vit_int8.yaml", calibration=torch.full((1, 28, 28), 200, dtype=torch.uint8))
 
 
@@ -99,7 +99,7 @@ def test_shared_images_are_counted_by_their_pixels() -> None:
     watched = shared.evaluating(open_source(RGB.normalize(images[3:]), RGB))
     for _ in range(2):  # evaluated and profiled
         list(watched.batches(3))
-    with pytest.warns(SharedImagesWarning, match="2 of 5 different images are also calibration images"):
+    with pytest.warns(SharedImagesWarning, match="2 of 5 distinct images are also calibration images"):
         shared.warn()
     assert (watched.count, watched.class_names, watched.repeatable) == (5, None, True)
 
@@ -126,7 +126,7 @@ def test_the_job_refuses_bad_numbers_before_it_works(
         raise AssertionError("the refusal comes too late")
         yield
 
-    with pytest.raises(vitquant.VitquantError, match=r"expected a whole number from 1") as caught:
+    with pytest.raises(vitquant.VitquantError, match=r"expected an integer from 1") as caught:
         job.run(model, "vit_int8.yaml", calibration=never(), evaluation=images[:2], out=tmp_path, **{name: value})  # type: ignore[arg-type]
     assert caught.value.exit_code == 2
     assert not list(tmp_path.iterdir())

@@ -28,7 +28,7 @@ def test_flat_folder_in_sorted_order(tmp_path: Path) -> None:
     for name, value in (("c.PNG", 30), ("a.png", 10), ("b.bmp", 20), ("d.pgm", 40), (".hidden.png", 99)):
         write(tmp_path / name, value)
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.warns(FolderWarning, match=r"passed over 1 file that cannot be read as images \(1 \.txt\)$"):
+    with pytest.warns(FolderWarning, match=r"ignored 1 file that cannot be read as images \(1 \.txt\)$"):
         source = open_images(tmp_path, GREY)
     batches = list(source.batches(3))
     assert source.count == 4
@@ -68,7 +68,7 @@ def test_a_folder_without_pictures_is_no_class(tmp_path: Path) -> None:
         source = open_images(tmp_path, GREY)
     (warning,) = caught
     listed = "@eaDir, __MACOSX, ant, bee, dog/@eaDir, and 1 more"
-    assert str(warning.message) == f"{tmp_path}: passed over 6 folders ({listed})"
+    assert str(warning.message) == f"{tmp_path}: ignored 6 folders ({listed})"
     assert source.class_names == ("dog", "emu")
     assert [b.labels.tolist() for b in source.batches(8) if b.labels is not None] == [[0, 1]]
 
@@ -100,7 +100,7 @@ def test_numbers_keep_the_order_of_text(tmp_path: Path, names: tuple[str, ...], 
     if order is None:
         assert not caught
     else:
-        assert f"in the order of text: {order}." in str(caught[0].message)
+        assert f"ordered as text: {order}." in str(caught[0].message)
         open_images(tmp_path, GREY, ignore_labels=True)  # does not warn
 
 
@@ -220,7 +220,7 @@ def test_images_are_decoded_batch_by_batch(tmp_path: Path) -> None:
 def test_no_images(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"0 images in .*suffixes searched: .*\.jpg") as caught:
+    with pytest.raises(DataError, match=r"no images found; suffixes searched: .*\.jpg") as caught:
         open_images(tmp_path, GREY)
     assert caught.value.exit_code == 3
     assert "1 file that cannot be read as images (1 .txt) and 1 folder (empty)" in str(caught.value)
@@ -228,7 +228,7 @@ def test_no_images(tmp_path: Path) -> None:
 
 def test_images_further_down_are_pointed_to(tmp_path: Path) -> None:
     write(tmp_path / "train" / "cat" / "1.png", 1)
-    with pytest.raises(DataError, match=r"0 images in .*; there are images in .*train/cat\."):
+    with pytest.raises(DataError, match=r"no images found; .*images were found in .*train/cat\."):
         open_images(tmp_path, GREY)
 
 
@@ -296,7 +296,7 @@ def test_labels_stay_with_their_images_past_a_skip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [0, -1, 2.5, 8.0, True, "8", np.float32(2)])
 def test_bad_sizes(tmp_path: Path, size: int) -> None:
     write(tmp_path / "a.png", 1)
-    with pytest.raises(ConfigError, match="expected a whole number from 1"):
+    with pytest.raises(ConfigError, match="expected an integer from 1"):
         open_images(tmp_path, GREY).batch_count(size)
     with pytest.raises(ConfigError, match="batch_size"):
         next(open_images(tmp_path, GREY).batches(size))

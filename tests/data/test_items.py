@@ -123,20 +123,20 @@ def broken() -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ([{"pixels": IMAGES}], "batch 1: an item has no images. Got the keys pixels, expected one of pixel_values"),
-        ({"labels": LABELS}, "images: an item has no images. Got the keys labels"),
-        ([("a.png", IMAGES, 1)], "batch 1: .*unknown kind. Got str"),
-        (broken(), "batch 2: .*unknown kind. Got str"),
-        ([None], "batch 1: .*unknown kind. Got NoneType"),
+        ([{"pixels": IMAGES}], "batch 1: the item has no images. Got the keys pixels, expected one of pixel_values"),
+        ({"labels": LABELS}, "images: the item has no images. Got the keys labels"),
+        ([("a.png", IMAGES, 1)], "batch 1: .*unsupported item type. Got str"),
+        (broken(), "batch 2: .*unsupported item type. Got str"),
+        ([None], "batch 1: .*unsupported item type. Got NoneType"),
         (
             [[IMAGES[0], IMAGES[0, :, :2]]],
-            r"batch 1: the images of a batch differ. Got shapes \[1, 4, 4\], \[1?,? ?2, 4\]",
+            r"batch 1: the images of a batch differ in shape. Got shapes \[1, 4, 4\], \[1?,? ?2, 4\]",
         ),
-        ([IMAGES.permute(0, 2, 3, 1)], "batch 1: .*the channels come last"),
-        ((IMAGES, LABELS[:3]), r"labels do not fit the images. Got int64 \[3\], expected integers \[5\]"),
-        ((pictures(), LABELS[:3]), r"labels do not fit the images. Got 3 labels"),
-        ([(IMAGES, ["cat"] * 5)], "batch 1: labels are no numbers.*ignore_labels"),
-        (b"folder", "these cannot be images. Got bytes"),
+        ([IMAGES.permute(0, 2, 3, 1)], "batch 1: .*the channels are last"),
+        ((IMAGES, LABELS[:3]), r"the labels do not match the images. Got int64 \[3\], expected integers \[5\]"),
+        ((pictures(), LABELS[:3]), r"the labels do not match the images. Got 3 labels"),
+        ([(IMAGES, ["cat"] * 5)], "batch 1: the labels are not numbers.*ignore_labels"),
+        (b"folder", "not a source of images. Got bytes"),
     ],
 )
 def test_what_is_no_image(source: Any, message: str) -> None:

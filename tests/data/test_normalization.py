@@ -82,7 +82,7 @@ def test_other_normalisations_are_recognised(model: str, name: str, looks: str) 
     }[name]
     found = message(given, preprocessing)
     assert found is not None
-    assert f"but look like {looks}" in found
+    assert f"they look like {looks}" in found
     assert "Preprocessing.normalize" in found
 
 

@@ -87,7 +87,7 @@ def test_memory_does_not_grow_with_the_number(tmp_path: Path) -> None:
         ({"images": np.zeros((2, 4, 4), np.float32)}, r"Got float32 \[2, 4, 4\]"),
         ({"images": np.zeros((2, 4, 4, 5), np.uint8)}, r"Got uint8 \[2, 4, 4, 5\]"),
         ({"images": np.zeros((4, 4), np.uint8)}, r"Got uint8 \[4, 4\]"),
-        ({"images": np.zeros((0, 4, 4), np.uint8)}, "0 images in"),
+        ({"images": np.zeros((0, 4, 4), np.uint8)}, "the archive has no images"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(3, int)}, r"expected integers \[2\]"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(2)}, r"Got float64 \[2\]"),
         ({"images": np.array([{}, {}], object)}, "pickled objects"),
@@ -129,7 +129,7 @@ def header(shape: str, length: int | None = None) -> bytes:
 @pytest.mark.parametrize("shape", ["(4, 4, 4)", "(1, 4, 4)", "(10**18, 4, 4)", "(-1, 4, 4)", "(2, 4, 4, 3)"])
 def test_a_header_that_lies(tmp_path: Path, shape: str) -> None:
     path = rewritten(tmp_path, header(shape.replace("10**18", str(10**18))), bytes(32))
-    with pytest.raises(DataError, match=r"b\.npz images: the header does not describe the array"):
+    with pytest.raises(DataError, match=r"b\.npz images: the array header does not match the data"):
         open_images(path, GREY)
 
 

@@ -172,12 +172,12 @@ def test_cropping_while_resizing_gives_nearly_the_same_pixels(
 
 def test_the_number_of_pixels_is_bounded(tmp_path: Path) -> None:
     Image.new("1", (9500, 9500)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"a\.png: .*9500 x 9500 pixels are more than the 89,478,485 that are decoded"):
+    with pytest.raises(DataError, match=r"a\.png: .*9500 x 9500 pixels exceed the limit of 89,478,485"):
         IMAGENET.load(tmp_path / "a.png")
     Image.new("1", (20000, 20000)).save(tmp_path / "b.png")  # Pillow refuses this one by itself
-    with pytest.raises(DataError, match=r"b\.png: .*more than the 89,478,485 pixels"):
+    with pytest.raises(DataError, match=r"b\.png: .*more than 89,478,485 pixels"):
         IMAGENET.load(tmp_path / "b.png")
-    with pytest.raises(DataError, match="are more than the 29,826,161 that are decoded"):
+    with pytest.raises(DataError, match="exceed the limit of 29,826,161"):
         check_pixels((6000, 5000), "JPEG2000")
 
 

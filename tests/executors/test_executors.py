@@ -88,7 +88,7 @@ def test_an_instruction_set_that_is_none(isa: str, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("threads", [0, -1, 257, 10**9, True, 2.5])
 def test_a_number_of_threads_that_is_none(threads: Any) -> None:
     pytest.importorskip("vitquant_runtime")
-    with pytest.raises(ConfigError, match=r"threads: bad value\. Got .* expected a whole number from 1 to 256"):
+    with pytest.raises(ConfigError, match=r"threads: bad value\. Got .* expected an integer from 1 to 256"):
         open_executor(vitquant.compile(quantized(depth=1)), "native", threads=threads)
 
 

@@ -264,9 +264,7 @@ def test_a_full_disk_names_the_file(call: str, tmp_path: Path) -> None:
             assert hidden(disk) == hidden(disk / "out") == []
         named = [re.search(r"out/(\S+): cannot be written: No space left on device\.", text) for text in refused]
         assert call == "write_atomically" or {found and found[1] for found in named} >= {"model.safetensors"}
-        with pytest.raises(
-            OutputError, match=r"not enough space on the disk\. Got .* free, expected at least 10\.0 MB"
-        ):
+        with pytest.raises(OutputError, match=r"not enough disk space\. Got .* free, expected at least 10\.0 MB"):
             require_writable(disk / "out", folder=True, space=10_000_000)
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -322,8 +320,8 @@ def test_what_cannot_be_written_is_found_beforehand(tmp_path: Path) -> None:
     require_writable(tmp_path / "file")
     require_writable(tmp_path / "folder" / "new.npz")
     for path, folder, message in (
-        (tmp_path / "file", True, "file: not a folder. Got a file, expected a new name, or that of a folder."),
-        (tmp_path / "folder", False, "folder: not a file. Got a folder, expected a new name, or that of a file."),
+        (tmp_path / "file", True, "file: not a folder. Got a file, expected a new name or an existing folder."),
+        (tmp_path / "folder", False, "folder: not a file. Got a folder, expected a new name or an existing file."),
         (tmp_path / "file" / "below", True, "below: cannot be written: Not a directory."),
         (Path("/proc/vitquant"), True, "/proc/vitquant: cannot be written"),
         (tmp_path / ("x" * 300), True, "cannot be written: File name too long"),

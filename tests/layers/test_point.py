@@ -149,7 +149,7 @@ def test_what_is_not_finite_is_named(value: float) -> None:
     point = QAct(config(), layer_name="blocks.1.mlp_gelu")
     point.set_mode(Mode.CALIBRATE)
     point.observe(randn(4, 3, 8))
-    with pytest.raises(NumericsError, match=r"^blocks\.1\.mlp_gelu: .*the first in item 2 of"):
+    with pytest.raises(NumericsError, match=r"^blocks\.1\.mlp_gelu: .*first at index 2 of"):
         point.observe(x)
 
 

@@ -188,7 +188,7 @@ def test_a_row_of_zeros_stays_zero() -> None:
 
 
 def test_weights_that_are_not_finite_are_named() -> None:
-    with pytest.raises(NumericsError, match=r"^blocks\.2\.mlp_fc1\.weight: 1 values are NaN"):
+    with pytest.raises(NumericsError, match=r"^blocks\.2\.mlp_fc1\.weight: found 0 Inf and 1 NaN"):
         QuantLinear(linear([[float("nan"), 1.0]]), None, config(), "blocks.2.mlp_fc1")
 
 

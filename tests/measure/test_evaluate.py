@@ -146,6 +146,6 @@ def test_no_images_give_no_figures(quantized: Any) -> None:
 @pytest.mark.parametrize("name", ["limit", "batch_size"])
 def test_bad_numbers(quantized: Any, name: str, value: Any) -> None:
     for step in (vitquant.evaluate, vitquant.profile, vitquant.calibrate):
-        with pytest.raises(ConfigError, match=rf"{name}: bad value. Got .*expected a whole number from 1"):
+        with pytest.raises(ConfigError, match=rf"{name}: bad value. Got .*expected an integer from 1"):
             step(quantized.model, quantized.pixels, **{name: value})
     assert quantized.model.mode is vitquant.Mode.QUANTIZED

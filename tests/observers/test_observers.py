@@ -245,13 +245,13 @@ def test_an_outlier_that_thinning_misses_still_counts(name):
 
 @pytest.mark.parametrize("name", OBSERVERS)
 @pytest.mark.parametrize("mode", LAYOUTS)
-@pytest.mark.parametrize(("bad", "told"), [(math.nan, "1 values are NaN and 0"), (-math.inf, "0 values are NaN and 1")])
+@pytest.mark.parametrize(("bad", "told"), [(math.nan, "found 0 Inf and 1 NaN"), (-math.inf, "found 1 Inf and 0 NaN")])
 def test_values_that_are_no_numbers_are_refused_and_change_nothing(name, mode, bad, told):
     observer = seen(name, LAYOUTS[mode], [activations()])
     before = ranges(observer)
     x = activations(1)
     x[2, 5, 3] = bad
-    with pytest.raises(NumericsError, match=f"{told}.*item 2 "):
+    with pytest.raises(NumericsError, match=f"{told}.*index 2 "):
         observer.observe(x)
     assert torch.equal(ranges(observer), before)
 
@@ -260,7 +260,7 @@ def test_values_that_are_no_numbers_are_refused_and_change_nothing(name, mode, b
 def test_nan_is_found_wherever_it_is(where):
     scores = torch.zeros(3, 2, 11, 11)
     scores[where] = math.nan
-    with pytest.raises(NumericsError, match=f"item {where[0]} "):
+    with pytest.raises(NumericsError, match=f"index {where[0]} "):
         MinmaxObserver(ChannelLayout(1)).observe(scores)
 
 

@@ -43,7 +43,7 @@ def test_both_forms_share_a_report(tmp_path: Path) -> None:
     assert set(entries(tmp_path)) == {"int.onnx", "qdq.onnx"}
     assert found.sqnr_db > 20
     assert entries(tmp_path)["int.onnx"]["images"] == 9
-    assert "made-up" in entries(tmp_path)["int.onnx"]["source"]
+    assert "synthetic" in entries(tmp_path)["int.onnx"]["source"]
     for name in ("int.onnx", "qdq.onnx"):
         onnx.checker.check_model(tmp_path / name, full_check=True)
 
@@ -52,7 +52,7 @@ def test_a_graph_that_disagrees_is_marked(tmp_path: Path, monkeypatch: pytest.Mo
     other = vitquant.compile(quantized(seed=1))
     export: Callable[..., Any] = job.export_integer
     monkeypatch.setattr(job, "export_integer", lambda program: export(other))
-    with pytest.raises(AgreementError, match="disagrees with the reference executor; it is marked as failed"):
+    with pytest.raises(AgreementError, match="does not match the reference executor; it is marked as failed"):
         export_onnx_integer(vitquant.compile(quantized()), tmp_path / "m.onnx", count=3)
     assert entries(tmp_path)["m.onnx"]["ok"] is False
 
@@ -85,7 +85,7 @@ def test_a_graph_that_gives_no_numbers_is_marked(
     broken: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(job.SESSIONS, "onnxruntime", lambda _: lambda x: np.full((len(x), 5), broken, np.float32))
-    with pytest.raises(AgreementError, match="it gives NaN or infinity"):
+    with pytest.raises(AgreementError, match="the output contains NaN or Inf"):
         export_onnx_qdq(quantized(), tmp_path / "m.onnx", count=3)
     told = json.loads((tmp_path / "verify.json").read_text(), parse_constant=pytest.fail)["m.onnx"]
     assert [told[key] for key in ("ok", "largest_difference", "sqnr_db")] == [False, None, 0.0]
@@ -96,7 +96,7 @@ def test_a_graph_that_the_runtime_refuses_is_not_written(tmp_path: Path, monkeyp
         raise RuntimeError("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED\nat line 1")
 
     monkeypatch.setitem(job.SESSIONS, "onnxruntime", refuse)
-    message = r"m\.onnx: onnxruntime \S+ does not run the .* Got \[ONNXRuntimeError\] : 9 : NOT_IMPLEMENTED\. Fix: try"
+    message = r"m\.onnx: onnxruntime \S+ cannot run the .* Got \[ONNXRuntimeError\] : 9 : NOT_IMPLEMENTED\. Fix: try"
     with pytest.raises(AgreementError, match=message):
         export_onnx_integer(vitquant.compile(quantized()), tmp_path / "m.onnx", count=3)
     assert not list(tmp_path.iterdir())
@@ -106,7 +106,7 @@ def test_a_graph_that_the_runtime_refuses_is_not_written(tmp_path: Path, monkeyp
 def test_other_files_are_not_overwritten(name: str, tmp_path: Path) -> None:
     (tmp_path / "program.json").write_text("{}")
     (tmp_path / "folder.onnx").mkdir()
-    with pytest.raises(ConfigError, match=r"a graph is not written there.*expected a file whose name ends in \.onnx"):
+    with pytest.raises(ConfigError, match=r"not an ONNX file name.*expected a file with the suffix \.onnx"):
         export_onnx_qdq(quantized(), tmp_path / name, count=1)
     assert (tmp_path / "program.json").read_text() == "{}"
 
@@ -114,7 +114,7 @@ def test_other_files_are_not_overwritten(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "[1]", "what was here"])
 def test_a_report_that_is_none_of_ours_is_left_alone(content: str, tmp_path: Path) -> None:
     (tmp_path / "verify.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"verify\.json: not a report of earlier exports.* Fix: move it away"):
+    with pytest.raises(ConfigError, match=r"verify\.json: not a report of earlier exports.* Fix: move it"):
         export_onnx_qdq(quantized(), tmp_path / "m.onnx", count=1)
     assert [path.read_text() for path in tmp_path.iterdir()] == [content]
 

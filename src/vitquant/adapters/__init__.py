@@ -1,1 +1,1 @@
-"""The way in for models of all kinds: checkpoints, timm, and the embedded demo model."""
+"""Loading models: checkpoints, timm models, and the embedded demo model."""

@@ -1,4 +1,4 @@
-"""Checkpoints: reading them without running anything, and fitting them to a model."""
+"""Reading checkpoints without executing their content, and converting them to the parameters of a model."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's tensors as they were stored, by timm's names or those of a known release; ``notes`` tell what else
-    the file holds.
+    """A model's tensors as stored, by timm's names or those of a known release; ``notes`` list the file's other
+    content.
     """
 
     tensors: dict[str, Tensor]
@@ -33,16 +33,16 @@ class Checkpoint:
 def read_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     """The tensors of one model in a checkpoint: a file, the index of several files, or a folder with one of these.
 
-    Dictionaries around the model and a common prefix of its names are taken off.
+    Dictionaries around the model and a common prefix of its names are removed.
 
     Args:
         path: see :func:`vitquant.adapters.checkpoint_files.read_file`.
-        entry: which of several models to take, such as ``model`` or ``teacher``. By default averaged weights
+        entry: which of several models to use, such as ``model`` or ``teacher``. By default averaged weights
             (``model_ema``, ``state_dict_ema``, ``teacher``) are preferred, as in timm.
 
     Raises:
-        ModelError: if the file is missing, damaged, of another format, or holds more than tensors; or if it has no
-            such entry, or no weights of a Vision Transformer.
+        ModelError: the file is missing, damaged, in another format, or contains more than tensors; or it has no such
+            entry, or no weights of a Vision Transformer.
     """
     chosen, notes = choose(flatten(read_file(path), str(path)), entry, str(path))
     _require(((name, _oddity(tensor)) for name, tensor in chosen.items()), str(path))
@@ -53,28 +53,28 @@ def read_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
 def fit_checkpoint(
     state: Mapping[str, Tensor], spec: ViTSpec, *, default_grid: tuple[int, int], where: str
 ) -> tuple[ViTSpec, dict[str, Tensor], tuple[str, ...]]:
-    """Bring a checkpoint and a shape together.
+    """Convert a checkpoint to the parameters of a model with a given shape.
 
-    The number of classes and the kind of pool are the checkpoint's. The position embedding is resampled to the shape's
-    grid. Names of the original DINOv2 and DeiT III releases are turned into timm's.
+    The number of classes and the type of pooling are those of the checkpoint. The position embedding is resampled to
+    the grid of the shape. Names of the original DINOv2 and DeiT III releases are converted to timm's.
 
     Args:
         state: names to tensors, as in timm.
         spec: the model's shape.
-        default_grid: the grid, in patches, that a position embedding with so many rows is laid out for.
-        where: what errors call the checkpoint.
+        default_grid: the grid, in patches, of the model's default image size.
+        where: the name of the checkpoint in errors.
 
     Returns:
         The shape, the parameters in float32, and notes on what was left out or resampled.
 
     Raises:
-        ModelError: if parameters are missing, left over or of another shape (the first five of each, and totals).
-        NumericsError: if a parameter holds NaN or Inf.
+        ModelError: parameters are missing, unexpected or of another shape (with the first five of each, and totals).
+        NumericsError: a parameter contains NaN or Inf.
     """
     state, notes = timm_names(state)
     named_classes, spec = spec.num_classes, replace(spec, **_read_off(state, spec))
     if named_classes and spec.num_classes == 0:
-        notes.append("the checkpoint has no head: the model's output is the pooled final norm")
+        notes.append("the checkpoint has no head: the model outputs the pooled final norm")
     if "pos_embed" in state:
         prefix = spec.num_prefix if spec.pos_covers_prefix else 0
         state["pos_embed"], note = fit_positions(state["pos_embed"], prefix, spec.grid, default_grid)
@@ -89,7 +89,7 @@ def fit_checkpoint(
 
 
 def require_finite(state: Mapping[str, Tensor], where: str, owner: str) -> None:
-    """Refuse parameters with NaN or Inf.
+    """Check parameters for NaN and Inf.
 
     Raises:
         NumericsError: naming the first such tensor.
@@ -113,16 +113,16 @@ def _require(oddities: Iterable[tuple[str, str | None]], where: str) -> None:
         name, oddity = found[0]
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise ModelError(
-            f"the tensor is not one of plain floating-point numbers{more}",
+            f"not a plain floating-point tensor{more}",
             where=f"{where} {name}",
             got=oddity,
             expected="float32, float64, float16 or bfloat16",
-            fix="give a checkpoint of the float model",
+            fix="use a checkpoint of the float model",
         )
 
 
 def _oddity(tensor: Tensor) -> str | None:
-    """What keeps a tensor from being read at all; ``None`` for a dense one with data."""
+    """Why a tensor cannot be read; ``None`` for a dense tensor with data."""
     if tensor.is_nested or tensor.layout != torch.strided:
         return f"a {'nested' if tensor.is_nested else str(tensor.layout).removeprefix('torch.')} tensor"
     if tensor.is_quantized:
@@ -130,7 +130,7 @@ def _oddity(tensor: Tensor) -> str | None:
     if tensor.device.type == "meta":
         return "a tensor without data (on the meta device)"
     if tensor.numel() > 2**24 and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        return f"{list(tensor.shape)}, of which few values are stored"
+        return f"{list(tensor.shape)}, with only part of the values stored"
     return None
 
 
@@ -158,17 +158,17 @@ def _check_fit(wanted: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor
     problems = {
         "missing": [key for key in wanted if key not in state],
         "unexpected": [key for key in state if key not in wanted],
-        "of another shape": shapes,
+        "with another shape": shapes,
     }
     if not any(problems.values()):
         return
     listed = "; ".join(f"{len(keys)} {kind}: {_first(keys)}" for kind, keys in problems.items() if keys)
     raise ModelError(
-        "the checkpoint does not fit the model",
+        "the checkpoint does not match the model",
         where=where,
         got=listed,
         expected=f"exactly the model's {len(wanted)} parameters",
-        fix="give the name of the model that the checkpoint was made with",
+        fix="use the model name that belongs to the checkpoint",
     )
 
 

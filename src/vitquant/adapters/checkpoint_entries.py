@@ -1,7 +1,7 @@
-"""Which of a checkpoint's tensors are the model: its entries, such as plain and averaged weights, and their prefixes.
+"""Selecting a model from a checkpoint: its entries, such as plain and averaged weights, and their prefixes.
 
-Dictionaries inside dictionaries and prefixes of names are the same thing here: both become parts of a dotted name. A
-model is where the parameters of a Vision Transformer hang, such as ``teacher.backbone``.
+Nested dictionaries and prefixes of names are treated alike: both become parts of a dotted name. A model is identified
+by the path of its parameters, such as ``teacher.backbone``.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from vitquant.errors import ModelError
 
 ANCHORS = ("patch_embed.proj.weight", "blocks.0.norm1.weight", "blocks.0.0.norm1.weight")
 WEAK_ANCHORS = ("pos_embed", "cls_token")
-"""Parameters by which a model is found. Other libraries have the weak ones too."""
+"""Parameters that identify a model. The weak ones also occur in other libraries."""
 
 TRANSPARENT = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""Parts of names that compilation and sharding put anywhere."""
+"""Parts that compilation and sharding add to names."""
 
 MAX_DEPTH, MAX_KEYS = 16, 1_000_000
 
-# What a part of the path may be called, the preferred first. Averaged weights are the better ones (timm prefers them
-# too), and DINO's teacher is an average of its student. The empty name is the top level.
+# Names of path components, in order of preference. Averaged weights are preferred, as in timm; DINO's teacher is an
+# average of its student. The empty name is the top level.
 AVERAGED = (r"state_dict_ema", r"model_ema", r"(\w+_)?(ema|swa|averaged)(_\w+)?", r"teacher(_\w+)?")
 HELPERS = r"student(_\w+)?|momentum_\w+|target_\w+|decoder|predictor"
 PLAIN = (r"", r"state_dict", r"model|module|net|backbone|encoder|base_encoder")
@@ -35,22 +35,24 @@ def flatten(loaded: object, where: str) -> dict[str, Tensor]:
     """All tensors of a checkpoint by dotted names.
 
     Raises:
-        ModelError: if there are none, two have one name, or dictionaries are nested too deeply.
+        ModelError: there are none, two have the same name, or dictionaries are nested too deeply.
     """
     tensors: dict[str, Tensor] = {}
     for parts, tensor in _leaves(loaded, where):
         name = ".".join(part for text in parts for part in text.split(".") if part not in TRANSPARENT)
         if name in tensors:
-            raise ModelError("two tensors of the checkpoint have one name", where=where, got=name)
+            raise ModelError("two tensors of the checkpoint have the same name", where=where, got=name)
         tensors[name] = tensor.detach()
     if not tensors:
         got = sorted(map(str, loaded))[:5] if isinstance(loaded, Mapping) else type(loaded).__name__
-        raise ModelError("no state_dict in the checkpoint", where=where, got=got, expected="names to tensors")
+        raise ModelError(
+            "no state_dict in the checkpoint", where=where, got=got, expected="a mapping of names to tensors"
+        )
     return tensors
 
 
 def _leaves(loaded: object, where: str) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-    """Tensors and the keys that lead to them; a dictionary may hold itself, so depth and number are limited."""
+    """Tensors with their paths of keys. A dictionary may contain itself, so depth and number of keys are limited."""
     waiting: list[tuple[tuple[str, ...], object]] = [((), loaded)]
     keys = 0
     while waiting:
@@ -70,19 +72,19 @@ def _text(key: object) -> str:
 
 
 def choose(tensors: Mapping[str, Tensor], entry: str | None, where: str) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of one model, by the names they have in it.
+    """The tensors of one model, by their names in the model.
 
     Args:
         tensors: all tensors, from :func:`flatten`.
         entry: the path of the wanted model or a part of it, such as ``teacher``; without it, averaged weights are
             preferred to plain ones, and a teacher to its student.
-        where: what errors call the checkpoint.
+        where: the name of the checkpoint in errors.
 
     Returns:
-        The tensors, and notes on which entry was taken and what was left out.
+        The tensors, and notes on the chosen entry and on unused tensors.
 
     Raises:
-        ModelError: if there is no such entry, several are equally likely, or the naming is another library's.
+        ModelError: there is no such entry, several are equally likely, or the names are those of another library.
     """
     paths = model_paths(tensors)
     if not paths:
@@ -92,12 +94,12 @@ def choose(tensors: Mapping[str, Tensor], entry: str | None, where: str) -> tupl
     notes = []
     if others:
         notes.append(
-            f"the weights are those of the checkpoint's entry {_shown(chosen)}; it also has "
-            f"{', '.join(map(_shown, others))} (weights_entry or --weights-entry chooses)"
+            f"using the entry {_shown(chosen)} of the checkpoint; other entries: "
+            f"{', '.join(map(_shown, others))} (choose with weights_entry or --weights-entry)"
         )
     left = [name for name in tensors if not any(_is_in(name, path) for path in paths)]
     if left:
-        notes.append(f"left out of the checkpoint: {_groups(left, chosen)}")
+        notes.append(f"not used from the checkpoint: {_groups(left, chosen)}")
     inner = [path for path in others if _is_in(path, chosen)]
     prefix = f"{chosen}." if chosen else ""
     state = {
@@ -109,7 +111,7 @@ def choose(tensors: Mapping[str, Tensor], entry: str | None, where: str) -> tupl
 
 
 def model_paths(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Where the parameters of Vision Transformers hang, in the order of the file; ``""`` is the top level."""
+    """The paths of Vision Transformers in the checkpoint, in file order; ``""`` is the top level."""
     for anchor in ANCHORS:
         if paths := _owners(tensors, anchor):
             return paths
@@ -130,7 +132,9 @@ def _named(paths: list[str], entry: str, where: str) -> str:
     found = [path for path in paths if f".{entry}." in f".{path}."] if entry else []
     if not found:
         several = len(paths) > 1 or paths[0]
-        expected = f"one of {', '.join(map(_shown, paths))}" if several else "none, its weights are at the top level"
+        expected = (
+            f"one of {', '.join(map(_shown, paths))}" if several else "no entry, since the weights are at the top level"
+        )
         raise ModelError("the checkpoint has no such entry", where=where, got=repr(entry), expected=expected)
     return _preferred(found, where)
 
@@ -140,7 +144,7 @@ def _preferred(paths: list[str], where: str) -> str:
     best = [path for path in paths if ranks[path] == min(ranks.values())]
     if len(best) > 1:
         raise ModelError(
-            f"the checkpoint holds {len(best)} models",
+            f"the checkpoint contains {len(best)} models",
             where=where,
             got=", ".join(map(_shown, best)),
             fix="choose one with weights_entry (--weights-entry on the command line)",
@@ -149,7 +153,7 @@ def _preferred(paths: list[str], where: str) -> str:
 
 
 def _rank(path: str) -> int:
-    """Averaged weights first, then plain names, then unknown ones, and last what only helps in training."""
+    """Averaged weights first, then plain names, then unknown names, and training helpers last."""
     parts = path.split(".")
 
     def matches(kind: str) -> bool:
@@ -165,11 +169,11 @@ def _no_model(tensors: Mapping[str, Tensor], where: str) -> ModelError:
     first = ", ".join(list(tensors)[:3])
     if library := library_of_names(tensors):
         return ModelError(
-            f"the checkpoint's naming is that of {library}, which is not read",
+            f"the checkpoint has the parameter names of {library}, which are not supported",
             where=where,
             got=first,
             expected="timm's names, such as blocks.0.attn.qkv.weight",
-            fix="give the same weights in timm's format; timm offers most of them under names of its own",
+            fix="use the same weights in timm's format; timm provides most of these models",
         )
     return ModelError(
         "no weights of a Vision Transformer in the checkpoint",
@@ -184,7 +188,7 @@ def _shown(path: str) -> str:
 
 
 def _groups(names: list[str], chosen: str) -> str:
-    """Names outside the chosen path, as the branches of the tree that they are on."""
+    """Names outside the chosen path, grouped by their common prefix."""
     counts: dict[str, int] = {}
     path = chosen.split(".") if chosen else []
     for name in names:

@@ -1,4 +1,4 @@
-"""Checkpoint files: which files a path stands for, and reading them without running anything that they contain."""
+"""Checkpoint files: finding the files of a path, and reading them without executing their content."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ FIX = "save the plain state_dict, best with safetensors.torch.save_file"
 
 
 class StandIn:
-    """Takes the place of an object that a checkpoint holds beside its weights; knows nothing and does nothing."""
+    """An empty placeholder for objects that a checkpoint contains besides its weights."""
 
     def __new__(cls, *args: object, **kwargs: object) -> StandIn:
         return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None:
-        """Drop the state."""
+        """Discard the state."""
 
 
-# Harmless things that training scripts store: options, figures, paths. Not even these are built: torch is given an
-# empty object in place of each.
+# Harmless objects that training scripts store: options, numbers, paths. They are not constructed either: torch gets
+# an empty placeholder for each.
 HARMLESS = (
     "argparse.Namespace",
     "numpy.dtype",
@@ -50,14 +50,14 @@ HARMLESS = (
 
 
 def read_file(path: Path) -> object:
-    """What a checkpoint holds, wrapping dictionaries included.
+    """The content of a checkpoint, including outer dictionaries.
 
     Args:
-        path: a ``.safetensors`` file, a file by ``torch.save``, the index of a checkpoint in several files, or a
-            folder with exactly one of these.
+        path: a ``.safetensors`` file, a file written by ``torch.save``, the index of a sharded checkpoint, or a folder
+            with exactly one of these.
 
     Raises:
-        ModelError: if there is no such file, or it is damaged, of another format, or holds more than tensors.
+        ModelError: there is no such file, or it is damaged, in another format, or contains more than tensors.
     """
     file = _only_checkpoint(path) if _is_folder(path) else path
     name = file.name.lower()
@@ -65,9 +65,9 @@ def read_file(path: Path) -> object:
         return _read_shards(file)
     if (shard := SHARD.fullmatch(file.name)) and int(shard["count"]) > 1:
         raise ModelError(
-            f"the file is one of {int(shard['count'])} that hold the checkpoint together",
+            f"the file is one of {int(shard['count'])} shards of a checkpoint",
             where=str(file),
-            fix=f"give their folder, or {shard['stem']}{shard['suffix']}{INDEX}",
+            fix=f"give the folder, or {shard['stem']}{shard['suffix']}{INDEX}",
         )
     return _read_one(file)
 
@@ -101,7 +101,7 @@ def _only_checkpoint(folder: Path) -> Path:
         raise ModelError("no checkpoint in the folder", where=str(folder), expected=f"one file {READ}")
     more = ", ..." if len(found) > 5 else ""
     raise ModelError(
-        f"the folder holds {len(found)} checkpoints",
+        f"the folder contains {len(found)} checkpoints",
         where=str(folder),
         got=", ".join(file.name for file in found[:5]) + more,
         expected="exactly one",
@@ -110,7 +110,7 @@ def _only_checkpoint(folder: Path) -> Path:
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    """The index of a checkpoint in several files: parameter -> file beside the index."""
+    """The index of a checkpoint in several files: parameter -> file in the same folder."""
     try:
         with index.open("rb") as file:
             text = file.read(MAX_INDEX_BYTES + 1)
@@ -120,10 +120,10 @@ def _read_index(index: Path) -> dict[str, str]:
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         expected = "a mapping of parameters to files under the key weight_map"
-        raise ModelError("this is no index of a checkpoint", where=str(index), expected=expected)
+        raise ModelError("not a checkpoint index", where=str(index), expected=expected)
     for name in names.values():
         if name != Path(name).name or "\\" in name or name.lower().endswith(INDEX):
-            raise ModelError("the index leads out of its folder", where=str(index), got=repr(name))
+            raise ModelError("the index refers to a file outside its folder", where=str(index), got=repr(name))
     return names
 
 
@@ -138,7 +138,7 @@ def _read_shards(index: Path) -> dict[str, Any]:
     if absent := [key for key, name in names.items() if key not in shards[name]]:
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
         raise ModelError(
-            f"the index names a parameter that its file does not hold{more}",
+            f"the index lists a parameter that is missing from its file{more}",
             where=str(index),
             got=f"{absent[0]} in {names[absent[0]]}",
             fix="download the checkpoint again",
@@ -150,7 +150,7 @@ def _read_one(path: Path) -> object:
     suffix = path.suffix.lower()
     if suffix not in (SAFETENSORS, *TORCH_SUFFIXES):
         raise ModelError(
-            "checkpoints of this kind are not read",
+            "unsupported checkpoint format",
             where=str(path),
             got=path.suffix or "no suffix",
             expected=f"{SAFETENSORS}, or {', '.join(TORCH_SUFFIXES)} with tensors only",
@@ -164,11 +164,11 @@ def _read_one(path: Path) -> object:
         raise ModelError("the checkpoint cannot be read (the file is empty)", where=str(path))
     by_torch = start.startswith((b"PK\x03\x04", b"\x80"))
     if suffix == SAFETENSORS and by_torch and start[8:9] != b"{":
-        fix = "rename it to end in .pth"
-        raise ModelError("this is a file by torch.save, not of safetensors", where=str(path), fix=fix)
+        fix = "rename it with the suffix .pth"
+        raise ModelError("the file was written by torch.save, not by safetensors", where=str(path), fix=fix)
     if suffix != SAFETENSORS and not by_torch and start[8:9] == b"{":
-        fix = f"rename it to end in {SAFETENSORS}"
-        raise ModelError("this is a file of safetensors, not by torch.save", where=str(path), fix=fix)
+        fix = f"rename it with the suffix {SAFETENSORS}"
+        raise ModelError("the file was written by safetensors, not by torch.save", where=str(path), fix=fix)
     return _load_safetensors(path) if suffix == SAFETENSORS else _load_torch(path)
 
 
@@ -188,7 +188,7 @@ def _load_torch(path: Path) -> object:
     try:
         _check_archive(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals([(StandIn, name) for name in HARMLESS]):
-            warnings.simplefilter("ignore")  # on old formats; what cannot be read is an error below
+            warnings.simplefilter("ignore")  # about old formats; unreadable files are errors below
             return torch.load(path, map_location="cpu", weights_only=True)
     except ModelError:
         raise
@@ -199,18 +199,20 @@ def _load_torch(path: Path) -> object:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse zip archives that hold a program, or unpack to more than they are: ``torch.save`` does not compress."""
+    """Reject zip archives that contain a program or are compressed: ``torch.save`` does not compress."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        fix = "save the state_dict of the model it was made from"
-        raise ModelError("a TorchScript archive holds a program, not weights", where=str(path), fix=fix)
+        fix = "save the state_dict of the original model"
+        raise ModelError("a TorchScript archive contains a program, not weights", where=str(path), fix=fix)
     declared, size = sum(entry.file_size for entry in entries), path.stat().st_size
     if declared > size:
         got, expected = f"{declared:,} bytes", f"at most the file's {size:,}"
-        raise ModelError("the checkpoint unpacks to more than it holds", where=str(path), got=got, expected=expected)
+        raise ModelError(
+            "the content of the checkpoint is larger than the file", where=str(path), got=got, expected=expected
+        )
 
 
 def _more_than_tensors(path: Path, error: pickle.UnpicklingError) -> ModelError:
@@ -218,11 +220,11 @@ def _more_than_tensors(path: Path, error: pickle.UnpicklingError) -> ModelError:
     listed = ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
     fix = FIX
     if any(name.startswith(("torch.nn.modules.", "timm.", "torchvision.", "transformers.")) for name in classes):
-        fix = "the file holds a whole model object: load it where it was made, and save its state_dict()"
+        fix = "the file contains a whole model object: load it where it was created, and save its state_dict()"
     elif classes:
         fix = "if you trust the file, load it with torch.load(..., weights_only=False), and save the plain state_dict"
     return ModelError(
-        "the checkpoint holds more than tensors, or is damaged; it was not executed",
+        "the checkpoint contains more than tensors, or is damaged; nothing in it was executed",
         where=str(path),
         got=f"the classes {listed}" if classes else None,
         fix=fix,
@@ -230,10 +232,10 @@ def _more_than_tensors(path: Path, error: pickle.UnpicklingError) -> ModelError:
 
 
 def _classes(path: Path, error: Exception) -> list[str]:
-    """Classes and functions of the file that torch does not know as harmless."""
+    """Classes and functions in the file that torch does not consider safe."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except Exception:  # this second reader knows fewer formats than the first
+    except Exception:  # this second parser supports fewer formats than the first
         return re.findall(r"GLOBAL ([\w.]+) was not an allowed global", str(error))
 
 

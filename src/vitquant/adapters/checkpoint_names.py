@@ -1,4 +1,4 @@
-"""Names of the releases that differ from timm's: DINOv2, DeiT III, MAE, DINO, BEiT's biases; tensors to tensors."""
+"""Conversion of parameter names that differ from timm's: DINOv2, DeiT III, MAE, DINO, and BEiT's biases."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ CHUNK = re.compile(r"blocks\.\d+\.(?=\d+\.)")
 
 
 def tidy(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """What timm's own conversion does not know either: chunked blocks, biases in parts, decoders and projection heads.
+    """Conversions that timm does not have: chunked blocks, split biases, decoders and projection heads.
 
     Returns:
-        The state, and notes on what was left out.
+        The state, and notes on removed tensors.
     """
     joined = _join_biases(_join_chunks(state))
     decoder = [name for name in joined if re.match(r"decoder[._]", name)]
@@ -31,7 +31,7 @@ def tidy(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _join_chunks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """DINOv2 trains with ``blocks.CHUNK.BLOCK``; the block's number counts through all chunks."""
+    """DINOv2 training uses ``blocks.CHUNK.BLOCK``; block numbers continue across chunks."""
     joined = {CHUNK.sub("blocks.", name): value for name, value in state.items()}
     return joined if len(joined) == len(state) else dict(state)
 
@@ -51,14 +51,14 @@ def _join_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def timm_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Names of the original DINOv2 and DeiT III releases as timm's, which timm's own conversion knows too."""
+    """Names of the original DINOv2 and DeiT III releases as timm's; timm has the same conversion."""
     named = {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", key): value for key, value in state.items()}
     notes = []
     if named.pop("mask_token", None) is not None:
-        notes.append("mask_token left out: it serves training only")
+        notes.append("mask_token left out: it is used in training only")
     parts = [named.get(name) for name in ("register_tokens", "pos_embed", "cls_token")]
     if all(part is not None and part.ndim == 3 for part in parts):
-        # The original adds a position to the class token but none to the registers; timm keeps the sum.
+        # The original adds a position to the class token but not to the registers; timm stores the sum.
         named["reg_token"] = named.pop("register_tokens")
         named["cls_token"] = named["cls_token"] + named["pos_embed"][:, :1]
         named["pos_embed"] = named["pos_embed"][:, 1:]

@@ -1,4 +1,4 @@
-"""The small ViT that the package embeds, trained on Fashion-MNIST by ``examples/train_fashion_vit.py``."""
+"""The small ViT embedded in the package, trained on Fashion-MNIST by ``examples/train_fashion_vit.py``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load_fashion() -> FloatModel:
     """The embedded model, with its weights: ``[B, 1, 28, 28]`` to ten logits, in the order of ``CLASSES``.
 
     Raises:
-        ArtifactError: if the installation lacks the file.
+        ArtifactError: the file is missing from the installation.
     """
     vit = build(FASHION_SPEC, load(_asset("fashion_vit.safetensors")))
     return FloatModel(FASHION, vit, Preprocessing((28, 28), MEAN, STD, crop_pct=1.0))
@@ -44,7 +44,7 @@ def load_fashion_images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ``uint8 [2000, 28, 28]`` and labels ``int64 [2000]``.
 
     Raises:
-        ArtifactError: if the installation lacks the file.
+        ArtifactError: the file is missing from the installation.
     """
     with np.load(BytesIO(_asset("fashion_images.npz")), allow_pickle=False) as arrays:
         images, labels, test_images, test_labels = (
@@ -58,5 +58,5 @@ def load_fashion_images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _asset(name: str) -> bytes:
     file = resources.files("vitquant") / "assets" / name
     if not file.is_file():
-        raise ArtifactError("the package lacks a file of its own", where=str(file), fix="install vitquant again")
+        raise ArtifactError("a file of the package is missing", where=str(file), fix="reinstall vitquant")
     return file.read_bytes()

@@ -1,4 +1,4 @@
-"""Vision Transformers of other libraries, recognised by their names, so that a refusal can say whose they are."""
+"""Recognition of Vision Transformers of other libraries by their names, for more helpful errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-# Library -> what only its parameter names contain.
+# Library -> pattern that occurs only in its parameter names.
 PARAMETERS = {
     "Hugging Face transformers": r"(^|\.)embeddings\.(patch_embeddings|cls_token)\b|(^|\.)layer\.\d+\.attention\.",
     "torchvision": r"(^|\.)encoder_layer_\d+\.|(^|\.)conv_proj\.weight$",
@@ -18,7 +18,7 @@ PARAMETERS = {
     "torch.nn.TransformerEncoder": r"(^|\.)layers\.\d+\.self_attn\.in_proj_",
 }
 
-# Library -> the packages that its classes are defined in.
+# Library -> the packages that define its classes.
 PACKAGES = {
     "Hugging Face transformers": ("transformers",),
     "torchvision": ("torchvision",),
@@ -32,14 +32,14 @@ PACKAGES = {
 
 
 def library_of_names(names: Iterable[str]) -> str | None:
-    """Whose naming these parameters follow, ``None`` if it is timm's or unknown."""
+    """The library with these parameter names; ``None`` for timm or an unknown library."""
     listed = list(names)
     matches = (lib for lib, pattern in PARAMETERS.items() if any(re.search(pattern, name) for name in listed))
     return next(matches, None)
 
 
 def library_of_model(model: nn.Module) -> str | None:
-    """Which other library a model object comes from, by the packages of its classes, then by its parameters' names."""
+    """The other library of a model object, by the packages of its classes, then by its parameter names."""
     packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
     known = (lib for lib, names in PACKAGES.items() if packages & set(names))
     return next(known, None) or library_of_names(name for name, _ in model.named_parameters())

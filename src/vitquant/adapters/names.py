@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 
-from vitquant.adapters.timm_bridge import Silence, import_timm, preprocessing_from_cfg
+from vitquant.adapters.timm_bridge import TimmUnavailable, import_timm, preprocessing_from_cfg
 from vitquant.architectures.float_vit import ViTSpec
 from vitquant.data.preprocessing import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitquant.errors import ModelError
@@ -26,14 +26,14 @@ SIZES = {
     "large": (1024, 24, 16),
 }
 MAX_SIDE = 8192
-"""Pixels a side; attention's memory grows with their fourth power."""
+"""Most pixels per side; the memory of attention grows with the fourth power."""
 
 TO_LARGE, TO_BASE = ("tiny", "small", "base", "large"), ("tiny", "small", "base")
 
 
 @dataclass(frozen=True)
 class Family:
-    """Names that differ in size only; ``{}`` stands for the size."""
+    """Models that differ in size only; ``{}`` in the name is the size."""
 
     name: str
     sizes: tuple[str, ...]
@@ -41,7 +41,7 @@ class Family:
     img: int
     crop_pct: float
     imagenet: bool = True
-    """Normalised by ImageNet's mean and deviation; otherwise by 0.5 and 0.5."""
+    """Normalised with ImageNet's mean and standard deviation; otherwise with 0.5 and 0.5."""
     num_classes: int = 1000
     dist_token: bool = False
     reg_tokens: int = 0
@@ -85,7 +85,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class NamedModel:
-    """What a name stands for. ``base`` is the name without timm's tag; ``notes`` tell what had to be assumed."""
+    """A model known by name. ``base`` is the name without timm's tag; ``notes`` list assumptions."""
 
     name: str
     base: str
@@ -95,21 +95,21 @@ class NamedModel:
 
 
 def known_models() -> tuple[str, ...]:
-    """All names that :func:`lookup` takes, without tags."""
+    """All names that :func:`lookup` accepts, without tags."""
     return tuple(family.name.format(size) for family in FAMILIES for size in family.sizes)
 
 
 def lookup(name: str, *, img_size: int | tuple[int, int] | None = None) -> NamedModel:
-    """The shape and the preprocessing of a model, by timm's name for it.
+    """The shape and the preprocessing of a model, by its timm name.
 
     Args:
-        name: such as ``deit_small_patch16_224``; a tag, as in ``vit_small_patch16_224.augreg_in1k``, picks the
-            preprocessing of those weights, which timm knows. Without timm the default weights' is taken, with a note.
-        img_size: another input size than the name's, in pixels (``(height, width)`` or one number for both).
+        name: such as ``deit_small_patch16_224``; a tag, as in ``vit_small_patch16_224.augreg_in1k``, selects
+            the preprocessing of those weights from timm. Without timm, the default is used, with a note.
+        img_size: an input size other than the default, in pixels (``(height, width)`` or one number for both).
 
     Raises:
-        ModelError: if the name, or a tag that timm could know, is unknown, or ``img_size`` is no whole numbers of
-            pixels or no multiple of the patch.
+        ModelError: the name, or its tag in timm, is unknown, or ``img_size`` is not in whole pixels or not a multiple
+            of the patch size.
     """
     base, _, tag = name.partition(".")
     spec, preprocessing = _named(base)
@@ -125,11 +125,11 @@ def lookup(name: str, *, img_size: int | tuple[int, int] | None = None) -> Named
 def _size(img_size: object) -> tuple[int, int]:
     sides = tuple(img_size) if isinstance(img_size, Sequence) and not isinstance(img_size, str) else (img_size,) * 2
     if len(sides) != 2 or not all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides):
-        expected = "whole pixels, one number or (height, width)"
-        raise ModelError("this is no image size", where="img_size", got=repr(img_size), expected=expected)
+        expected = "an integer, or (height, width), in pixels"
+        raise ModelError("not an image size", where="img_size", got=repr(img_size), expected=expected)
     if max(sides) > MAX_SIDE:
-        expected = f"at most {MAX_SIDE} pixels a side"
-        raise ModelError("the images would be too large", where="img_size", got=repr(img_size), expected=expected)
+        expected = f"at most {MAX_SIDE} pixels per side"
+        raise ModelError("the image size is too large", where="img_size", got=repr(img_size), expected=expected)
     return int(sides[0]), int(sides[1])
 
 
@@ -144,7 +144,7 @@ def _named(base: str) -> tuple[ViTSpec, Preprocessing]:
         where="model",
         got=base if re.fullmatch(r"[\w.-]+", base) else repr(base),
         expected=f"a name such as {', '.join(close or known_models()[:5])}",
-        fix="vitquant.adapters.names.known_models() lists all names; other models of timm go in as model objects",
+        fix="vitquant.adapters.names.known_models() lists all names; pass other timm models as objects",
     )
 
 
@@ -172,8 +172,8 @@ def _preprocessing(family: Family) -> Preprocessing:
 
 def _tagged(name: str, default: Preprocessing) -> tuple[Preprocessing, tuple[str, ...]]:
     timm = import_timm()
-    if isinstance(timm, Silence):
-        return default, (timm.note(f"the tag of {name} was not looked up and the default preprocessing is assumed"),)
+    if isinstance(timm, TimmUnavailable):
+        return default, (timm.note(f"the tag of {name} is ignored and the default preprocessing is used"),)
     try:
         cfg = timm.get_pretrained_cfg(name).to_dict()
     except RuntimeError as error:

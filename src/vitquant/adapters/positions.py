@@ -1,4 +1,4 @@
-"""Position embeddings: the grid of patches a checkpoint's table was made for, and resampling it to another."""
+"""Position embeddings: finding the patch grid of a checkpoint's table, and resampling it to another grid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CLEARLY_SMOOTHER = 0.8
-"""Read as another grid, a trained table is at least 1.3 times as rough; tables without structure differ by 1 %."""
+"""On a wrong grid a trained table is at least 1.3 times as rough; unstructured tables differ by 1 %."""
 
 
 def fit_positions(
@@ -17,9 +17,9 @@ def fit_positions(
 ) -> tuple[Tensor, str | None]:
     """A position embedding for the wanted grid.
 
-    A table that has as many rows as the wanted grid is taken as it is, unless another grid has as many rows too and the
-    values say that it was made for that one: trained positions of neighbouring patches are alike. Other tables are
-    resampled from the default grid, or from a square.
+    A table whose number of rows matches the wanted grid is used unchanged, unless another grid has the same number of
+    rows and the values match that grid better: trained positions of neighbouring patches are similar. Other tables are
+    resampled from the default grid, or from a square grid.
 
     Args:
         table: ``[1, prefix + rows, D]``.
@@ -28,7 +28,7 @@ def fit_positions(
         default: the grid of the model's default image size.
 
     Returns:
-        The table, unchanged if its rows fit no grid, and a note on what was assumed or resampled.
+        The table, unchanged if its rows match no grid, and a note on assumptions or resampling.
     """
     rows = table.shape[1] - num_prefix if table.ndim == 3 and len(table) == 1 else 0
     side = math.isqrt(max(rows, 0))
@@ -40,15 +40,15 @@ def fit_positions(
         return resample_pos_embed(table, grids[0], wanted, num_prefix), note
     rough = {grid: roughness(table[:, num_prefix:], grid) for grid in grids}
     smoothest = min(grids, key=rough.__getitem__)
-    fits = f"the position embedding's {rows} rows fit {' and '.join(map(_by, grids))} patches"
+    fits = f"the position embedding's {rows} rows match {' and '.join(map(_by, grids))} patches"
     if rough[smoothest] < CLEARLY_SMOOTHER * rough[wanted]:
-        note = f"{fits}; its values are those of {_by(smoothest)}, so it was resampled to {_by(wanted)}"
+        note = f"{fits}; its values match {_by(smoothest)}, so it was resampled to {_by(wanted)}"
         return resample_pos_embed(table, smoothest, wanted, num_prefix), note
-    return table, f"{fits}; it is taken as it is, as made for {_by(wanted)}"
+    return table, f"{fits}; it is used unchanged, for {_by(wanted)}"
 
 
 def roughness(table: Tensor, grid: tuple[int, int]) -> float:
-    """Mean squared difference of neighbours in a table ``[1, rows * cols, D]`` laid out on a grid."""
+    """Mean squared difference of neighbours in a table ``[1, rows * cols, D]`` arranged on a grid."""
     cells = table.float().reshape(*grid, -1)
     steps = [cells[1:] - cells[:-1], cells[:, 1:] - cells[:, :-1]]
     return sum(step.square().mean().item() for step in steps if step.numel())

@@ -1,6 +1,6 @@
-"""Reading timm's Vision Transformers by duck typing: shape, parameters, and what our model cannot express.
+"""Reading timm's Vision Transformers by duck typing: shape, parameters and unsupported features.
 
-timm need not be installed for a model object to be read; it came from somewhere.
+Reading a model object does not import timm.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ INSTALL = "pip install 'vitquant[timm]'"
 
 
 @dataclass(frozen=True)
-class Silence:
-    """Why timm gives no second opinion, and what to do about it."""
+class TimmUnavailable:
+    """Why a model cannot be compared with timm's, and how to fix it."""
 
     reason: str
     advice: str
 
     def note(self, consequence: str) -> str:
-        """The whole as a note on a model."""
+        """The reason as a note on a model."""
         return f"{self.reason}, so {consequence}. {self.advice}."
 
 
-def import_timm() -> ModuleType | Silence:
-    """The module, or why there is none.
+def import_timm() -> ModuleType | TimmUnavailable:
+    """The module, or the reason why it is not available.
 
-    timm imports torchvision, which fails in its own ways where its build does not match torch's. That must not keep
-    anyone from quantizing, since timm is only a second opinion here.
+    timm imports torchvision, which raises various errors if its build does not match torch. These must not prevent
+    quantization, since timm is only needed for a comparison.
     """
     if importlib.util.find_spec("timm") is None:
-        return Silence("timm is not installed", f"Install it with: {INSTALL}")
+        return TimmUnavailable("timm is not installed", f"Install it with: {INSTALL}")
     try:
         return importlib.import_module("timm")
     except Exception as error:
-        return Silence(f"timm cannot be imported ({type(error).__name__}: {error})", _advice(error))
+        return TimmUnavailable(f"timm cannot be imported ({type(error).__name__}: {error})", _advice(error))
 
 
 def _advice(error: Exception) -> str:
     if "torchvision" in str(error):
         return f"Install the torchvision that belongs to torch {torch.__version__}: https://pytorch.org/get-started"
     if isinstance(error, ModuleNotFoundError):
-        return f"Install what it needs with: {INSTALL}"
-    return "See where it fails with: python -c 'import timm'"
+        return f"Install its dependencies with: {INSTALL}"
+    return "To find the cause, run: python -c 'import timm'"
 
 
 def preprocessing_from_cfg(
@@ -65,18 +65,18 @@ def preprocessing_from_cfg(
     """The ``pretrained_cfg`` of timm as :class:`Preprocessing`.
 
     Returns:
-        The preprocessing, and notes on what was assumed or cannot be followed: fields -> note.
+        The preprocessing, and notes on assumptions and unsupported settings: fields -> note.
     """
     notes = {}
     mean, std = tuple(cfg.get("mean") or ()), tuple(cfg.get("std") or ())
     if len(mean) != channels or len(std) != channels:
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
-        told = f"the model does not tell its normalisation: mean {mean} and std {std} are assumed"
-        notes[frozenset({"mean", "std"})] = told
+        note = f"the model does not specify its normalisation: mean {mean} and std {std} are assumed"
+        notes[frozenset({"mean", "std"})] = note
     interpolation = cfg.get("interpolation") or "bicubic"
     if interpolation not in RESAMPLING:
-        told = f"the model was evaluated with {interpolation} interpolation: bicubic is used"
-        notes[frozenset({"interpolation"})] = told
+        note = f"the model was evaluated with {interpolation} interpolation: bicubic is used"
+        notes[frozenset({"interpolation"})] = note
         interpolation = "bicubic"
     if (crop_mode := cfg.get("crop_mode") or "center") != "center":
         notes[frozenset({"crop_mode"})] = f"the model was evaluated with crop mode {crop_mode}: center is used"
@@ -86,25 +86,25 @@ def preprocessing_from_cfg(
 def read_timm(model: nn.Module) -> tuple[ViTSpec, dict[str, Tensor]]:
     """Shape and parameters of a timm ``VisionTransformer`` (or ``VisionTransformerDistilled``) for our own.
 
-    What is absent and would change nothing is filled in: biases and a position embedding of zeros. With the class token
-    as the pool, the norm before and after the pool are the same function, so ``fc_norm`` becomes ``norm``.
+    Absent biases and an absent position embedding are filled with zeros. With class token pooling, a norm before and a
+    norm after the pooling are the same function, so ``fc_norm`` becomes ``norm``.
 
     Raises:
-        ModelError: if the model is of another kind, or has features that our model lacks; all are named.
-        NumericsError: if a parameter holds NaN or Inf.
+        ModelError: the model is of another kind, or has unsupported features, all of which are listed.
+        NumericsError: a parameter contains NaN or Inf.
     """
     kind = type(model).__name__
     if library := library_of_model(model):
         raise ModelError(
-            f"a model of {library}, which is not read",
+            f"models of {library} are not supported",
             where="model",
             got=kind,
             expected="vitquant's or timm's VisionTransformer, or a model name with its checkpoint",
-            fix="give the same weights as a model of timm",
+            fix="load the same weights into a timm model",
         )
     if not all(hasattr(model, part) for part in ("patch_embed", "blocks", "norm", "head", "global_pool")):
         raise ModelError(
-            "not a Vision Transformer that can be read",
+            "not a supported Vision Transformer",
             where="model",
             got=kind,
             expected="vitquant's or timm's VisionTransformer, or a model name with its checkpoint",
@@ -123,10 +123,10 @@ def read_timm(model: nn.Module) -> tuple[ViTSpec, dict[str, Tensor]]:
 
 
 def require_data(model: nn.Module) -> None:
-    """Refuse a model that was built on the meta device.
+    """Check that a model was not built on the meta device.
 
     Raises:
-        ModelError: naming the first parameter without data.
+        ModelError: a parameter has no data.
     """
     if empty := [key for key, value in model.state_dict().items() if value.device.type == "meta"]:
         fix = "load its weights first"
@@ -134,7 +134,7 @@ def require_data(model: nn.Module) -> None:
 
 
 def _state(model: nn.Module, names: Mapping[str, str], absent: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Copies of a model's parameters in float32 by their new names, and zeros for those that are absent."""
+    """Copies of a model's parameters in float32 by their new names, with zeros for absent ones."""
     require_data(model)
     state = {names[key]: value.detach().float().cpu() for key, value in model.state_dict().items()}
     return state | {key: torch.zeros(shape, dtype=torch.float32) for key, shape in absent.items()}

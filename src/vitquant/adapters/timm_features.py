@@ -1,4 +1,4 @@
-"""What a model of timm's has that ours cannot express, by the names that readers of the papers know."""
+"""Features of timm models that vitquant does not support, by the names used in the literature."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from vitquant.errors import ModelError
 
-# Part of a parameter's name -> what it belongs to.
+# Part of a parameter's name -> the feature it belongs to.
 PARAMETERS = {
     "q_norm": "normalised queries and keys (qk_norm)",
     "k_norm": "normalised queries and keys (qk_norm)",
@@ -25,15 +25,15 @@ PARAMETERS = {
     "mlp.w": "a gated MLP (SwiGLU)",
     "patch_embed.norm": "a norm inside the patch embedding",
     "patch_embed.backbone": "a convolutional stem (hybrid)",
-    "attn.q_bias": "query and value biases of their own (BEiT, EVA)",
-    "attn.v_bias": "query and value biases of their own (BEiT, EVA)",
+    "attn.q_bias": "separate query and value biases (BEiT, EVA)",
+    "attn.v_bias": "separate query and value biases (BEiT, EVA)",
     "attn.proj_l": "talking-heads attention (CaiT)",
     "attn.proj_w": "talking-heads attention (CaiT)",
     "blocks_token_only": "class attention (CaiT)",
     ".gamma_": "LayerScale in the block itself",
 }
 
-# timm's class of a block -> what is special about it. The plain one is called Block.
+# timm's class of a block -> its special feature. The plain class is Block.
 BLOCKS = {
     "ResPostBlock": "residual post-norm",
     "ResPostRelPosBlock": "residual post-norm",
@@ -46,7 +46,7 @@ SUPPORTED = "a plain ViT, DeiT, DeiT III or DINOv2"
 
 
 def unsupported(kind: str, features: list[str]) -> ModelError:
-    """The refusal of a model of this class, naming the first five features."""
+    """The error for a model of this class, with the first five features."""
     named = list(dict.fromkeys(features))
     more = f" and {len(named) - 5} more" if len(named) > 5 else ""
     return ModelError(
@@ -58,7 +58,7 @@ def unsupported(kind: str, features: list[str]) -> ModelError:
 
 
 def foreign_features(model: Any) -> list[str]:
-    """Features known by the model's modules and attributes, the most telling first."""
+    """Unsupported features found in the model's modules and attributes, most specific first."""
     return list(dict.fromkeys([*_model_features(model), *_block_features(model), *_norm_features(model)]))
 
 
@@ -68,10 +68,10 @@ def require_fit(
     """Compare a model's parameters with ours.
 
     Returns:
-        Shapes of what is absent and would be zero: biases and a position embedding.
+        Shapes of absent parameters that are zero: biases and a position embedding.
 
     Raises:
-        ModelError: naming what the parameters left over belong to, what is missing, or what has another shape.
+        ModelError: parameters are unexpected, missing or of another shape.
     """
     absent = {k: v for k, v in wanted.items() if k not in shapes and (k.endswith(".bias") or k == "pos_embed")}
     if leftover := sorted(shapes.keys() - wanted.keys()):
@@ -79,12 +79,12 @@ def require_fit(
     if missing := sorted(wanted.keys() - shapes.keys() - absent.keys()):
         raise unsupported(kind, ["no final norm" if key == "norm.weight" else f"no {key}" for key in missing])
     if misshapen := [f"{k} {list(v)}" for k, v in shapes.items() if v != wanted[k]]:
-        raise unsupported(kind, [f"a shape of its own for {text}" for text in misshapen])
+        raise unsupported(kind, [f"an unexpected shape of {text}" for text in misshapen])
     return absent
 
 
 def has(model: Any, name: str) -> bool:
-    """Whether an attribute is there and not ``None``."""
+    """Whether an attribute exists and is not ``None``."""
     return getattr(model, name, None) is not None
 
 
@@ -103,7 +103,7 @@ def _model_features(model: Any) -> Iterator[str]:
     if has(embed, "backbone"):
         yield "a convolutional stem (hybrid)"
     elif not isinstance(getattr(embed, "proj", None), nn.Conv2d):
-        yield f"a patch embedding of the kind {type(embed).__name__}"
+        yield f"a patch embedding of type {type(embed).__name__}"
     elif getattr(embed, "img_size", None) is None:
         yield "no fixed image size"
     if model.global_pool not in ("token", "avg"):
@@ -111,7 +111,7 @@ def _model_features(model: Any) -> Iterator[str]:
     if model.global_pool == "avg" and getattr(model, "pool_include_prefix", False):
         yield "average pooling over the prefix tokens (pool_include_prefix)"
     if not isinstance(model.head, nn.Linear | nn.Identity):
-        yield f"a head of the kind {type(model.head).__name__}"
+        yield f"a head of type {type(model.head).__name__}"
     if has(model, "dist_token") and has(model, "reg_token"):
         yield "distillation and register tokens together"
     if not isinstance(model.blocks, nn.Sequential | nn.ModuleList) or not len(model.blocks):
@@ -126,14 +126,14 @@ def _block_features(model: Any) -> Iterator[str]:
         if type(block).__name__ in BLOCKS:
             yield f"{BLOCKS[type(block).__name__]} ({type(block).__name__})"
         elif not isinstance(getattr(attn, "qkv", None), nn.Linear) or not hasattr(attn, "num_heads"):
-            kind = "no attention" if attn is None else f"attention of the kind {type(attn).__name__}"
+            kind = "no attention" if attn is None else f"attention of type {type(attn).__name__}"
             yield f"{kind} in {type(block).__name__}"
         elif not isinstance(getattr(mlp, "fc1", None), nn.Linear) or not isinstance(
             getattr(mlp, "fc2", None), nn.Linear
         ):
-            yield f"an MLP of the kind {type(mlp).__name__}"
+            yield f"an MLP of type {type(mlp).__name__}"
         elif not all(isinstance(getattr(block, name, None), nn.Module) for name in ("norm1", "norm2")):
-            yield f"a block of the kind {type(block).__name__}"
+            yield f"a block of type {type(block).__name__}"
         else:
             yield from _mlp_features(mlp)
 
@@ -153,6 +153,6 @@ def _norm_features(model: Any) -> Iterator[str]:
         if "norm" in name.rpartition(".")[2] and not name.startswith("patch_embed.backbone")
     ]
     foreign = {type(norm).__name__ for norm in norms if not isinstance(norm, nn.LayerNorm | nn.Identity)}
-    yield from (f"a norm of the kind {name}" for name in sorted(foreign))
+    yield from (f"a norm of type {name}" for name in sorted(foreign))
     if len({norm.eps for norm in norms if isinstance(norm, nn.LayerNorm)}) > 1:
-        yield "norms of different eps"
+        yield "norms with different eps"

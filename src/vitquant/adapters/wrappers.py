@@ -1,10 +1,10 @@
-"""Taking a model object out of what training and compilation wrap it in."""
+"""Unwrapping model objects that training or compilation has wrapped."""
 
 from __future__ import annotations
 
 from torch import nn
 
-# Class -> the attribute that holds the model. Their forward is the model's own.
+# Class -> the attribute with the model. The wrapper's forward is that of the model.
 WRAPPERS = {
     "DataParallel": "module",
     "DistributedDataParallel": "module",
@@ -19,9 +19,9 @@ PACKAGES = ("torch", "timm")
 
 
 def unwrap(model: object) -> object:
-    """The model inside any number of wrappers, such as ``DataParallel`` around what ``torch.compile`` returned.
+    """The model inside any number of wrappers, such as ``DataParallel`` around the result of ``torch.compile``.
 
-    A wrapper is known by its class, so that a user's own module with a forward of its own stays what it is.
+    Wrappers are recognised by class, so a user module with its own forward is returned unchanged.
     """
     while isinstance(model, nn.Module) and (attribute := _attribute(model)):
         model = getattr(model, attribute)

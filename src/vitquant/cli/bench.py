@@ -1,4 +1,4 @@
-"""``vitquant bench``: how quickly a program runs, beside float PyTorch and other runtimes."""
+"""``vitquant bench``: latency of a program, compared with float PyTorch and other runtimes."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from vitquant.cli.common import add_output_options, positive, print_json, print_table
+from vitquant.cli.common import DIR, add_command, add_output_options, positive, print_json, print_table
 
 if TYPE_CHECKING:
     from vitquant.workflows.bench import Timing
 
-COLUMNS = ("", "batch", "ms a call", "images a second", "of float PyTorch's time")
+COLUMNS = ("", "batch", "ms per call", "images per second", "time relative to float PyTorch")
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("bench", help="time an integer program beside float PyTorch and other runtimes")
-    parser.add_argument("folder", metavar="DIR", help="what `vitquant quantize` wrote: model and integer program")
-    parser.add_argument("--batch", type=positive, nargs="+", default=[1, 8], metavar="N", help="images a call (1 8)")
-    parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="median of so many (7)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of all contenders (default: torch's)")
+    parser = add_command(
+        commands, "bench", "compare the latency of an integer program with float PyTorch and other runtimes"
+    )
+    parser.add_argument("folder", metavar="DIR", help=DIR)
+    parser.add_argument(
+        "--batch", type=positive, nargs="+", default=[1, 8], metavar="N", help="batch sizes (default: 1 8)"
+    )
+    about = "number of timed rounds; the median is reported (default: 7)"
+    parser.add_argument("--rounds", type=positive, default=7, metavar="N", help=about)
+    parser.add_argument("--threads", type=positive, metavar="N", help="threads per runtime (default: that of torch)")
     add_output_options(parser)
     parser.set_defaults(run=run)
 
@@ -37,6 +42,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def row(timing: Timing) -> tuple[str, ...]:
-    """The cells of one contender."""
+    """The cells of one runtime."""
     speed = f"{timing.images_per_second:.1f}"
     return timing.name, str(timing.batch), f"{timing.milliseconds:.1f}", speed, f"{timing.ratio:.2f}"

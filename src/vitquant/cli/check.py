@@ -1,4 +1,4 @@
-"""``vitquant check``: what integers will do at each point."""
+"""``vitquant check``: whether each point can run in integer arithmetic."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from vitquant.cli.common import add_output_options, depth, print_json
+from vitquant.cli.common import CONFIG, add_command, add_output_options, depth, print_json
 from vitquant.cli.streams import say
 from vitquant.config import ModelConfig
 from vitquant.errors import printable
@@ -19,18 +19,20 @@ if TYPE_CHECKING:
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("check", help="tell for every point whether and how integers can execute it")
-    parser.add_argument("config", metavar="CONFIG", help="YAML file, or a shipped one's name")
+    parser = add_command(commands, "check", "check which points can run in integer arithmetic")
+    parser.add_argument("config", metavar="CONFIG", help=CONFIG)
     parser.add_argument(
-        "--model", metavar="NAME", help="check all points of this model; without it, those that the file speaks for"
+        "--model", metavar="NAME", help="check all points of this model (default: the points that the file configures)"
     )
-    parser.add_argument("--depth", type=depth, default=12, metavar="N", help="number of blocks without --model (12)")
+    parser.add_argument(
+        "--depth", type=depth, default=12, metavar="N", help="blocks if --model is not given (default: 12)"
+    )
     add_output_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the verdicts; fail if a point cannot ship."""
+    """Print the verdicts; fail if a point is not integer-executable."""
     config = ModelConfig.from_yaml(args.config)
     from vitquant.adapters.names import lookup
     from vitquant.architectures.float_vit import ViTSpec
@@ -50,21 +52,23 @@ def run(args: argparse.Namespace) -> None:
     else:
         show(judged, args.config)
         if args.model is not None:
-            say(f"As a whole model: {float_share(model)}.")
+            say(f"Whole model: {float_share(model)}.")
     if not all(v.ships for v in judged):
         raise refusal(judged)
     if not args.json:
-        left = len(found) - len(judged)
-        rest = f" {left} others have no settings in this file; a whole model needs some for them too." if left else ""
-        say(f"All {len(judged)} points can ship.{rest}")
+        missing = len(found) - len(judged)
+        configured = "configured points" if missing else "points"
+        say(f"All {len(judged)} {configured} are integer-executable.")
+        if missing:
+            say(f"{missing} points are not configured; a complete model needs settings for them.")
 
 
 def show(judged: list[Verdict], title: str) -> None:
-    """A table in which points that are alike in all blocks share a row."""
+    """A table with one row for points that have the same verdict in several blocks."""
     from rich.table import Table
 
     table = Table(title=printable(title), header_style="bold", title_justify="left")
-    for column in ("points", "what integers do", "ships", "nearest setting that ships"):
+    for column in ("points", "integer execution", "supported", "nearest supported setting"):
         table.add_column(column, overflow="fold")
     for points, verdict in alike(judged).items():
         what = verdict.action if verdict.ships else f"{verdict.action}: {verdict.problem}".removeprefix(": ")

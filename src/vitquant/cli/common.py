@@ -1,16 +1,18 @@
-"""What the commands share: options, and the printed result of the main job."""
+"""Options shared by the commands, and printing of results."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from vitquant.cli.streams import note, say
 from vitquant.errors import ConfigError, printable
 from vitquant.files import json_text
 from vitquant.progress import console
+from vitquant.report.units import decibels
 
 if TYPE_CHECKING:
     from vitquant.adapters.adapt import FloatModel
@@ -18,93 +20,114 @@ if TYPE_CHECKING:
     from vitquant.workflows.job import JobResult
 
 
-COMPARED = ("", "float", "simulated", "integers")
+COMPARED = ("", "float", "simulated", "integer")
 """The columns of a comparison."""
 
 MOST = 2**31 - 1
-"""The largest number of anything on the command line."""
+"""Largest count on the command line."""
+
+CONFIG = "YAML file, or the name of a shipped file"
+DIR = "output folder of `vitquant quantize` or `demo`"
+
+
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, about: str, **options: Any
+) -> argparse.ArgumentParser:
+    """Add a subcommand whose help and description are the same sentence."""
+    description = fill(f"{about[0].upper()}{about[1:]}.", width=78)
+    return commands.add_parser(name, help=about, description=description, **options)
 
 
 def positive(text: str, most: int = MOST) -> int:
-    """An option's whole number above 0."""
+    """A positive integer."""
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
     if value > most:
-        raise argparse.ArgumentTypeError(f"{value} is above {most}")
+        raise argparse.ArgumentTypeError(f"{value} is greater than {most}")
     return value
 
 
 def depth(text: str) -> int:
-    """An option's number of blocks."""
+    """A number of blocks."""
     return positive(text, most=1000)
 
 
 def seed(text: str) -> int:
-    """An option's whole number that can seed torch's generators."""
+    """A seed of torch's generators."""
     value = int(text)
     if not -(2**63) <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"{value} is not a whole number of 64 bits")
+        raise argparse.ArgumentTypeError(f"{value} is not a 64-bit integer")
     return value
 
 
 def add_job_options(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
-    """Options of the commands that run the main job; small models are quicker in larger batches."""
-    parser.add_argument("--out", default="out", metavar="DIR", help="folder of the results (default: out)")
-    told = f"images per forward ({batch_size}); of the observers only PercentileObserver depends on it"
-    parser.add_argument("--batch-size", type=positive, default=batch_size, metavar="N", help=told)
-    parser.add_argument("--profile-images", type=positive, default=16, metavar="N", help="images to profile on (16)")
-    told = "recorded in summary.json; changes nothing, all steps are deterministic (0)"
-    parser.add_argument("--seed", type=seed, default=0, help=told)
+    """Options of the commands that quantize a model."""
+    parser.add_argument("--out", default="out", metavar="DIR", help="output folder (default: out)")
+    about = f"images per forward pass (default: {batch_size}); of the observers, only PercentileObserver depends on it"
+    parser.add_argument("--batch-size", type=positive, default=batch_size, metavar="N", help=about)
+    parser.add_argument(
+        "--profile-images", type=positive, default=16, metavar="N", help="images used for the profile (default: 16)"
+    )
+    about = "recorded in summary.json; all steps are deterministic and do not depend on it (default: 0)"
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help=about)
     add_device_option(parser)
-    parser.add_argument("--strict", action="store_true", help="refuse a configuration that leaves any point float")
+    about = "reject a configuration that leaves any point in floating point"
+    parser.add_argument("--strict", action="store_true", help=about)
     add_output_options(parser)
 
 
+def add_config_option(parser: argparse.ArgumentParser) -> None:
+    """The configuration file."""
+    about = f"{CONFIG} (default: vit_int8.yaml)"
+    parser.add_argument("--config", default="vit_int8.yaml", metavar="CONFIG", help=about)
+
+
 def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """Where to compute; which names there are is PyTorch's to say, when the command runs."""
-    told = "where to compute, by PyTorch's name: cpu, cuda, cuda:1 ... (cpu)"
-    parser.add_argument("--device", default="cpu", metavar="DEVICE", help=told)
+    """The device. PyTorch checks the name when the command runs."""
+    about = "PyTorch device: cpu, cuda, cuda:1, ... (default: cpu)"
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help=about)
 
 
 def add_executor_option(parser: argparse.ArgumentParser) -> None:
-    """Which executor runs the program."""
+    """The executor of the program."""
     kinds = ("auto", "reference", "native")
-    parser.add_argument("--executor", choices=kinds, default="auto", help="auto: the native one, if it is installed")
+    about = "executor of the program (default: auto, the native executor if it is installed)"
+    parser.add_argument("--executor", choices=kinds, default="auto", help=about)
 
 
 def add_labels_option(parser: argparse.ArgumentParser) -> None:
-    """Evaluation of images whose folders are not the model's classes."""
-    told = "evaluate without labels, whatever folders the images are in"
-    parser.add_argument("--ignore-labels", action="store_true", help=told)
+    """Evaluation of images whose folders are not the classes of the model."""
+    about = "ignore labels and class folders; top-1 is not computed"
+    parser.add_argument("--ignore-labels", action="store_true", help=about)
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """Options that every command has."""
+    """Options of every command."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the commands that read a float model and images: which weights, and another preprocessing."""
+    """Options of the commands that read a float model and images: checkpoint entry and preprocessing."""
     parser.add_argument(
         "--weights-entry",
         metavar="NAME",
-        help="which model of the checkpoint to take, such as model or teacher (default: averaged weights, if there)",
+        help="model to use if the checkpoint contains several, such as model or teacher (default: averaged weights)",
     )
-    group = parser.add_argument_group("preprocessing (default: that of the model's name)")
-    told = "for pixels from 0 to 1, one number or one per channel"
-    group.add_argument("--mean", nargs="+", metavar="X", help=f"mean {told}")
-    group.add_argument("--std", nargs="+", metavar="X", help=f"standard deviation {told}")
-    group.add_argument("--crop-pct", metavar="X", help="share of the resized image's side that the centre crop keeps")
+    group = parser.add_argument_group("preprocessing (default: that of the model)")
+    about = "for pixels from 0 to 1: one value, or one per channel"
+    group.add_argument("--mean", nargs="+", metavar="X", help=f"mean {about}")
+    group.add_argument("--std", nargs="+", metavar="X", help=f"standard deviation {about}")
+    group.add_argument("--crop-pct", metavar="X", help="fraction of the resized image's side kept by the centre crop")
     group.add_argument("--interpolation", metavar="NAME", help="bicubic or bilinear")
 
 
 def preprocessing_options(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The fields of the preprocessing that were given, for :func:`vitquant.adapt`; ``None`` if there are none.
+    """The given fields of the preprocessing, for :func:`vitquant.adapt`; ``None`` if there are none.
 
     Raises:
-        ConfigError: if a value is no number.
+        ConfigError: a value is not a number.
     """
     given = {
         "mean": None if args.mean is None else tuple(number(text, "--mean") for text in args.mean),
@@ -116,19 +139,19 @@ def preprocessing_options(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def number(text: str, option: str) -> float:
-    """An option's number.
+    """The number in an option.
 
     Raises:
-        ConfigError: if it is none.
+        ConfigError: it is not a number.
     """
     try:
         return float(text)
     except ValueError as error:
-        raise ConfigError("this is no number", where=option, got=repr(text), expected="a number such as 0.5") from error
+        raise ConfigError("not a number", where=option, got=repr(text), expected="a number such as 0.5") from error
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]], numbers: bool = True) -> None:
-    """A table of plain text. All columns but the first hold numbers, or else text that may be folded."""
+    """Print a table of plain text. Columns with a heading are right-aligned numbers, or left-aligned text."""
     from rich.table import Table
 
     table = Table(title=printable(title), title_justify="left")
@@ -140,13 +163,13 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]
 
 
 def print_json(value: Any) -> None:
-    """A result as JSON, and nothing else."""
+    """Print a result as JSON."""
     print(json_text(value))
 
 
 def print_model(model: FloatModel) -> None:
-    """What was loaded, on standard error: name, proof of parity, preprocessing, notes."""
-    parity = "" if model.parity_db is None else f", equal to the original to {min(model.parity_db, 300):.0f} dB"
+    """Print on standard error what was loaded: name, comparison with the original, preprocessing, notes."""
+    parity = "" if model.parity_db is None else f", compared with the original: {decibels(model.parity_db, 0)}"
     overridden = f" (overridden: {', '.join(model.overridden)})" if model.overridden else ""
     note(f"model          {model.name}{parity}")
     note(f"preprocessing  {model.preprocessing}{overridden}")
@@ -155,7 +178,7 @@ def print_model(model: FloatModel) -> None:
 
 
 def print_result(result: JobResult, as_json: bool) -> None:
-    """The figures of the main job as a table for people, or as JSON."""
+    """Print the result of the main job as tables or as JSON."""
     if as_json:
         print_json(result.summary)
         return
@@ -170,33 +193,43 @@ def print_result(result: JobResult, as_json: bool) -> None:
     active = sum(p.active for p in result.profile.points)
     say(f"{active} of {len(result.profile.points)} points are quantized; {result.kept_float}.")
     if program is not None and result.comparison is not None:
-        say(f"Integers by {result.comparison.executor}.")
+        say(computed_with(result.comparison.executor))
         say(result.comparison.agreement())
         share = program.nbytes / result.float_bytes
-        say(f"It holds no float between pixels and logits, and takes {share:.1%} of the float model's bytes.")
+        say("It uses integer arithmetic only, from pixels to logits.")
+        say(f"Its size is {share:.1%} of the float model.")
     else:
         say(f"No integer program: {result.refusal}")
-    say(f"{result.summary['seconds']['total']:.0f} s. Results in {result.out}/")
+    say(f"Finished in {result.summary['seconds']['total']:.0f} s. Results in {result.out}/")
     for name, what in result.files.items():
         say(f"  {name:33} {what}")
 
 
+def computed_with(executor: str) -> str:
+    """A sentence that names the executor."""
+    return f"Integer results computed with {'the ' if executor.startswith('reference') else ''}{executor}."
+
+
 def comparison_rows(found: Evaluation) -> Iterator[tuple[str, str, str, str]]:
-    """Float, simulated and integer model side by side, where there is something to tell."""
+    """The comparison of the float, simulated and integer models: one row per available metric."""
     integer = found.integer
 
-    def row(name: str, *values: float | None, unit: str, digits: int) -> tuple[str, str, str, str]:
-        first, second, third = ("" if v is None else f"{min(v, 300):.{digits}f} {unit}" for v in values)
+    def percents(name: str, *values: float | None) -> tuple[str, str, str, str]:
+        first, second, third = ("" if v is None else f"{v:.2f} %" for v in values)
+        return name, first, second, third
+
+    def sqnrs(name: str, *values: float | None) -> tuple[str, str, str, str]:
+        first, second, third = map(decibels, values)
         return name, first, second, third
 
     if found.fp32_top1 is not None:
         top1 = integer.top1 if integer else None
-        yield row("top-1", found.fp32_top1, found.quantized_top1, top1, unit="%", digits=2)
+        yield percents("top-1", found.fp32_top1, found.quantized_top1, top1)
     if found.agreement is not None:
         same = integer.agreement if integer else None
-        yield row("same class as float", None, found.agreement, same, unit="%", digits=2)
+        yield percents("same class as float", None, found.agreement, same)
     output = integer.sqnr_db if integer else None
-    yield row("SQNR of the output", None, found.sqnr_db, output, unit="dB", digits=1)
-    yield row("SQNR at the final norm", None, found.sqnr_final_norm_db, None, unit="dB", digits=1)
+    yield sqnrs("SQNR of the output", None, found.sqnr_db, output)
+    yield sqnrs("SQNR at the final norm", None, found.sqnr_final_norm_db, None)
     if integer is not None:
-        yield row("SQNR against simulated", None, None, integer.to_simulated_db, unit="dB", digits=1)
+        yield sqnrs("SQNR against simulated", None, None, integer.to_simulated_db)

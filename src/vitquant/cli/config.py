@@ -1,4 +1,4 @@
-"""``vitquant config``: look at configuration files, check and migrate them. Only ``--model`` needs torch."""
+"""``vitquant config``: show, validate and migrate configuration files. Only ``--model`` needs torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from vitquant.arguments import require_path
-from vitquant.cli.common import add_output_options, depth, print_json
+from vitquant.cli.common import CONFIG, add_command, add_output_options, depth, print_json
 from vitquant.cli.streams import note
 from vitquant.config import ModelConfig, json_schema, migrate, point_names, rich_table
 from vitquant.errors import printable
@@ -15,25 +15,29 @@ from vitquant.progress import console
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command and its three parts to the parser."""
-    parts = commands.add_parser("config", help="show, describe and migrate configuration files").add_subparsers(
-        metavar="PART", required=True
-    )
-    show = parts.add_parser(
+    """Add the command and its three subcommands to the parser."""
+    config = add_command(commands, "config", "show and migrate configuration files, or print their JSON Schema")
+    parts = config.add_subparsers(metavar="SUBCOMMAND", required=True)
+    show = add_command(
+        parts,
         "show",
-        help="print the settings of every point, and which rule gave them",
-        epilog="In the table blocks.0,2-4.NAME stands for several blocks; in a file write blocks.{0,2..4}.NAME.",
+        "print the settings of each point, and the rules that set them",
+        epilog="The table shows several blocks as blocks.0,2-4.NAME; in a file, write blocks.{0,2..4}.NAME.",
     )
-    show.add_argument("file", help="YAML file, or a shipped one's name")
-    show.add_argument("--model", metavar="NAME", help="the model whose points to list (default: --depth blocks)")
-    show.add_argument("--depth", type=depth, default=12, metavar="N", help="number of blocks without --model (12)")
-    show.add_argument("--names", action="store_true", help="print the names of the points only, one a line")
+    show.add_argument("file", metavar="CONFIG", help=CONFIG)
+    show.add_argument(
+        "--model", metavar="NAME", help="list the points of this model (default: a ViT of --depth blocks)"
+    )
+    show.add_argument(
+        "--depth", type=depth, default=12, metavar="N", help="blocks if --model is not given (default: 12)"
+    )
+    show.add_argument("--names", action="store_true", help="print the names of the points only, one per line")
     show.set_defaults(run=run_show)
-    schema = parts.add_parser("schema", help="print a JSON Schema, for completion in an editor")
+    schema = add_command(parts, "schema", "print a JSON Schema for completion in an editor")
     schema.set_defaults(run=run_schema)
-    old = parts.add_parser("migrate", help="write a global file in the per-layer form; the model stays the same")
-    old.add_argument("file", help="YAML file in the global form")
-    old.add_argument("--out", metavar="FILE", help="where to write it (default: standard output)")
+    old = add_command(parts, "migrate", "convert a global file to the per-layer format; the model stays the same")
+    old.add_argument("file", metavar="CONFIG", help="YAML file in the global format")
+    old.add_argument("--out", metavar="FILE", help="output file (default: standard output)")
     old.set_defaults(run=run_migrate)
     for part in (show, schema, old):
         add_output_options(part)
@@ -51,7 +55,7 @@ def run_show(args: argparse.Namespace) -> None:
 
 
 def names_of(model: str | None, depth: int) -> tuple[str, ...]:
-    """The points of a named model, or of any plain ViT of this depth."""
+    """The points of a named model, or of a plain ViT with this depth."""
     if model is None:
         return point_names(depth)
     from vitquant.adapters.names import lookup
@@ -66,7 +70,7 @@ def run_schema(_: argparse.Namespace) -> None:
 
 
 def run_migrate(args: argparse.Namespace) -> None:
-    """Print the per-layer form of a global file, or write it."""
+    """Print the per-layer format of a global file, or write it."""
     out = None if args.out is None else require_path(args.out, "--out")
     text = migrate(args.file)
     if out is None:

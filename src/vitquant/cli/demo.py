@@ -1,24 +1,24 @@
-"""``vitquant demo``: the main job on the embedded model and images."""
+"""``vitquant demo``: quantization of the embedded model on the embedded images."""
 
 from __future__ import annotations
 
 import argparse
 
-from vitquant.cli.common import add_job_options, print_model, print_result
+from vitquant.cli.common import add_command, add_config_option, add_job_options, print_model, print_result
 from vitquant.cli.quality import add_quality_options, require_quality
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("demo", help="quantize the embedded ViT on real images; needs no download")
-    parser.add_argument("--config", default="vit_int8.yaml", metavar="FILE", help="YAML file, or a shipped one's name")
+    parser = add_command(commands, "demo", "quantize the embedded ViT on real images; no download needed")
+    add_config_option(parser)
     add_job_options(parser, batch_size=100)
     add_quality_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the job on the embedded Fashion-MNIST model, calibrating on 512 images, measuring on 2,000 others."""
+    """Run the job on the embedded Fashion-MNIST model, with 512 calibration and 2,000 evaluation images."""
     from vitquant.adapters.fashion import load_fashion, load_fashion_images
     from vitquant.device import require_device
     from vitquant.workflows import job

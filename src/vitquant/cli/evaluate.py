@@ -1,4 +1,4 @@
-"""``vitquant evaluate``: float, simulated and integer model side by side."""
+"""``vitquant evaluate``: comparison of the float, simulated and integer models."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from vitquant.cli.common import (
     COMPARED,
+    DIR,
     add_checkpoint_options,
+    add_command,
     add_device_option,
     add_executor_option,
     add_labels_option,
     add_output_options,
     comparison_rows,
+    computed_with,
     positive,
     preprocessing_options,
     print_json,
@@ -28,25 +31,31 @@ if TYPE_CHECKING:
     from vitquant.adapters.adapt import FloatModel
 
 EPILOG = """examples:
-  vitquant evaluate out --model vit_small_patch14_dinov2 --weights dinov2.safetensors --img-size 224 --eval photos2/
-  vitquant evaluate out --model fashion_vit     # what `vitquant demo` wrote"""
+  vitquant evaluate out --model vit_small_patch14_dinov2 \\
+      --weights dinov2.safetensors --img-size 224 --eval photos2/
+  vitquant evaluate out --model fashion_vit    # after `vitquant demo`"""
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "evaluate",
-        help="measure float, simulated and integer model side by side, and find where they part",
+        "compare the float, simulated and integer models; report the first point where they differ",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="DIR", help="what `vitquant quantize` wrote: model and integer program")
-    parser.add_argument("--model", required=True, metavar="NAME", help="the float model's name (fashion_vit: embedded)")
-    parser.add_argument("--weights", metavar="FILE", help="its checkpoint")
-    parser.add_argument("--img-size", type=positive, metavar="PIXELS", help="input size (default: the model's own)")
-    parser.add_argument("--eval", metavar="IMAGES", help="folder or .npz of images (default: the embedded ones)")
-    parser.add_argument("--limit", type=positive, metavar="N", help="at most so many images")
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (8)")
+    parser.add_argument("folder", metavar="DIR", help=DIR)
+    parser.add_argument(
+        "--model", required=True, metavar="NAME", help="name of the float model (fashion_vit: embedded)"
+    )
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint of the float model")
+    parser.add_argument("--img-size", type=positive, metavar="PIXELS", help="input size (default: that of the model)")
+    parser.add_argument("--eval", metavar="IMAGES", help="folder or .npz file (default: embedded images)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="use at most N images")
+    parser.add_argument(
+        "--batch-size", type=positive, default=8, metavar="N", help="images per forward pass (default: 8)"
+    )
     add_labels_option(parser)
     add_device_option(parser)
     add_executor_option(parser)
@@ -91,18 +100,18 @@ def run(args: argparse.Namespace) -> None:
     else:
         title = f"{args.folder} on {found.evaluation.images} images"
         print_table(title, COMPARED, comparison_rows(found.evaluation))
-        say(f"Integers by {found.executor}.")
+        say(computed_with(found.executor))
         say(found.agreement())
     found.require_agreement()
     require_quality(found.evaluation, args)
 
 
 def as_quantized(model: FloatModel, folder: str, given: dict[str, Any] | None) -> FloatModel:
-    """The model with the preprocessing that it was quantized with: mean and deviation are in the integer weights.
+    """The model with the preprocessing that it was quantized with, which is part of the integer weights.
 
     Raises:
-        ArtifactError: the folder holds no saved model, or one of another input size.
-        ConfigError: the options ask for another preprocessing than that.
+        ArtifactError: the folder contains no saved model.
+        ConfigError: the options specify another preprocessing.
     """
     from pathlib import Path
 
@@ -116,7 +125,7 @@ def as_quantized(model: FloatModel, folder: str, given: dict[str, Any] | None) -
             where=folder,
             got=str(wanted),
             expected=str(stored),
-            fix="leave the options out, or quantize again with them",
+            fix="omit the options, or quantize again with them",
         )
     if stored == model.preprocessing:
         return model
@@ -125,5 +134,5 @@ def as_quantized(model: FloatModel, folder: str, given: dict[str, Any] | None) -
 
 
 def missing_images() -> str:
-    """Refuse to evaluate on nothing."""
+    """The error if there are no images to evaluate on."""
     raise ConfigError("no images to evaluate on", where="--eval", expected="a folder or an .npz file")

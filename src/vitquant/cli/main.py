@@ -1,4 +1,4 @@
-"""The command line: each command is one library call. Importing this module imports no torch and no command."""
+"""The command line: each command is one library call. Importing this module imports neither torch nor the commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vitquant.version import __version__
 
 ENVIRONMENT = 4
 UNEXPECTED = 70
-"""What is left is a fault of vitquant's; the number is ``EX_SOFTWARE`` of ``sysexits.h``."""
+"""Any other error is a bug in vitquant; the number is ``EX_SOFTWARE`` of ``sysexits.h``."""
 
 SIGNALLED = 128
 INTERRUPTED = SIGNALLED + 2
@@ -27,34 +27,36 @@ CLOSED_PIPE = SIGNALLED + 13
 
 
 class Command(Protocol):
-    """A command: adds itself to the parser, with ``run`` among its defaults."""
+    """A command: adds itself to the parser and sets the default ``run``."""
 
     def add_to(self, commands: argparse._SubParsersAction[Any], /) -> None: ...
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors hold one line of printable text, whatever was typed."""
+    """A parser whose errors are one line of printable text, whatever the arguments contain."""
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is sys.stdout:
-            file.write(message)  # argparse keeps to itself that it cannot
+            file.write(message)  # argparse would ignore write errors
         else:
             super()._print_message(message, file)
 
 
 def all_commands() -> Iterable[Command]:
-    """The commands, in the order of the help."""
+    """The commands, in the order of the help text."""
     from vitquant.cli import bench, check, config, demo, evaluate, export, quantize, run
 
     return demo, quantize, check, evaluate, run, bench, export, config
 
 
 def build_parser(commands: Iterable[Command] | None = None) -> argparse.ArgumentParser:
-    """The parser with these commands, or with all."""
-    parser = Parser(prog="vitquant", description="Quantize Vision Transformers, layer by layer.")
+    """The parser with the given commands; by default all commands."""
+    parser = Parser(
+        prog="vitquant", description="Post-training quantization of Vision Transformers, configured point by point."
+    )
     parser.add_argument("--version", action="version", version=f"vitquant {__version__}")
     parts = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in all_commands() if commands is None else commands:
@@ -65,14 +67,14 @@ def build_parser(commands: Iterable[Command] | None = None) -> argparse.Argument
 def main(argv: Sequence[str] | None = None, *, commands: Iterable[Command] | None = None) -> int:
     """Run one command and return the exit code.
 
-    0: done; 1: a ``--fail-under`` was not met; 2: user input; 3: data or numerics; 4: environment; 70: a fault of
-    vitquant's; 128 and a signal's number: stopped by it. This is the one place where errors end, and no traceback
-    leaves it without ``--debug``.
+    0: success; 1: a ``--fail-under`` limit was not met; 2: user input; 3: data or numerics; 4: environment; 70: a bug
+    in vitquant; 128 plus the number of a signal: stopped by that signal. All errors are reported here, with a traceback
+    only if ``--debug`` is given.
 
     Args:
-        argv: the arguments; those of the process if not given. Where they are given, somebody calls us from Python, and
-            signals are left to them.
-        commands: which there are; all of vitquant's if not given.
+        argv: the arguments; by default those of the process. If they are given, the caller is Python code, and signal
+            handlers are not changed.
+        commands: the available commands; all by default.
 
     Raises:
         SystemExit: ``--help`` and ``--version`` (0), wrong usage (2).
@@ -89,7 +91,7 @@ def main(argv: Sequence[str] | None = None, *, commands: Iterable[Command] | Non
                 disarm()
         except SystemExit:
             raise
-        except BaseException as error:  # also what is no Exception, such as the panic of a library in Rust
+        except BaseException as error:  # also errors that are not an Exception, such as a panic of a Rust library
             return explain(error, debug="--debug" in argv, written=written)
         finally:
             streams.close()
@@ -97,7 +99,7 @@ def main(argv: Sequence[str] | None = None, *, commands: Iterable[Command] | Non
 
 
 def attempt(argv: Sequence[str], commands: Iterable[Command] | None) -> None:
-    """Read the arguments and run the command; all that it printed is written when this returns."""
+    """Parse the arguments, run the command and flush its output."""
     try:
         args = build_parser(commands).parse_args(argv)
         args.run(args)
@@ -108,9 +110,9 @@ def attempt(argv: Sequence[str], commands: Iterable[Command] | None) -> None:
 
 
 def explain(error: BaseException, debug: bool, written: Sequence[Path] = ()) -> int:
-    """Say what went wrong in one line on standard error, with the traceback if it was asked for; the exit code.
+    """Print an error in one line on standard error, after the traceback if ``debug``, and return the exit code.
 
-    ``written`` are the files and folders that were completely written before.
+    ``written`` are the files and folders that were completely written before the error.
     """
     if isinstance(error, BrokenPipeError):
         streams.discard(sys.stdout)
@@ -133,15 +135,18 @@ def described(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         return printable(f"{error.filename or 'system'}: {error.strerror or error}."), ENVIRONMENT
     if isinstance(error, MemoryError):
-        return "memory: there is not enough of it. Fix: take a smaller batch, or fewer images.", ENVIRONMENT
+        return "out of memory. Fix: use a smaller batch or fewer images.", ENVIRONMENT
     what = printable(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, MAX_PART)
     if isinstance(error, Warning):
-        return f"{what}. This is a warning, which -W error or PYTHONWARNINGS makes an error.", ENVIRONMENT
-    return f"unexpected {what}. This is a fault in vitquant. Fix: please report it, with what --debug adds.", UNEXPECTED
+        return f"{what}. This is a warning; -W error or PYTHONWARNINGS turns it into an error.", ENVIRONMENT
+    return (
+        f"unexpected {what}. This is a bug in vitquant. Fix: please report it, with the output of --debug.",
+        UNEXPECTED,
+    )
 
 
 def interrupted(written: Sequence[Path]) -> str:
-    """What Ctrl-C and its like leave behind."""
+    """The message after an interruption."""
     if not written:
         return "interrupted; nothing was written. Run the same command to start again."
     names = ", ".join(map(str, dict.fromkeys(written)))
@@ -156,7 +161,7 @@ def show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A warning as a line for people, without the source line that raised it."""
+    """Print a warning as one line, without the source line that raised it."""
     streams.note(f"warning: {message}")
 
 

@@ -1,4 +1,4 @@
-"""``--fail-under``: a command that fails where the quantized model is not good enough, for automatic checks."""
+"""``--fail-under``: a command fails if the quality of the quantized model is below a limit, for use in CI."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
 
 def add_quality_options(parser: argparse.ArgumentParser) -> None:
-    """The limits, of the integer program where there is one, else of the simulation."""
-    limits = parser.add_argument_group("limits", "exit with code 1 if the result is worse; it is printed and kept")
-    limits.add_argument("--fail-under", type=decibels, metavar="DB", help="least SQNR of the output")
-    limits.add_argument("--fail-under-top1", type=percent, metavar="PERCENT", help="least top-1 accuracy")
+    """Limits for the integer program, or for the simulated model if there is no program."""
+    about = "exit with code 1 if a result is below its limit; results are still written"
+    limits = parser.add_argument_group("limits", about)
+    limits.add_argument("--fail-under", type=decibels, metavar="DB", help="minimum SQNR of the output")
+    limits.add_argument("--fail-under-top1", type=percent, metavar="PERCENT", help="minimum top-1 accuracy")
 
 
 def decibels(text: str) -> float:
-    """An option's finite number."""
+    """A finite number."""
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{value} is not a finite number")
@@ -30,18 +31,18 @@ def decibels(text: str) -> float:
 
 
 def percent(text: str) -> float:
-    """An option's number from 0 to 100."""
+    """A number from 0 to 100."""
     value = float(text)
     if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{value:g} is not from 0 to 100")
+        raise argparse.ArgumentTypeError(f"{value:g} is not between 0 and 100")
     return value
 
 
 def require_answerable(args: argparse.Namespace, model: FloatModel, images: ImagesLike) -> None:
-    """Refuse a limit of the top-1 accuracy where there will be none, before the long work.
+    """Check before the long computation that a limit on top-1 accuracy can be evaluated.
 
     Raises:
-        ConfigError: the model has no classes, the images have no labels, or they are left out.
+        ConfigError: the model has no classes, or the images have no labels or their labels are ignored.
         DataError: there are no images.
     """
     if args.fail_under_top1 is None:
@@ -49,7 +50,7 @@ def require_answerable(args: argparse.Namespace, model: FloatModel, images: Imag
     from vitquant.data import open_images
 
     if getattr(args, "ignore_labels", False):
-        raise unanswerable("--ignore-labels leaves them out")
+        raise unanswerable("--ignore-labels is set")
     if model.vit.spec.num_classes == 0:
         raise unanswerable("the model has no classes")
     if next(open_images(images, model.preprocessing).batches(1)).labels is None:
@@ -57,16 +58,16 @@ def require_answerable(args: argparse.Namespace, model: FloatModel, images: Imag
 
 
 def unanswerable(reason: str) -> ConfigError:
-    """The refusal of a limit of an accuracy that there will not be."""
-    return ConfigError(f"there is no top-1 accuracy, {reason}", where="--fail-under-top1", fix="leave it out")
+    """The error for a limit on an accuracy that is not computed."""
+    return ConfigError(f"top-1 accuracy is not available: {reason}", where="--fail-under-top1", fix="omit it")
 
 
 def require_quality(found: Evaluation, args: argparse.Namespace) -> None:
-    """Hold the result against the limits.
+    """Compare the result with the limits.
 
     Raises:
-        QualityError: it is worse than one of them.
-        ConfigError: there is no top-1 accuracy to compare.
+        QualityError: the result is below a limit.
+        ConfigError: there is no top-1 accuracy.
     """
     simulated = found.integer is None
     sqnr, top1 = (
@@ -81,7 +82,7 @@ def require_quality(found: Evaluation, args: argparse.Namespace) -> None:
     for option, name, unit, value, limit in limits:
         if limit is not None and not (value is not None and value >= limit):  # NaN must fail as well
             raise QualityError(
-                f"the {name} of the {'simulated model' if simulated else 'integer program'} is under the limit",
+                f"the {name} of the {'simulated model' if simulated else 'integer program'} is below the limit",
                 where=option,
                 got=f"{value:.6g} {unit}",
                 expected=f"at least {limit:.6g} {unit}",

@@ -1,4 +1,4 @@
-"""``vitquant quantize``: the main job on the user's own model and images."""
+"""``vitquant quantize``: quantization of a model with the user's images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 
 from vitquant.cli.common import (
     add_checkpoint_options,
+    add_command,
+    add_config_option,
     add_job_options,
     add_labels_option,
     positive,
@@ -16,25 +18,27 @@ from vitquant.cli.common import (
 from vitquant.cli.quality import add_quality_options, require_answerable, require_quality
 
 EPILOG = """example:
-  vitquant quantize --model vit_small_patch14_dinov2 --weights dinov2.safetensors --img-size 224 \\
-      --calib photos/ --eval photos2/ --config vit_int8.yaml --out out/"""
+  vitquant quantize --model vit_small_patch14_dinov2 \\
+      --weights dinov2.safetensors --img-size 224 --calib photos/ \\
+      --eval photos2/ --config vit_int8.yaml --out out/"""
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "quantize",
-        help="quantize a model, show what every layer loses, save the result",
+        "quantize a model, report the SQNR of each point, and save the result",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, metavar="NAME", help="timm's name of the model")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="local checkpoint: a file or its folder")
-    parser.add_argument("--img-size", type=positive, metavar="PIXELS", help="input size (default: the model's own)")
-    parser.add_argument("--calib", required=True, metavar="IMAGES", help="folder or .npz of images to calibrate on")
-    parser.add_argument("--calib-limit", type=positive, metavar="N", help="calibrate on at most so many images")
-    parser.add_argument("--eval", required=True, metavar="IMAGES", help="other images, to measure on; may be labelled")
-    parser.add_argument("--config", default="vit_int8.yaml", metavar="FILE", help="YAML file, or a shipped one's name")
+    parser.add_argument("--model", required=True, metavar="NAME", help="timm name of the model")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="local checkpoint: a file or a folder")
+    parser.add_argument("--img-size", type=positive, metavar="PIXELS", help="input size (default: that of the model)")
+    parser.add_argument("--calib", required=True, metavar="IMAGES", help="calibration images: a folder or .npz file")
+    parser.add_argument("--calib-limit", type=positive, metavar="N", help="use at most N calibration images")
+    parser.add_argument("--eval", required=True, metavar="IMAGES", help="evaluation images, with or without labels")
+    add_config_option(parser)
     add_labels_option(parser)
     add_job_options(parser)
     add_checkpoint_options(parser)

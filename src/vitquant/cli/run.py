@@ -1,23 +1,32 @@
-"""``vitquant run``: classify images with an integer program."""
+"""``vitquant run``: classification of images with an integer program."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from vitquant.cli.common import add_device_option, add_executor_option, add_output_options, positive, print_json
+from vitquant.cli.common import (
+    add_command,
+    add_device_option,
+    add_executor_option,
+    add_output_options,
+    positive,
+    print_json,
+)
 from vitquant.cli.streams import note, say
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("run", help="run an integer program over a folder of images")
-    parser.add_argument("program", metavar="PROGRAM", help="folder with program.json, or that file")
-    parser.add_argument("images", metavar="IMAGES", help="folder or .npz of images")
-    parser.add_argument("--top", type=positive, default=3, metavar="K", help="classes to print for each image (3)")
-    parser.add_argument("--limit", type=positive, metavar="N", help="at most so many images")
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (8)")
-    parser.add_argument("--out", metavar="FILE", help="also write names, integers and logits to this .npz")
+    parser = add_command(commands, "run", "run an integer program on images and print the top classes")
+    parser.add_argument("program", metavar="PROGRAM", help="program.json, or the folder that contains it")
+    parser.add_argument("images", metavar="IMAGES", help="folder or .npz file of images")
+    parser.add_argument("--top", type=positive, default=3, metavar="K", help="classes to print per image (default: 3)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="use at most N images")
+    parser.add_argument(
+        "--batch-size", type=positive, default=8, metavar="N", help="images per forward pass (default: 8)"
+    )
+    parser.add_argument("--out", metavar="FILE", help="also write names, integer outputs and logits to this .npz")
     add_device_option(parser)
     add_executor_option(parser)
     add_output_options(parser)
@@ -56,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def write(path: Path, outcomes: list) -> None:  # type: ignore[type-arg]
-    """Names, integers and logits as arrays."""
+    """Write names, integer outputs and logits as arrays."""
     from io import BytesIO
 
     import numpy as np

@@ -1,4 +1,4 @@
-"""Ctrl-C, and the signals with which systems stop a command: each unwinds it, so that files are left whole."""
+"""Ctrl-C and termination signals: each raises an exception, so that files are left complete."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from types import FrameType
 from typing import Any
 
 GRACE = 2.0
-"""Seconds to clean up in. Terminals and the tools between them and us often pass one Ctrl-C on twice."""
+"""Seconds for cleaning up, during which further signals are ignored. One Ctrl-C is often delivered twice."""
 
 STOPS: dict[int, Any] = {
     signal.SIGINT: signal.default_int_handler,
     **{number: signal.SIG_DFL for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))},
 }
-"""The signals, and what they do where nobody has asked for anything else."""
+"""The signals, with their default handlers."""
 
 
 class Stopped(KeyboardInterrupt):
-    """One of the signals came; ``number`` says which."""
+    """The signal ``number`` was received."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -31,25 +31,25 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], None]]:
-    """Raise :class:`Stopped` where one of the signals finds the block; another one soon after it is ignored.
+    """Raise :class:`Stopped` in the block when one of the signals is received; ignore another one soon after it.
 
-    Gives a function after whose call they are all ignored, for the block's last words.
+    Yields a function that makes the block ignore all further signals, for its last messages.
 
-    A signal that the caller ignores or handles is left alone: shells start background jobs deaf to Ctrl-C, and
-    ``nohup`` deaf to the end of the terminal.
+    A signal that is already ignored or handled is not changed: shells start background jobs with Ctrl-C ignored, and
+    ``nohup`` ignores the end of the terminal.
     """
-    deaf_until = 0.0
+    ignored_until = 0.0
 
     def stop(number: int, _: FrameType | None) -> None:
-        nonlocal deaf_until
+        nonlocal ignored_until
         now = time.monotonic()
-        if now >= deaf_until:
-            deaf_until = now + GRACE
+        if now >= ignored_until:
+            ignored_until = now + GRACE
             raise Stopped(number)
 
     def disarm() -> None:
-        nonlocal deaf_until
-        deaf_until = math.inf
+        nonlocal ignored_until
+        ignored_until = math.inf
 
     ours = []
     if threading.current_thread() is threading.main_thread():

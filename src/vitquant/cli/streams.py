@@ -1,4 +1,4 @@
-"""Standard output and standard error, whatever they are connected to. Names from outside reach them escaped."""
+"""Standard output and standard error. Untrusted names are escaped before they are printed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vitquant.errors import OutputError, printable
 
 
 def prepare() -> None:
-    """Make both streams fit to be written to.
+    """Make both streams writable.
 
-    A stream that was closed before we were started becomes one that drops everything; otherwise the next file that is
-    opened would get its number. What an encoding lacks is escaped: no name can end a command.
+    A stream that was closed before the start is replaced by the null device; otherwise the next opened file would get
+    its number. Characters that the encoding lacks are escaped, so that no name can cause an error.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
@@ -27,12 +27,12 @@ def prepare() -> None:
 
 
 def say(text: str) -> None:
-    """A line on standard output."""
+    """Print a line on standard output."""
     print(printable(text))
 
 
 def note(text: str) -> None:
-    """A line on standard error. Where it cannot be written, nobody can be told; the exit code says what matters."""
+    """Print a line on standard error. Write errors are ignored; the exit code reports the result."""
     try:
         print(printable(text), file=sys.stderr, flush=True)
     except OSError:
@@ -40,16 +40,16 @@ def note(text: str) -> None:
 
 
 def block(text: str) -> None:
-    """Lines on standard error, such as a message with the line of a file under it."""
+    """Print lines on standard error, such as a message followed by a line of a file."""
     for line in text.split("\n"):
         note(line)
 
 
 def flush() -> None:
-    """Write out what standard output still holds.
+    """Flush standard output.
 
     Raises:
-        BrokenPipeError: whoever reads, such as ``head``, has read enough.
+        BrokenPipeError: the reader, such as ``head``, has closed the pipe.
         OutputError: it cannot be written, as on a full disk.
     """
     try:
@@ -61,7 +61,7 @@ def flush() -> None:
 
 
 def close() -> None:
-    """Drop what a stream cannot write; Python would try again when it ends, and complain."""
+    """Discard output that cannot be written; Python would otherwise report an error at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -70,8 +70,8 @@ def close() -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Send a stream, with what it still holds, to the null device."""
-    with suppress(OSError, ValueError):  # a stream without a file number holds nothing for Python to write
+    """Redirect a stream, with its buffered output, to the null device."""
+    with suppress(OSError, ValueError):  # a stream without a file descriptor has nothing to flush
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)

@@ -1,6 +1,6 @@
-"""What the settings of a model leave in floating point, and its share of the model's multiplications.
+"""The points that a configuration leaves in floating point, and their share of the model's multiplications.
 
-Works on the settings and the graph alone, so it is known before any work is done.
+Depends on the settings and the graph only, so it is computed before calibration.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vitquant.layers.graph import Step
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product: its multiplications per image, and the points whose integers it multiplies."""
+    """A matrix product: its multiplications per image, and the points of its operands."""
 
     name: str
     multiplications: int
@@ -27,7 +27,7 @@ class Product:
 
 @dataclass(frozen=True)
 class FloatShare:
-    """What stays in floating point: points, matrix products, and their share of all multiplications, 0 to 1."""
+    """Points and matrix products in floating point, and their share of all multiplications, 0 to 1."""
 
     points: tuple[str, ...]
     products: tuple[str, ...]
@@ -37,22 +37,18 @@ class FloatShare:
         """One sentence.
 
         >>> str(FloatShare((), (), 0.0))
-        'no point stays float'
+        'no point stays in floating point'
         >>> str(FloatShare(("head.weight", "head_dist.weight"), ("head", "head_dist"), 0.0312))
-        '2 points stay float, and with them 3.1% of the multiplications: head.weight, head_dist.weight'
+        '2 points stay in floating point, with 3.1% of the multiplications: head.weight, head_dist.weight'
         """
         if not self.points:
-            return "no point stays float"
+            return "no point stays in floating point"
         count = f"{len(self.points)} points stay" if len(self.points) > 1 else "1 point stays"
-        return f"{count} float, and with {self._them} {self.share:.1%} of the multiplications: {self.names}"
-
-    @property
-    def _them(self) -> str:
-        return "them" if len(self.points) > 1 else "it"
+        return f"{count} in floating point, with {self.share:.1%} of the multiplications: {self.names}"
 
     @property
     def names(self) -> str:
-        """The first five points, and how many there are beside them."""
+        """The first five points, and the number of further points."""
         more = len(self.points) - 5
         return ", ".join(self.points[:5]) + (f" and {more} more" if more > 0 else "")
 
@@ -63,7 +59,7 @@ def products(model: QuantModel) -> Iterator[Product]:
     shapes = graph.shapes(model.preprocessing.shape)
     for step in graph.steps:
         layer, given = step.layer, [shapes[source] for source in step.inputs]
-        if isinstance(layer, QuantPatchEmbed):  # pixels are integers already
+        if isinstance(layer, QuantPatchEmbed):  # the pixels are already integers
             rows, columns = layer.linear.float_weight.shape
             yield Product(layer.label, shapes[step][0] * rows * columns, (layer.linear.weight.name,))
         elif isinstance(layer, QuantLinear):
@@ -77,16 +73,16 @@ def products(model: QuantModel) -> Iterator[Product]:
 
 
 def operands(step: Step) -> tuple[str, ...]:
-    """The points whose tensors a step multiplies."""
+    """The points of the operands of a step."""
     found = (source_of(source) for source in step.inputs)
     return tuple(source.layer.name for source in found if source is not None and isinstance(source.layer, Point))
 
 
 def float_share(model: QuantModel) -> FloatShare:
-    """What the settings of a model leave in floating point.
+    """The points and products that the settings of a model leave in floating point.
 
-    A point stays float where integers would need it and have it not; outputs of linear layers whose accumulators go on
-    to another point need none. A matrix product is float if one of its operands is.
+    A point stays in floating point if integer execution needs it to be quantized and it is not. Outputs of linear
+    layers that are requantized at another point do not count. A matrix product is float if one of its operands is.
     """
     every = list(products(model))
     kept = tuple(verdict.point for verdict in verdicts(model, sized=False) if verdict.stays_float)
@@ -96,16 +92,16 @@ def float_share(model: QuantModel) -> FloatShare:
 
 
 def require_integers(model: QuantModel) -> None:
-    """Refuse settings that leave anything in floating point.
+    """Check that the settings leave nothing in floating point.
 
     Raises:
-        DeployabilityError: naming the points and their share of the multiplications.
+        DeployabilityError: points stay in floating point; the message gives their share of the multiplications.
     """
     found = float_share(model)
     if found.points:
         raise DeployabilityError(
             str(found),
             where="strict",
-            expected="integers at every point",
-            fix="add settings for these points (`vitquant check` names some for each), or leave out strict",
+            expected="integer arithmetic at every point",
+            fix="add settings for these points (`vitquant check` suggests some), or omit strict",
         )

@@ -1,4 +1,4 @@
-"""Configuration files: text to frozen, checked objects. Imports no torch."""
+"""Configuration files, parsed into frozen, validated objects. Does not import torch."""
 
 from vitquant.config.catalogue import KINDS, LAYERS, Kind, Layer, is_per_head, point_names, section_of
 from vitquant.config.explain import FieldError

@@ -1,8 +1,8 @@
-"""The points of a Vision Transformer: the one place that knows their names, kinds and order.
+"""The points of a Vision Transformer. Their names, kinds and order are defined here and nowhere else.
 
 A *point* is a named place where a tensor becomes integers. A linear layer has two, ``X.weight`` and ``X.output``;
-every other layer has one, named like the layer. Inside a model a block's points carry its number:
-``blocks.3.attn_qkv.weight``. The name without that prefix is the point's *section*, what a file calls it.
+every other layer has one, with the name of the layer. In a model the points of a block are numbered:
+``blocks.3.attn_qkv.weight``. The name without that prefix is the point's *section*, its name in a file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vitquant.errors import ConfigError
 
 
 class Kind(Enum):
-    """What a point's tensor is. The value is the name of its global section."""
+    """The kind of a point's tensor. The value is the name of its global section."""
 
     WEIGHT = "weight"
     OUTPUT = "output"
@@ -28,7 +28,7 @@ class Kind(Enum):
 
     @property
     def fallbacks(self) -> tuple[Kind, ...]:
-        """Global sections that speak for this kind, in the order they are asked; the first present one answers."""
+        """Global sections for this kind, in the order of lookup; the first section that is present is used."""
         return _FALLBACKS[self]
 
 
@@ -45,9 +45,9 @@ _FALLBACKS = {
 class Layer:
     """One layer section of a configuration file.
 
-    ``group`` is the part of the model it belongs to, ``about`` one line on its tensor, ``kind`` that of its single
-    point, or ``None`` for a linear layer, which has a weight and an output. ``per_head``: its tensor is
-    ``[B, H, N, N]``, and the heads are its channels. ``head_rows``: the rows of its weights belong to attention heads.
+    ``group`` is the part of the model that the layer belongs to, ``about`` describes its tensor, and ``kind`` is the
+    kind of its only point, or ``None`` for a linear layer, which has a weight and an output. ``per_head``: the tensor
+    is ``[B, H, N, N]`` and its channels are the heads. ``head_rows``: the rows of the weights belong to heads.
     """
 
     name: str
@@ -75,23 +75,23 @@ LAYERS: tuple[Layer, ...] = (
     Layer(
         "pos_embed", "embedding", Kind.ACTIVATION, "patches + prefix tokens + positions: start of the residual stream"
     ),
-    Layer("norm1", "attention", Kind.NORM, "LayerNorm before attention, the input of attn_qkv"),
+    Layer("norm1", "attention", Kind.NORM, "LayerNorm before the attention, input of attn_qkv"),
     Layer("attn_qkv", "attention", None, "projection to Q, K and V", head_rows=True),
     Layer("attn_q_out", "attention", Kind.ACTIVATION, "Q after the split"),
     Layer("attn_k_out", "attention", Kind.ACTIVATION, "K after the split"),
     Layer("attn_kv_out", "attention", Kind.ACTIVATION, "attention scores, Q @ K^T * head_dim^-1/2", per_head=True),
     Layer("intSoft", "attention", Kind.INTSOFT, "attention probabilities", per_head=True),
     Layer("attn_v_input", "attention", Kind.ACTIVATION, "V after the split"),
-    Layer("attn_v_out", "attention", Kind.ACTIVATION, "probabilities @ V, the input of attn_proj"),
+    Layer("attn_v_out", "attention", Kind.ACTIVATION, "attention output: probabilities @ V, input of attn_proj"),
     Layer("attn_proj", "attention", None, "output projection of the attention", head_rows=True),
     Layer("residual1", "attention", Kind.ACTIVATION, "residual stream after the attention"),
-    Layer("norm2", "mlp", Kind.NORM, "LayerNorm before the MLP, the input of mlp_fc1"),
+    Layer("norm2", "mlp", Kind.NORM, "LayerNorm before the MLP, input of mlp_fc1"),
     Layer("mlp_fc1", "mlp", None, "first linear layer of the MLP"),
-    Layer("mlp_gelu", "mlp", Kind.ACTIVATION, "GELU, the input of mlp_fc2"),
+    Layer("mlp_gelu", "mlp", Kind.ACTIVATION, "output of GELU, input of mlp_fc2"),
     Layer("mlp_fc2", "mlp", None, "second linear layer of the MLP"),
     Layer("residual2", "mlp", Kind.ACTIVATION, "residual stream after the MLP"),
-    Layer("final_norm", "head", Kind.NORM, "last LayerNorm, the input of the head"),
-    Layer("head", "head", None, "classifier; DeiT's second one, head_dist, reads this section too"),
+    Layer("final_norm", "head", Kind.NORM, "last LayerNorm, input of the head"),
+    Layer("head", "head", None, "classifier; DeiT's second classifier, head_dist, uses this section too"),
 )
 
 LAYER: Mapping[str, Layer] = MappingProxyType({layer.name: layer for layer in LAYERS})
@@ -100,11 +100,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType({point: kind for layer in LAYERS fo
 """Section name of every point -> kind, in model order."""
 
 BLOCK_GROUPS = ("attention", "mlp")
-"""The groups whose layers every block repeats."""
+"""The groups whose layers occur in every block."""
 
 
 def section_of(point: str) -> str:
-    """The section that speaks for a point of a model.
+    """The section of a point of a model.
 
     >>> section_of("blocks.3.attn_qkv.weight")
     'attn_qkv.weight'
@@ -124,7 +124,7 @@ def section_of(point: str) -> str:
 
 
 def is_per_head(point: str) -> bool:
-    """Whether the channels of a point's tensor are attention heads; false for names that are no point's."""
+    """Whether the channels of a point's tensor are attention heads; false for names of other things."""
     layer = LAYER.get(point.rpartition(".")[2])
     return layer is not None and layer.per_head
 
@@ -142,6 +142,6 @@ def point_names(depth: int, *, head: bool = True, distilled: bool = False) -> tu
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """Up to three names that look like ``name`` in any letter case, as text for an error; ``None`` if nothing does."""
+    """Up to three names similar to ``name``, ignoring case, as text for an error; ``None`` if there is none."""
     names = {candidate.lower(): candidate for candidate in known}
     return ", ".join(names[near] for near in get_close_matches(name[:200].lower(), names, n=3, cutoff=0.55)) or None

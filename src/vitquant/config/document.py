@@ -1,7 +1,7 @@
-"""A configuration file as sections: which of the three forms it has, and what each section says.
+"""A configuration file as sections: which of the three formats it has, and the settings in each section.
 
-*Global*: ``outputs / weight / activation / norm / intsoft``. *Per-layer*: a section for each layer, beside global
-sections to fall back on. *Model*: ``defaults`` (the global sections), layer sections, and ``overrides`` by point.
+*Global*: ``outputs / weight / activation / norm / intsoft``. *Per-layer*: one section per layer, with global
+sections as a fallback. *Model*: ``defaults`` (the global sections), layer sections, and ``overrides`` by point.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vitquant.config.catalogue import LAYER, Kind, closest
 from vitquant.config.explain import FieldError, show, unknown_field
 from vitquant.config.pattern import Pattern
 from vitquant.config.quant_config import PARTIAL, SOFTMAX_FIELDS, BitType, QuantConfig
-from vitquant.config.source import MAX_DEPTH, Leaf, Node, Place, Table, check_key
+from vitquant.config.source import MAX_DEPTH, Leaf, Location, Node, Table, check_key
 from vitquant.errors import ConfigError
 
 GLOBAL_KEYS: Mapping[str, Kind] = {"outputs": Kind.OUTPUT, **{kind.value: kind for kind in Kind}}
@@ -24,20 +24,20 @@ _LINEAR_PARTS = ("weight", "output")
 
 @dataclass(frozen=True)
 class Section:
-    """What one section says: some fields of a :class:`QuantConfig`.
+    """The settings in one section: some fields of a :class:`QuantConfig`.
 
-    ``name`` is its dotted key in the file; ``fields`` maps dotted fields (``bit_type.bits``) to values, ``places``
+    ``name`` is its dotted key in the file; ``fields`` maps dotted fields (``bit_type.bits``) to values, ``locations``
     the same fields to where they were written.
     """
 
     name: str
-    place: Place
+    location: Location
     fields: Mapping[str, object]
-    places: Mapping[str, Place]
+    locations: Mapping[str, Location]
 
     def where(self, field: str) -> str:
         """``FILE:LINE KEY`` of one field."""
-        return f"{self.places.get(field, self.place)} {self.name}.{field}"
+        return f"{self.locations.get(field, self.location)} {self.name}.{field}"
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,16 @@ class Document:
     overrides: tuple[Override, ...]
 
     def sections_of(self, section: str, kind: Kind) -> tuple[Section, ...]:
-        """The sections that speak for a point, the weakest first: at most one global and one of its layer."""
-        spoken = next((self.defaults[key] for key in kind.fallbacks if key in self.defaults), None)
-        return tuple(found for found in (spoken, self.layers.get(section)) if found is not None)
+        """The sections that apply to a point, least specific first: at most one global section and one of its layer."""
+        base = next((self.defaults[key] for key in kind.fallbacks if key in self.defaults), None)
+        return tuple(found for found in (base, self.layers.get(section)) if found is not None)
 
 
 def read_document(root: Table) -> Document:
-    """Sort the entries of a file.
+    """Read the entries of a file into sections.
 
     Raises:
-        ConfigError: an unknown or ill-placed key, an empty section, or a value that is not allowed.
+        ConfigError: an unknown or misplaced key, an empty section, or a value that is not allowed.
     """
     form = form_of(root)
     top = {key: node for key, node in root.entries.items() if key in GLOBAL_KEYS}
@@ -77,7 +77,7 @@ def read_document(root: Table) -> Document:
     sections += [(key, f"defaults.{key}", node) for key, node in nested.items()]
     return Document(
         form=form,
-        name=root.place.file,
+        name=root.location.file,
         defaults=_read_defaults(sections),
         layers={k: v for key, node in root.entries.items() if key in LAYER for k, v in _read_layer(key, node)},
         overrides=_read_overrides(root.entries["overrides"]) if "overrides" in root.entries else (),
@@ -88,7 +88,7 @@ def form_of(root: Table) -> str:
     """``"global"``, ``"per-layer"`` or ``"model"``.
 
     Raises:
-        ConfigError: a top-level key belongs to none of the forms.
+        ConfigError: a top-level key belongs to none of the formats.
     """
     known = (*LAYER, *GLOBAL_KEYS, "defaults", "overrides")
     for key, node in root.entries.items():
@@ -97,14 +97,14 @@ def form_of(root: Table) -> str:
             if any(char in key for char in ".*?[{"):
                 raise ConfigError(
                     f"unknown layer or section `{key}`",
-                    where=f"{node.place} {key}",
-                    fix="write names of points and patterns inside overrides",
+                    where=f"{node.location} {key}",
+                    fix="put point names and patterns under overrides",
                 )
             raise ConfigError(
                 f"unknown layer or section `{key}`" + (f", did you mean `{near.split(', ')[0]}`" if near else ""),
-                where=f"{node.place} {key}",
+                where=f"{node.location} {key}",
                 expected=near or "a layer, a global section, defaults or overrides",
-                fix=f"the layers are {', '.join(LAYER)}; the global sections {', '.join(GLOBAL_KEYS)}",
+                fix=f"the layers are {', '.join(LAYER)}; the global sections are {', '.join(GLOBAL_KEYS)}",
             )
     if "defaults" in root.entries or "overrides" in root.entries:
         return "model"
@@ -115,11 +115,11 @@ def _read_defaults(sections: list[tuple[str, str, Node]]) -> Mapping[Kind, Secti
     found: dict[Kind, Section] = {}
     for key, name, node in sections:
         if key not in GLOBAL_KEYS:
-            raise unknown_field(key, key, tuple(GLOBAL_KEYS)).at(f"{node.place} {name}")
+            raise unknown_field(key, key, tuple(GLOBAL_KEYS)).at(f"{node.location} {name}")
         kind = GLOBAL_KEYS[key]
         if kind in found:
-            other = f"`{found[kind].name}` ({found[kind].place})"
-            raise ConfigError(f"says the same as {other}", where=f"{node.place} {name}", fix="remove one of them")
+            other = f"`{found[kind].name}` ({found[kind].location})"
+            raise ConfigError(f"duplicates {other}", where=f"{node.location} {name}", fix="remove one of them")
         found[kind] = read_section(node, name, softmax=kind is Kind.INTSOFT)
     return found
 
@@ -134,14 +134,14 @@ def _read_layer(name: str, node: Node) -> Iterator[tuple[str, Section]]:
         if part not in _LINEAR_PARTS:
             raise ConfigError(
                 f"unknown key `{part}`",
-                where=f"{child.place} {name}.{part}",
-                expected="weight and output, as it is a linear layer",
+                where=f"{child.location} {name}.{part}",
+                expected="weight or output, since this is a linear layer",
                 fix=f"nest the settings under {name}: weight: or output:",
             )
-        if not (isinstance(child, Leaf) and child.value is None and child.place.line is None):
+        if not (isinstance(child, Leaf) and child.value is None and child.location.line is None):
             yield f"{name}.{part}", read_section(child, f"{name}.{part}", softmax=False)
     if not parts:
-        raise ConfigError("empty section", where=f"{node.place} {name}", expected="weight, output or both")
+        raise ConfigError("empty section", where=f"{node.location} {name}", expected="weight, output or both")
 
 
 def _read_overrides(node: Node) -> tuple[Override, ...]:
@@ -150,8 +150,8 @@ def _read_overrides(node: Node) -> tuple[Override, ...]:
         first = found.setdefault(override.pattern.text, override)
         if first is not override:
             raise ConfigError(
-                f"says the same as {first.section.name} ({first.section.place})",
-                where=f"{override.section.place} {override.section.name}",
+                f"duplicates {first.section.name} ({first.section.location})",
+                where=f"{override.section.location} {override.section.name}",
                 fix="merge the two",
             )
     return tuple(found.values())
@@ -163,30 +163,30 @@ def _each_override(node: Node) -> Iterator[Override]:
         if isinstance(child, Table) and any(key in _LINEAR_PARTS for key in child.entries):
             for part, settings in child.entries.items():
                 if part not in _LINEAR_PARTS:
-                    raise unknown_field(part, part, _LINEAR_PARTS).at(f"{settings.place} {name}.{part}")
-                whole = _pattern(f"{pattern}.{part}", child.place, name)
+                    raise unknown_field(part, part, _LINEAR_PARTS).at(f"{settings.location} {name}.{part}")
+                whole = _pattern(f"{pattern}.{part}", child.location, name)
                 yield Override(whole, read_section(settings, f"{name}.{part}", softmax=True))
         else:
-            yield Override(_pattern(pattern, child.place, name), read_section(child, name, softmax=True))
+            yield Override(_pattern(pattern, child.location, name), read_section(child, name, softmax=True))
 
 
-def _pattern(text: str, place: Place, name: str) -> Pattern:
+def _pattern(text: str, location: Location, name: str) -> Pattern:
     try:
         return Pattern.parse(text)
     except ConfigError as error:
-        raise error.located(f"{place} {name}") from error
+        raise error.located(f"{location} {name}") from error
 
 
 def read_section(node: Node, name: str, *, softmax: bool) -> Section:
     """The settings of one section, checked field by field.
 
-    ``softmax`` tells whether the fields of intSoft may stand here.
+    ``softmax`` states whether the fields of intSoft are allowed here.
     """
     if isinstance(node, Leaf) and isinstance(node.value, QuantConfig):
-        return Section(name, node.place, flatten(node.value), {})
+        return Section(name, node.location, flatten(node.value), {})
     entries = _entries(node, name)
-    places = dict(_places(entries))
-    section = Section(name, node.place, {}, places)
+    locations = dict(_locations(entries))
+    section = Section(name, node.location, {}, locations)
     data = {key: _plain(child) for key, child in entries.items()}
     try:
         config = QuantConfig.model_validate(data, context=PARTIAL)
@@ -194,10 +194,10 @@ def read_section(node: Node, name: str, *, softmax: bool) -> Section:
         raise error.at(section.where(error.key)) from error
     stray = next((field for field in SOFTMAX_FIELDS if field in data), None)
     if stray and not softmax:
-        raise ConfigError(f"`{stray}` is a setting of intSoft only", where=section.where(stray), fix="remove it")
-    given = {path for path in places if "." in path or path != "bit_type"}
+        raise ConfigError(f"`{stray}` applies to intSoft only", where=section.where(stray), fix="remove it")
+    given = {path for path in locations if "." in path or path != "bit_type"}
     fields = {path: value for path, value in flatten(config).items() if path in given}
-    return Section(name, node.place, fields, places)
+    return Section(name, node.location, fields, locations)
 
 
 def flatten(config: QuantConfig) -> dict[str, object]:
@@ -225,36 +225,36 @@ def unflatten(fields: Mapping[str, object]) -> dict[str, object]:
     return nested
 
 
-def tree(value: object, place: Place, depth: int = 1) -> Node:
+def tree(value: object, location: Location, depth: int = 1) -> Node:
     """Plain Python mappings as the tree that :func:`read_document` takes.
 
     Raises:
-        ConfigError: a key that is not text, or mappings nested too deeply (such as one that contains itself).
+        ConfigError: a key is not text, or mappings are nested too deeply (for example, one that contains itself).
     """
     if isinstance(value, BitType):
         value = value.model_dump()
     if isinstance(value, Mapping):
         if depth > MAX_DEPTH:
-            raise ConfigError("nested too deeply", where=str(place), expected=f"at most {MAX_DEPTH} levels")
-        entries = {check_key(key, place): tree(child, place, depth + 1) for key, child in value.items()}
-        return Table(entries, place)
-    return Leaf(value, place)
+            raise ConfigError("nested too deeply", where=str(location), expected=f"at most {MAX_DEPTH} levels")
+        entries = {check_key(key, location): tree(child, location, depth + 1) for key, child in value.items()}
+        return Table(entries, location)
+    return Leaf(value, location)
 
 
 def _entries(node: Node, name: str) -> Mapping[str, Node]:
     if isinstance(node, Table):
         return node.entries
-    fix = "write {} to mean the built-in defaults, or remove the key" if node.value is None else None
+    fix = "write {} for the built-in defaults, or remove the key" if node.value is None else None
     raise ConfigError(
-        "not a section", where=f"{node.place} {name}", got=show(node.value), expected="a mapping", fix=fix
+        "not a section", where=f"{node.location} {name}", got=show(node.value), expected="a mapping", fix=fix
     )
 
 
-def _places(entries: Mapping[str, Node], prefix: str = "") -> Iterator[tuple[str, Place]]:
+def _locations(entries: Mapping[str, Node], prefix: str = "") -> Iterator[tuple[str, Location]]:
     for key, node in entries.items():
-        yield f"{prefix}{key}", node.place
+        yield f"{prefix}{key}", node.location
         if isinstance(node, Table):
-            yield from _places(node.entries, f"{prefix}{key}.")
+            yield from _locations(node.entries, f"{prefix}{key}.")
 
 
 def _plain(node: Node) -> object:

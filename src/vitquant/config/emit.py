@@ -1,4 +1,4 @@
-"""Configurations back to YAML text."""
+"""Configurations as YAML text."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ _DEFAULTS = flatten(QuantConfig())
 
 
 def settings(config: QuantConfig, kind: Kind) -> dict[str, object]:
-    """What to write for a config: the fields every reader looks for, and all that differ from the defaults."""
+    """The fields to write for a config: the most important fields, and all that differ from the defaults."""
     always = (*_ALWAYS, *SOFTMAX_FIELDS) if kind is Kind.INTSOFT else _ALWAYS
     return unflatten({k: v for k, v in flatten(config).items() if k in always or v != _DEFAULTS[k]})
 
 
 def difference(config: QuantConfig, base: QuantConfig) -> dict[str, object]:
-    """The fields of ``config`` that are not those of ``base``."""
-    there = flatten(base)
-    return unflatten({k: v for k, v in flatten(config).items() if v != there[k]})
+    """The fields in which ``config`` differs from ``base``."""
+    other = flatten(base)
+    return unflatten({k: v for k, v in flatten(config).items() if v != other[k]})
 
 
 def layer_sections(configs: Mapping[str, QuantConfig]) -> dict[str, object]:
     """Nested layer sections from configs keyed by section name (``attn_qkv.weight``), in model order."""
     nested: dict[str, object] = {}
     for layer in LAYERS:
-        told = {name: settings(configs[name], kind) for name, kind in layer.points.items() if name in configs}
-        if told:
-            parts: dict[str, object] = {name.removeprefix(f"{layer.name}."): said for name, said in told.items()}
+        given = {name: settings(configs[name], kind) for name, kind in layer.points.items() if name in configs}
+        if given:
+            parts: dict[str, object] = {name.removeprefix(f"{layer.name}."): value for name, value in given.items()}
             nested[layer.name] = parts if layer.linear else parts[layer.name]
     return nested
 
 
 def model_sections(table: Mapping[str, QuantConfig | None]) -> dict[str, object]:
-    """A resolved table as layer sections with the commonest settings and overrides for the exceptions.
+    """A resolved table as layer sections with the most common settings, and overrides for the exceptions.
 
-    A layer that stays float in some block gets no section, since a section would speak for all blocks.
+    A layer that stays in floating point in some block gets no section, since a section applies to all blocks.
     """
     by_section: dict[str, list[QuantConfig | None]] = {section: [] for section in KINDS}
     for point, config in table.items():

@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in the words of the house: problem, got, expected, fix."""
+"""Validation errors of pydantic as errors of vitquant: problem, got, expected, fix."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FieldError(ConfigError):
 
 
 def explain(error: ValidationError, schema: Schema, prefix: str) -> FieldError:
-    """The first of pydantic's complaints as a :class:`FieldError`; ``schema`` is the JSON Schema of the model."""
+    """The first of pydantic's errors as a :class:`FieldError`; ``schema`` is the JSON Schema of the model."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0]) if first["loc"] else ""
     fields: Schema = schema["properties"]
@@ -46,7 +46,7 @@ def explain(error: ValidationError, schema: Schema, prefix: str) -> FieldError:
 
 
 def unknown_field(key: str, name: str, known: tuple[str, ...]) -> FieldError:
-    """An unknown setting, with the one that was probably meant."""
+    """The error for an unknown setting, with the most similar known one."""
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     if name in ("bits", "signed") and "bit_type" in known:
         hint, fix = "", f"write it inside bit_type, as in bit_type: {{{name}: ...}}"
@@ -66,7 +66,7 @@ def allowed(field: Schema) -> str:
     if field["type"] == "boolean":
         return "true or false"
     if field["type"] == "number":
-        return f"a number above {field['exclusiveMinimum']:g} and up to {field['maximum']:g}"
+        return f"a number above {field['exclusiveMinimum']:g} and at most {field['maximum']:g}"
     what = "an even integer" if "multipleOf" in field else "an integer"
     return f"{what} from {field['minimum']} to {field['maximum']}"
 
@@ -88,7 +88,7 @@ def _fix(value: object, field: Schema) -> str | None:
 
 
 def yaml_number(text: str) -> str | None:
-    """How to write a number so that YAML 1.1 takes it for one: ``1e-5`` lacks the dot and becomes text.
+    """A number in a form that YAML 1.1 reads as a number: ``1e-5`` has no dot and is read as text.
 
     >>> yaml_number("1e-5")
     '1.0e-5'
@@ -109,7 +109,7 @@ def yaml_number(text: str) -> str | None:
 
 
 def show(value: object) -> str:
-    """A value as a reader of YAML would name it, cut to a readable length."""
+    """A value in YAML terms, cut to a readable length."""
     if value is None:
         return "nothing (null)"
     if isinstance(value, bool):
@@ -120,7 +120,7 @@ def show(value: object) -> str:
 
 
 def _repr(value: object) -> str:
-    """``repr`` on one line, for objects from outside: a huge integer and a broken object have none."""
+    """``repr`` on one line. Huge integers and objects with a broken ``__repr__`` are described instead."""
     try:
         return " ".join(repr(value).split())
     except Exception:

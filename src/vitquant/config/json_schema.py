@@ -10,15 +10,15 @@ from vitquant.config.quant_config import SOFTMAX_FIELDS, QuantConfig
 
 _ABOUT_GLOBAL = {
     Kind.WEIGHT: "All weights of linear layers.",
-    Kind.OUTPUT: "All outputs of linear layers; also whatever has no section of its own kind, weights excepted.",
-    Kind.ACTIVATION: "All activations; also norm and intsoft where these have no section.",
+    Kind.OUTPUT: "All outputs of linear layers; also all other points, except weights, whose kind has no section.",
+    Kind.ACTIVATION: "All activations; also norm and intsoft if they have no section.",
     Kind.NORM: "All LayerNorm outputs.",
     Kind.INTSOFT: "All attention probabilities.",
 }
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema (draft 2020-12) of all three forms of a file."""
+    """The schema (draft 2020-12) of all three formats of a file."""
     sections = {key: _described(_ref_of(kind), _ABOUT_GLOBAL[kind]) for key, kind in GLOBAL_KEYS.items()}
     layers = {
         layer.name: _described(_ref("linear") if layer.kind is None else _ref_of(layer.kind), layer.about)
@@ -47,13 +47,13 @@ def _tensor(*, softmax: bool) -> dict[str, Any]:
 
 
 def _inlined(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """A field's schema without the reference that stands for a nested model."""
+    """A field's schema with the reference to a nested model replaced by that model's schema."""
     reference = next((part["$ref"] for part in (field, *field.get("allOf", ())) if "$ref" in part), None)
     return {**schema["$defs"][reference.rpartition("/")[2]], **field} if reference else field
 
 
 def _plain(field: dict[str, Any]) -> dict[str, Any]:
-    """Without pydantic's titles, which only repeat the names, and the references that were replaced."""
+    """The schema without pydantic's titles, which repeat the names, and without the replaced references."""
     plain = {key: value for key, value in field.items() if key not in ("$ref", "allOf", "title")}
     if "properties" in plain:
         plain["properties"] = {name: _plain(inner) for name, inner in plain["properties"].items()}
@@ -61,7 +61,7 @@ def _plain(field: dict[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(sections: dict[str, Any]) -> dict[str, Any]:
-    about = "Settings by kind, for layers without a section and for fields that their sections leave out."
+    about = "Settings by kind, for layers without a section and for fields that their sections omit."
     return _described({**_mapping(sections), "not": {"required": ["output", "outputs"]}}, about)
 
 
@@ -69,8 +69,8 @@ def _overrides() -> dict[str, Any]:
     return {
         "type": "object",
         "description": "Settings by point (blocks.0.attn_kv_out) or pattern (blocks.*.mlp_fc2.output); the more "
-        "specific name wins, and fields merge. * is any text, ? one character, [0-3] one of several characters, "
-        "{0..11} one of these numbers, {0,3,5} or {norm1,norm2} one of a list.",
+        "specific name wins, and fields merge. * matches any text, ? one character, [0-3] one of several "
+        "characters, {0..11} one number of a range, {0,3,5} or {norm1,norm2} one item of a list.",
         "additionalProperties": {"anyOf": [_ref("intsoft"), _ref("linear")]},
     }
 

@@ -16,16 +16,16 @@ LayerConfig = QuantConfig | dict[str, QuantConfig | None] | None
 
 
 def load_config_from_yaml(path: str | Path) -> dict[str, object]:
-    """Read a configuration file; its form is told from its keys.
+    """Read a configuration file; its format is recognised by its keys.
 
     Args:
         path: a file, or the name of a shipped one (``attn_config.yaml``, ``configs/attn_config.yaml``).
 
     Returns:
-        *Global form*: ``'weight'``, ``'output'``, ``'activation'``, ``'norm'``, ``'intsoft'`` (those that the file
-        has) -> :class:`QuantConfig`. *Per-layer form*: layer -> :class:`QuantConfig`, or for a linear layer a dict
-        with ``'weight'`` and ``'output'`` (``None`` where nothing speaks for it: it stays float); then the global
-        sections that stand beside. *Model form*: every layer that the file speaks for, with the defaults merged in,
+        *Global format*: ``'weight'``, ``'output'``, ``'activation'``, ``'norm'``, ``'intsoft'`` (those that the file
+        has) -> :class:`QuantConfig`. *Per-layer format*: layer -> :class:`QuantConfig`, or for a linear layer a dict
+        with ``'weight'`` and ``'output'`` (``None`` if no rule covers it: it stays in floating point); then the
+        global sections of the file. *Model format*: every layer that the file configures, with the defaults merged in,
         and ``'overrides'`` -> {pattern: {field: value}}.
 
     Raises:
@@ -34,8 +34,8 @@ def load_config_from_yaml(path: str | Path) -> dict[str, object]:
     document = ModelConfig.from_yaml(path).document
     configs: dict[str, object] = {}
     for layer in LAYER.values():
-        told = any(point in document.layers for point in layer.points)
-        config = _layer(document, layer) if told or document.form == "model" else None
+        configured = any(point in document.layers for point in layer.points)
+        config = _layer(document, layer) if configured or document.form == "model" else None
         if config is not None:
             configs[layer.name] = config
     if document.form == "model":
@@ -45,14 +45,14 @@ def load_config_from_yaml(path: str | Path) -> dict[str, object]:
 
 
 def get_layer_config(configs: Mapping[str, object], layer_name: str) -> LayerConfig:
-    """The settings of one layer from what :func:`load_config_from_yaml` returned, in any form.
+    """The settings of one layer from what :func:`load_config_from_yaml` returned, in any format.
 
-    A layer without a section falls back to the global ones. Overrides name points of a whole model and are not
-    consulted.
+    A layer without a section falls back to the global sections. Overrides refer to points of a whole model and are
+    not used.
 
     Returns:
         A :class:`QuantConfig`; for a linear layer a dict with ``'weight'`` and ``'output'``, either of which may be
-        ``None``; ``None`` where nothing speaks for the layer.
+        ``None``; ``None`` if no rule covers the layer.
 
     Raises:
         ConfigError: no such layer, or the settings do not fit it.

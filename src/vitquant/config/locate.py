@@ -1,4 +1,4 @@
-"""Where configuration files are: the path as given, or one of ours by name."""
+"""Finding configuration files: by path, or a shipped file by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def shipped_names() -> tuple[str, ...]:
 
 
 def find_config(path: str | Path) -> Path:
-    """The file that ``path`` means: itself, or the shipped file for ``NAME.yaml`` or ``configs/NAME.yaml``.
+    """The file that ``path`` refers to: itself, or the shipped file for ``NAME.yaml`` or ``configs/NAME.yaml``.
 
     Raises:
         ConfigError: neither exists.
@@ -36,7 +36,7 @@ def find_config(path: str | Path) -> Path:
         shipped = shipped_folder() / given.name
         if given in (Path(given.name), Path("configs", given.name)) and shipped.is_file():
             return shipped
-    except OSError as error:  # a name that is too long, or a folder that may not be entered
+    except OSError as error:  # a name that is too long, or a folder without permission
         raise ConfigError(f"cannot be read: {error.strerror}", where=brief(str(path), 200)) from error
     raise ConfigError(
         "is a folder" if folder else "no such file",

@@ -1,4 +1,4 @@
-"""A global file rewritten in the per-layer form."""
+"""A global file rewritten in the per-layer format."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from vitquant.config.resolve import resolve_section
 from vitquant.errors import ConfigError
 
 _HEADER = """\
-# Written from {name}, whose global sections are spelled out here layer by layer: the same model results.
-# Fields that a section leaves out have their built-in defaults.
+# Generated from {name}: its global sections, written out per layer. The resulting model is the same.
+# Fields that a section omits have their built-in defaults.
 """
 
 
 def migrate(path: str | Path) -> str:
-    """YAML text in the per-layer form that resolves like the global file ``path``, for every model.
+    """YAML text in the per-layer format that resolves like the global file ``path``, for every model.
 
-    A layer that no global section speaks for stays float and is named in a comment.
+    A layer that no global section covers stays in floating point and is listed in a comment.
 
     Raises:
-        ConfigError: the file is wrong, is not of the global form, or gives head_wise to all weights.
+        ConfigError: the file is wrong, is not in the global format, or gives head_wise to all weights.
     """
     document = ModelConfig.from_yaml(path).document
     if document.form != "global":
         raise ConfigError(
-            "only a file in the global form can be migrated",
+            "only a file in the global format can be migrated",
             where=str(path),
-            got=f"the {document.form} form",
+            got=f"the {document.form} format",
             expected="outputs, weight, activation, norm, intsoft and nothing else",
         )
     resolved = {point: resolve_section(document, point).config for point in KINDS}

@@ -12,12 +12,15 @@ from vitquant.config.explain import show
 from vitquant.config.locate import find_config
 from vitquant.config.quant_config import QuantConfig
 from vitquant.config.resolve import Resolution, require_matching, resolve_point
-from vitquant.config.source import Place, Table, read_file, read_text
+from vitquant.config.source import Location, Table, read_file, read_text
 from vitquant.errors import ConfigError
 
 
 class ResolvedConfig(Mapping[str, QuantConfig | None]):
-    """Point name -> settings, in model order; ``None`` for a point that stays float. Equal if the settings are."""
+    """Point name -> settings, in model order; ``None`` for a point that stays in floating point.
+
+    Two objects are equal if all settings are equal.
+    """
 
     def __init__(self, resolutions: Mapping[str, Resolution]) -> None:
         self._resolutions = dict(resolutions)
@@ -34,7 +37,7 @@ class ResolvedConfig(Mapping[str, QuantConfig | None]):
     def source(self, point: str) -> str:
         """Which rules gave the settings, as ``defaults.weight:4, overrides.*.weight:31 (bits)``.
 
-        The number is the rule's line; each rule after the first is followed by the fields that it decided.
+        The number is the line of the rule; each rule after the first is followed by the fields that it set.
         """
         return self._resolutions[point].source
 
@@ -45,7 +48,7 @@ class ResolvedConfig(Mapping[str, QuantConfig | None]):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A configuration that was read and checked, not yet applied to a model.
+    """A configuration that has been read and validated, but not yet applied to a model.
 
     >>> config = ModelConfig.from_dict({"weight": {"bit_type": {"bits": 4}}})
     >>> config.resolve(["head.weight", "head.output"])["head.weight"].bit_type.bits
@@ -66,40 +69,40 @@ class ModelConfig:
 
     @classmethod
     def from_text(cls, text: str, name: str) -> ModelConfig:
-        """The same from the text of a file; errors call it ``name``."""
+        """Read the text of a file; errors refer to it as ``name``."""
         return cls(read_document(read_text(text, name)))
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, object]) -> ModelConfig:
-        """The same from Python: nested mappings as in a file, in which a :class:`QuantConfig` may stand for a section.
+        """Read nested mappings as in a file, in which a :class:`QuantConfig` may replace a section.
 
-        Takes what :func:`load_config_from_yaml` returns. A :class:`QuantConfig` states all of its fields.
+        The result of :func:`load_config_from_yaml` is accepted. A :class:`QuantConfig` sets all of its fields.
         """
-        root = tree(mapping, Place("configuration"))
+        root = tree(mapping, Location("configuration"))
         if not isinstance(root, Table):
             raise ConfigError("not a configuration", where="configuration", got=show(mapping), expected="a mapping")
         return cls(read_document(root))
 
     def open(self) -> OpenConfig:
-        """Settings for a model under construction, which asks for one point after the other."""
+        """Settings for a model under construction, which requests the points one by one."""
         return OpenConfig(self.document)
 
     def resolve(self, point_names: Sequence[str]) -> ResolvedConfig:
-        """Decide every point of a model.
+        """Determine the settings of every point of a model.
 
         Args:
             point_names: the model's points, in order, such as :func:`vitquant.config.point_names` gives.
 
         Raises:
-            ConfigError: an override matches no point, two equally specific overrides contradict each other, or merged
-                settings do not go together.
+            ConfigError: an override matches no point, two equally specific overrides conflict, or merged settings are
+                incompatible.
         """
         require_matching(self.document, tuple(point_names))
         return ResolvedConfig({name: resolve_point(self.document, name) for name in point_names})
 
 
 class OpenConfig(Mapping[str, QuantConfig | None]):
-    """Point name -> settings, resolved when they are asked for; iterating gives the points so far."""
+    """Point name -> settings, resolved on request; iteration yields the points requested so far."""
 
     def __init__(self, document: Document) -> None:
         self._document = document
@@ -117,7 +120,7 @@ class OpenConfig(Mapping[str, QuantConfig | None]):
         return len(self._found)
 
     def close(self) -> ResolvedConfig:
-        """The table of all points that were asked for.
+        """The settings of all requested points.
 
         Raises:
             ConfigError: an override matches none of them.

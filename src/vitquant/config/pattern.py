@@ -1,8 +1,8 @@
-"""Patterns of points: globs, with numbers and words in braces as in bash.
+"""Patterns of point names: globs, with numbers and words in braces as in bash.
 
-``*`` is any text, dots included, ``?`` one character, ``[0-3]`` one of several characters, ``{0..11}`` one of several
-numbers, ``{0,3,5}`` or ``{attn_qkv,mlp_fc1}`` one of a list. What is none of these, or would match something else than
-it says, is refused with the pattern that was probably meant.
+``*`` matches any text, dots included, ``?`` one character, ``[0-3]`` one of several characters, ``{0..11}`` one number
+of a range, ``{0,3,5}`` or ``{attn_qkv,mlp_fc1}`` one item of a list. Other notations, and patterns that would not match
+what they appear to match, are errors; the message suggests the intended pattern.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from vitquant.config.explain import brief
 from vitquant.errors import ConfigError
 
-MAX_STARS = 6  # each multiplies the ways to match a name
+MAX_STARS = 6  # each one multiplies the number of ways to match a name
 
 _TOKEN = re.compile(
     r"(?P<text>[A-Za-z0-9_.]+)|(?P<star>\*+)|(?P<one>\?)|(?P<set>\[[^\]]*\])|(?P<choice>\{[^{}]*\})", re.ASCII
@@ -25,13 +25,13 @@ _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _HOW = "a name with *, ?, [0-3] (one character), {0..11} (a number) or {0,3,5} (one of a list)"
 
 
-class _NoPatternError(Exception):
-    """Says why a text is no pattern; for this module only."""
+class _InvalidPatternError(Exception):
+    """Why a text is not a pattern; internal to this module."""
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """The whole numbers from ``first`` to ``last``, one item of a choice; never listed one by one."""
+    """The integers from ``first`` to ``last``, one item of a choice; never expanded into a list."""
 
     first: int
     last: int
@@ -43,7 +43,7 @@ class Numbers:
         return self.first <= number <= self.last
 
     def without(self, used: set[int]) -> list[Numbers]:
-        """What remains, as few ranges."""
+        """The remaining numbers, as the fewest ranges."""
         inside = sorted(n for n in used if n in self)
         starts, ends = [self.first, *(n + 1 for n in inside)], [*(n - 1 for n in inside), self.last]
         return [Numbers(a, b) for a, b in zip(starts, ends, strict=True) if a <= b]
@@ -53,7 +53,7 @@ Item = Numbers | str
 
 
 def runs(numbers: set[int]) -> list[Numbers]:
-    """Numbers as few ranges."""
+    """Numbers as the fewest ranges."""
     starts = sorted(n for n in numbers if n - 1 not in numbers)
     ends = sorted(n for n in numbers if n + 1 not in numbers)
     return [Numbers(a, b) for a, b in zip(starts, ends, strict=True)]
@@ -61,9 +61,9 @@ def runs(numbers: set[int]) -> list[Numbers]:
 
 @dataclass(frozen=True)
 class Pattern:
-    """What names the points of an override.
+    """The pattern that selects the points of an override.
 
-    ``pieces`` are the tokens of the text in order, ``choices`` the items of those in braces by their index.
+    ``pieces`` are the tokens of the text in order; ``choices`` are the items of the tokens in braces, by token index.
     """
 
     text: str
@@ -74,17 +74,17 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """Read and check a pattern.
+        """Parse and validate a pattern.
 
         Raises:
-            ConfigError: it is no pattern, or not the one that was meant.
+            ConfigError: it is not a pattern, or not the intended one.
 
         >>> Pattern.parse("blocks.{0..11}.mlp_fc1.weight").matches("blocks.10.mlp_fc1.weight")
         True
         """
         try:
             return cls._read(text)
-        except _NoPatternError as error:
+        except _InvalidPatternError as error:
             meant = _meant(text) if len(text) <= 200 else None
             raise ConfigError(
                 str(error), expected=None if meant else _HOW, fix=f"write {meant}" if meant else None
@@ -111,14 +111,14 @@ class Pattern:
 
     @property
     def is_glob(self) -> bool:
-        """Whether it can match more than its own text."""
+        """Whether the pattern can match a text other than its own."""
         return any(char in self.text for char in "*?[{")
 
     @property
     def specificity(self) -> tuple[bool, int]:
-        """Sorts patterns: an exact name above all others, these by their number of literal characters.
+        """The sort key of patterns: an exact name is the most specific, then the number of literal characters counts.
 
-        A choice has as many as its shortest item, so ``{0..11}`` goes before ``*`` and behind a number.
+        A choice counts as its shortest item: ``{0..11}`` is more specific than ``*`` and less specific than a number.
         """
         return not self.is_glob, self.literals
 
@@ -127,7 +127,7 @@ class Pattern:
         return self.regex.fullmatch(point) is not None
 
     def idle(self, points: Sequence[str]) -> Iterator[tuple[str, list[str], str]]:
-        """The choices of which a part matches no point: as written, these parts, and the choice without them."""
+        """Choices with items that match no point: the choice as written, these items, and the choice without them."""
         matched = [match for match in map(self.regex.fullmatch, points) if match]
         known = {int(n) for point in points for n in re.findall("[0-9]+", point)}
         for group, (index, items) in enumerate(self.choices.items(), start=1):
@@ -159,43 +159,45 @@ def _tokens(text: str) -> Iterator[tuple[str, str]]:
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
-            raise _NoPatternError(_reason(text[position]))
+            raise _InvalidPatternError(_reason(text[position]))
         yield match.lastgroup or "", match[0]
         position = match.end()
     if not text:
-        raise _NoPatternError("an empty pattern")
+        raise _InvalidPatternError("the pattern is empty")
     if len(re.findall(r"\*+", text)) > MAX_STARS:
-        raise _NoPatternError(f"more than {MAX_STARS} times `*` in a pattern")
+        raise _InvalidPatternError(f"the pattern has more than {MAX_STARS} `*`")
 
 
 def _reason(char: str) -> str:
     if char.isspace():
-        return "a space in a pattern"
+        return "the pattern contains a space"
     if char in "[]{}":
-        return f"an unmatched {char}"
+        return f"unmatched {char}"
     if char in "\\()|+^$":
-        return f"`{char}` belongs to regular expressions, and patterns are globs"
-    return f"`{char}` is in no name of a point" if char.isprintable() else "a control character in a pattern"
+        return f"`{char}` is regular expression syntax, but patterns are globs"
+    return (
+        f"`{char}` does not occur in point names" if char.isprintable() else "the pattern contains a control character"
+    )
 
 
 def _set_regex(piece: str) -> str:
     negated, body = piece[1:2] == "!", piece[1:-1].removeprefix("!")
     parts = list(_SET_PART.finditer(body))
     if not body:
-        raise _NoPatternError(f"`{piece}` is an empty set")
+        raise _InvalidPatternError(f"`{piece}` is an empty set")
     if "".join(part[0] for part in parts) != body:
-        raise _NoPatternError(f"`{brief(piece)}` is a set of single characters, and is not written as one")
+        raise _InvalidPatternError(f"`{brief(piece)}` is not a valid set of single characters")
     characters: list[str] = []
     for part in parts:
         ends = [end for end in part.groups() if end]
         if ends and ends[0] > ends[1]:
-            raise _NoPatternError(f"the range {part[0]} in `{brief(piece)}` runs backwards")
+            raise _InvalidPatternError(f"the range {part[0]} in `{brief(piece)}` is reversed")
         near = body[max(part.start() - 1, 0) : part.start()] + body[part.end() : part.end() + 1]
         if ends and ends[0].isdigit() and any(char.isdigit() for char in near):
-            raise _NoPatternError(f"`{brief(piece)}` stands for one character, not for a number of several digits")
+            raise _InvalidPatternError(f"`{brief(piece)}` matches one character, not a number with several digits")
         characters += [chr(c) for c in range(ord(ends[0]), ord(ends[1]) + 1)] if ends else [part[0]]
     if len(set(characters)) < len(characters):
-        raise _NoPatternError(f"`{brief(piece)}` stands for one character and names one twice")
+        raise _InvalidPatternError(f"`{brief(piece)}` lists a character twice")
     return f"[{'^' if negated else ''}{re.escape(''.join(characters))}]"
 
 
@@ -206,18 +208,18 @@ def _items(piece: str) -> tuple[Item, ...]:
         if numbers:
             first, last = int(numbers[1]), int(numbers[2] or numbers[1])
             if first > last:
-                raise _NoPatternError(f"the range {part} runs backwards")
+                raise _InvalidPatternError(f"the range {part} is reversed")
             items.append(Numbers(first, last))
         elif _WORD.fullmatch(part):
             items.append(part)
         else:
             what = f"`{brief(part)}` in `{brief(piece)}`" if part else f"an item of `{brief(piece)}`"
-            raise _NoPatternError(f"{what} is neither a number, a range such as 0..11, nor a name")
+            raise _InvalidPatternError(f"{what} is not a number, a range such as 0..11, or a name")
     return tuple(items)
 
 
 def _choice_regex(items: Sequence[Item]) -> str:
-    """One of the items; a number only as a whole, not as a part of a longer one."""
+    """One of the items; a number matches only as a whole, not as part of a longer number."""
     numbers = [number_range(item.first, item.last) for item in items if isinstance(item, Numbers)]
     words = [re.escape(item) for item in items if isinstance(item, str)]
     whole = [rf"(?<![0-9])(?:{'|'.join(numbers)})(?![0-9])"] if numbers else []
@@ -245,7 +247,7 @@ def _same_length(low: str, high: str) -> str:
         return f"{low[0]}(?:{_same_length(low[1:], high[1:])})"
     bottom, top = int(low[0]), int(high[0])
     options = []
-    if low[1:].strip("0"):  # the lowest first digit does not take all that may follow
+    if low[1:].strip("0"):  # not all continuations of the lowest first digit are in the range
         options.append(low[0] + _grouped(_same_length(low[1:], "9" * rest)))
         bottom += 1
     last = []
@@ -263,7 +265,7 @@ def _grouped(regex: str) -> str:
 
 
 def _meant(text: str) -> str | None:
-    """The pattern that a text in another notation probably stands for."""
+    """The pattern that a text in another notation probably means."""
     plain = re.sub(r"\s", "", text).removeprefix("^").removesuffix("$").replace("/", ".").replace("[^", "[!")
     if "\\" in plain:
         plain = re.sub(r"(?<!\\)\.[*+]", "*", plain)
@@ -275,15 +277,15 @@ def _meant(text: str) -> str | None:
         return None
     try:
         return Pattern._read(plain).text
-    except _NoPatternError:
+    except _InvalidPatternError:
         return None
 
 
 def _repaired(group: re.Match[str]) -> str:
-    """A set or a choice as it is, if it can be read, and otherwise as a choice, if it can be one."""
+    """A set or a choice: unchanged if it is valid, otherwise as a choice if possible."""
     try:
         Pattern._read(group[0])
-    except _NoPatternError:
+    except _InvalidPatternError:
         return _braces(group[1]) or group[0]
     return group[0]
 

@@ -29,7 +29,7 @@ SoftmaxForm = Literal["uniform", "row", "log2"]
 SoftmaxApproximation = Literal["table", "ibert", "shiftmax"]
 
 PARTIAL = "partial"
-"""Validation context of a file's section: it need not stand alone, so combinations are judged after merging."""
+"""Validation context of a section in a file: combinations of fields are checked after merging."""
 
 
 def _lower(value: object) -> object:
@@ -37,13 +37,13 @@ def _lower(value: object) -> object:
 
 
 def _builtin(value: object) -> object:
-    """A NumPy scalar as the Python number or text that it is; everything else as it came."""
-    numpy = sys.modules.get("numpy")  # a value of its types exists only where it was imported
+    """A NumPy scalar as the equivalent Python number or text; any other value unchanged."""
+    numpy = sys.modules.get("numpy")  # a NumPy value can exist only if NumPy was imported
     return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
 
 
 class Settings(BaseModel):
-    """Frozen, strict settings; what is wrong with them is said as a :class:`FieldError`."""
+    """Frozen, strict settings; an invalid value raises a :class:`FieldError`."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
     key_prefix: ClassVar[str] = ""
@@ -60,7 +60,7 @@ class Settings(BaseModel):
 
 
 class BitType(Settings):
-    """The integer type of the codes.
+    """The integer type of quantized values.
 
     >>> BitType(bits=4, signed=False)
     BitType(bits=4, signed=False)
@@ -68,7 +68,7 @@ class BitType(Settings):
 
     key_prefix: ClassVar[str] = "bit_type."
 
-    bits: int = Field(8, ge=2, le=16, description="Width of a code in bits, 2 to 16.")
+    bits: int = Field(8, ge=2, le=16, description="Width of a quantized value in bits, 2 to 16.")
     signed: bool = Field(
         True,
         description="true: symmetric around zero, zero_point 0. false: unsigned affine, with a zero point.",
@@ -80,7 +80,7 @@ class QuantConfig(Settings):
 
     Raises:
         FieldError: a :class:`vitquant.errors.ConfigError`; an unknown field, a value of the wrong type or out of
-            range, or a softmax form that the bit type does not allow.
+            range, or a softmax form that the bit type does not support.
 
     >>> QuantConfig(calibration_mode="channel_wise", bit_type=BitType(bits=4)).bit_type.bits
     4
@@ -88,19 +88,19 @@ class QuantConfig(Settings):
 
     calibration_mode: CalibrationMode = Field(
         "layer_wise",
-        description="How many scales the tensor has: layer_wise one, channel_wise one per channel (for scores and "
-        "probabilities the channel is the head), head_wise one per attention head.",
+        description="Granularity: layer_wise is per-tensor, channel_wise per-channel (for scores and probabilities the "
+        "channel is the head), head_wise per-head, or per-group with groups as wide as a head.",
     )
-    bit_type: BitType = Field(default_factory=BitType, description="Width and sign of the codes.")
+    bit_type: BitType = Field(default_factory=BitType, description="Width and sign of the quantized values.")
     observer_type: ObserverType = Field(
         "MinmaxObserver",
-        description="How the range is chosen from the calibration images: the extremes, a percentile, least "
-        "Kullback-Leibler divergence, or least squared error.",
+        description="How the range is computed from the calibration images: extremes, percentile, minimal "
+        "Kullback-Leibler divergence, or minimal squared error.",
     )
     quantization_method: Annotated[QuantizationMethod, BeforeValidator(_lower)] = Field(
         "uniform",
         description="uniform: any scale. power_of_two: each scale is rounded up to a power of two, so that "
-        "requantization is a shift. In any letter case.",
+        "requantization is a shift. Case-insensitive.",
     )
     percentile_alpha: float = Field(
         0.99999,
@@ -112,27 +112,29 @@ class QuantConfig(Settings):
         0.01,
         gt=0,
         le=1,
-        description="PercentileObserver: weight of the newest batch in the moving average over batches.",
+        description="PercentileObserver: weight of the latest batch in the moving average over batches.",
     )
     kl_bins: int = Field(
         2048,
         ge=64,
         le=65536,
         multiple_of=2,
-        description="Bins of the histogram that KLObserver and OmseObserver read.",
+        description="Number of histogram bins of KLObserver and OmseObserver.",
     )
-    enable_profiler: bool = Field(False, description="Collect SQNR, range, clipping and the like at this point.")
-    output_quant_enable: bool = Field(True, description="false: this point stays float.")
+    enable_profiler: bool = Field(
+        False, description="Record detailed metrics of this point in a profile: SQNR, range, clipping and others."
+    )
+    output_quant_enable: bool = Field(True, description="false: this point stays in floating point.")
     softmax: SoftmaxForm = Field(
         "uniform",
-        description="intSoft only, the codes of the probabilities. uniform: one scale, from the observer. row: each "
-        "row is scaled by its own maximum. log2: codes are exponents of 1/2. row and log2 need unsigned codes and "
-        "read no observer.",
+        description="intSoft only: quantization of the probabilities. uniform: scales from the observer. row: each row "
+        "is scaled by its own maximum. log2: powers of two. row and log2 need an unsigned bit_type and ignore the "
+        "observer.",
     )
     approximation: SoftmaxApproximation = Field(
         "table",
-        description="intSoft only, the integer exponential: an exact table, I-BERT's polynomial (Kim et al., 2021), "
-        "or Shiftmax (Li and Gu, 2023, I-ViT).",
+        description="intSoft only: the integer exponential. table: exact values; ibert: polynomial of I-BERT (Kim et "
+        "al., 2021); shiftmax: Shiftmax of I-ViT (Li and Gu, 2023).",
     )
 
     @model_validator(mode="after")
@@ -140,7 +142,7 @@ class QuantConfig(Settings):
         if info.context != PARTIAL and self.softmax != "uniform" and self.bit_type.signed:
             raise FieldError(
                 "softmax",
-                f"softmax: {self.softmax} needs unsigned codes",
+                f"softmax: {self.softmax} needs an unsigned bit_type",
                 got="bit_type.signed: true",
                 expected="bit_type.signed: false",
                 fix="set bit_type: {signed: false}, or softmax: uniform",
@@ -149,4 +151,4 @@ class QuantConfig(Settings):
 
 
 SOFTMAX_FIELDS = ("softmax", "approximation")
-"""Fields that mean something on intSoft only."""
+"""Fields that apply to intSoft only."""

@@ -1,8 +1,8 @@
-"""Which settings a point ends up with, and which rule gave them.
+"""The settings of each point, and the rules that set them.
 
-Fields merge, the more specific rule wins: built-in defaults, then the global section of the point's kind, then its
-layer's section, then the overrides that match its name (a pattern with more literal characters over one with fewer,
-the exact name over all).
+Fields are merged; the more specific rule wins: built-in defaults, then the global section of the point's kind, then its
+layer's section, then the overrides that match its name (a pattern with more literal characters overrides one
+with fewer, and the exact name overrides all).
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ FLOAT_SOURCE = "no rule, stays float"
 
 @dataclass(frozen=True)
 class Resolution:
-    """The settings of one point (``None``: no rule speaks for it, it stays float) and the rules that gave them."""
+    """The settings of one point, and the rules that set them; ``None`` if no rule covers the point."""
 
     config: QuantConfig | None
     source: str
 
 
 def resolve_section(document: Document, section: str) -> Resolution:
-    """What a file says of a layer in general, before any override. ``section`` is as in the catalogue."""
+    """The settings of a layer in all blocks, without overrides. ``section`` is as in the catalogue."""
     return _merge(section, section, document.sections_of(section, KINDS[section]), ())
 
 
 def resolve_default(section: Section) -> QuantConfig:
-    """What a global section says on its own."""
+    """The settings of a global section on its own."""
     return _build(dict.fromkeys(section.fields, section), section.name)
 
 
 def resolve_point(document: Document, point: str) -> Resolution:
-    """What a file says of one point of a model.
+    """The settings of one point of a model.
 
     Raises:
-        ConfigError: equally specific overrides contradict each other, or the merged settings do not go together.
+        ConfigError: equally specific overrides conflict, or the merged settings are incompatible.
     """
     section = section_of(point)
     overrides = [rule for rule in document.overrides if rule.pattern.matches(point)]
@@ -49,10 +49,10 @@ def resolve_point(document: Document, point: str) -> Resolution:
 
 
 def require_matching(document: Document, points: Sequence[str]) -> None:
-    """Refuse overrides that speak for no point of a model.
+    """Check that every override matches a point of a model.
 
     Raises:
-        ConfigError: an override, or a part of one, matches none of the points.
+        ConfigError: an override, or an item of its pattern, matches no point.
     """
     for override in document.overrides:
         if not any(map(override.pattern.matches, points)):
@@ -73,7 +73,7 @@ def _merge(point: str, section: str, base: Sequence[Section], overrides: Sequenc
 
 
 def _build(winners: Mapping[str, Section], name: str) -> QuantConfig:
-    """The merged config. ``winners`` maps each given field to the rule whose value counts."""
+    """The merged config. ``winners`` maps each given field to the rule whose value is used."""
     try:
         return QuantConfig.model_validate(unflatten({field: rule.fields[field] for field, rule in winners.items()}))
     except FieldError as error:
@@ -94,12 +94,12 @@ def _refuse_ties(point: str, overrides: Sequence[Override]) -> None:
                 rivals[field] = rule
     for field, rule in rivals.items():
         held = strongest[field]
-        other = f"{held.section.name} ({held.section.places.get(field, held.section.place)})"
+        other = f"{held.section.name} ({held.section.locations.get(field, held.section.location)})"
         raise ConfigError(
-            f"contradicts {other} at {point}, and neither is more specific",
+            f"conflicts with {other} at {point}; neither is more specific",
             where=rule.section.where(field),
-            got=f"{rule.section.fields[field]} against {held.section.fields[field]}",
-            fix=f"name {point} exactly, or narrow one of the patterns",
+            got=f"{rule.section.fields[field]} and {held.section.fields[field]}",
+            fix=f"use the exact name {point}, or narrow one of the patterns",
         )
 
 
@@ -108,34 +108,34 @@ def _check_point(point: str, section: str, winners: Mapping[str, Section], confi
     stray = next((field for field in SOFTMAX_FIELDS if field in winners and _deliberate(field, winners[field])), None)
     if stray and kind is not Kind.INTSOFT:
         raise ConfigError(
-            f"`{stray}` is a setting of intSoft only, and the rule speaks for {point}",
+            f"`{stray}` applies to intSoft only, but the rule matches {point}",
             where=winners[stray].where(stray),
-            fix="name blocks.*.intSoft",
+            fix="use blocks.*.intSoft",
         )
     layer = LAYER[section.partition(".")[0]]
     if kind is Kind.WEIGHT and config.calibration_mode == "head_wise" and not layer.head_rows:
         with_heads = " and ".join(f"{name}.weight" for name, layer in LAYER.items() if layer.head_rows)
         raise ConfigError(
-            f"the rows of {point} belong to no attention head",
+            f"the rows of {point} do not belong to attention heads",
             where=winners["calibration_mode"].where("calibration_mode"),
             got="head_wise",
             expected="layer_wise or channel_wise",
-            fix=f"give head_wise to {with_heads} only",
+            fix=f"use head_wise for {with_heads} only",
         )
 
 
 def _deliberate(field: str, rule: Section) -> bool:
-    """Whether a rule means to set a field. A whole QuantConfig from Python states all of them, the idle ones too."""
-    return field in rule.places or rule.fields[field] != QuantConfig.model_fields[field].default
+    """Whether a rule sets a field on purpose. A QuantConfig from Python sets all fields, unused ones included."""
+    return field in rule.locations or rule.fields[field] != QuantConfig.model_fields[field].default
 
 
 def _source(rules: Sequence[Section], winners: Mapping[str, Section]) -> str:
-    """The rules that gave at least one field, each but the first with the fields it gave."""
+    """The rules that set at least one field, each but the first with the fields that it set."""
     parts: list[str] = []
     for rule in rules:
         fields = [field.removeprefix("bit_type.") for field, winner in winners.items() if winner is rule]
         if fields or not winners:
-            line = f":{rule.place.line}" if rule.place.line is not None else ""
+            line = f":{rule.location.line}" if rule.location.line is not None else ""
             parts.append(f"{rule.name}{line}" + (f" ({', '.join(fields)})" if parts else ""))
     return ", ".join(parts)
 
@@ -152,7 +152,7 @@ def _no_match(override: Override, points: Sequence[str]) -> ConfigError:
         near = f"blocks.*.{pattern}" if f"blocks.*.{pattern}" in globs else near
     return ConfigError(
         f"`{pattern}` matches no point of the model",
-        where=f"{override.section.place} {override.section.name}",
+        where=f"{override.section.location} {override.section.name}",
         expected=near and f"a name such as {near}",
         fix="list the points with `vitquant config show`",
     )
@@ -161,8 +161,8 @@ def _no_match(override: Override, points: Sequence[str]) -> ConfigError:
 def _partly_idle(override: Override, written: str, idle: Sequence[str], kept: str) -> ConfigError:
     parts = ", ".join(idle[:5]) + (", ..." if len(idle) > 5 else "")
     return ConfigError(
-        f"a part of `{brief(written)}` matches no point of the model",
-        where=f"{override.section.place} {override.section.name}",
+        f"part of `{brief(written)}` matches no point of the model",
+        where=f"{override.section.location} {override.section.name}",
         got=parts,
         fix=f"write {override.pattern.text.replace(written, kept)}; list the points with `vitquant config show`",
     )

@@ -1,9 +1,9 @@
-"""The resolved configuration as a table a person can read."""
+"""The resolved configuration as a table."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vitquant.config.catalogue import KINDS, Kind, section_of
@@ -13,6 +13,10 @@ from vitquant.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+GRANULARITY = "layer_wise: per-tensor. channel_wise: per-channel. head_wise: per-head or per-group."
+"""The terms of the column ``mode``."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,10 @@ class Row:
 
 
 def render_table(resolved: ResolvedConfig) -> list[Row]:
-    """The resolved settings, in model order; a layer that is alike in several blocks is one row, ``blocks.0-11.NAME``.
+    """The resolved settings, in model order; a layer with the same settings in several blocks is one row,
+    ``blocks.0-11.NAME``.
 
-    ``enabled`` is ``yes``, ``no`` (``output_quant_enable: false``) or ``float`` (no rule speaks for the point).
+    ``enabled`` is ``yes``, ``no`` (``output_quant_enable: false``) or ``float`` (no rule covers the point).
     """
     groups: dict[tuple[str, QuantConfig | None, str], list[str]] = {}
     for point, config in resolved.items():
@@ -45,14 +50,28 @@ def render_table(resolved: ResolvedConfig) -> list[Row]:
 
 
 def rich_table(resolved: ResolvedConfig, title: str | None = None) -> Table:
-    """The rows of :func:`render_table` as a table that rich prints."""
+    """The rows of :func:`render_table` as a table that rich prints, compact enough for 80 columns."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, header_style="bold")
-    for field in fields(Row):
-        table.add_column(field.name, no_wrap=field.name == "points", overflow="fold")
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=GRANULARITY,
+        caption_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for name in ("points", "type", "mode", "observer", "rules"):
+        table.add_column(name, no_wrap=name == "points", overflow="fold")
     for row in render_table(resolved):
-        table.add_row(*astuple(row), style="dim" if row.enabled != "yes" else None)
+        quantized = row.enabled == "yes"
+        kind = f"{'int' if row.sign == 'signed' else 'uint'}{row.bits}" if quantized else "float"
+        used = [row.observer, row.method] if row.method not in ("", "uniform") else [row.observer]
+        observer = ", ".join(text for text in used if text != "none")
+        cells = (row.mode, observer) if quantized else ("", "")
+        table.add_row(row.points, kind, *cells, row.source, style=None if quantized else "dim")
     return table
 
 
@@ -65,7 +84,7 @@ def _name(point: str) -> str:
 
 
 def _label(points: list[str]) -> str:
-    """``blocks.0.x`` to ``blocks.11.x`` as ``blocks.0-11.x``; gaps are kept, ``blocks.0,2-3.x``."""
+    """``blocks.0.x`` to ``blocks.11.x`` as ``blocks.0-11.x``; with gaps, ``blocks.0,2-3.x``."""
     match = re.match(r"blocks\.\d+\.(.+)", points[0])
     if match is None:
         return points[0]
@@ -96,7 +115,7 @@ def _row(points: str, config: QuantConfig | None, source: str) -> Row:
 
 
 def _observer(config: QuantConfig) -> str:
-    """The observer with the settings that it reads."""
+    """The observer with the settings that it uses."""
     name = config.observer_type.removesuffix("Observer")
     if name == "Percentile":
         return f"{name} {config.percentile_alpha:g}, {config.percentile_sigma:g}"

@@ -1,6 +1,6 @@
-"""YAML text to a tree that knows where each key stood.
+"""YAML text as a tree with the location of each key.
 
-A file is untrusted: size, depth and the number of values after aliases are expanded are bounded, and tags are refused,
+Files are untrusted: size, depth and the number of values after alias expansion are limited, and tags are rejected,
 before anything is built (an alias bomb of 400 bytes would otherwise expand to gigabytes).
 """
 
@@ -26,8 +26,8 @@ _SCALAR_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", 
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where something was written; ``line`` counts from 1 and is ``None`` for a mapping made in Python."""
+class Location:
+    """A location in a file; ``line`` counts from 1 and is ``None`` for a mapping created in Python."""
 
     file: str
     line: int | None = None
@@ -41,22 +41,22 @@ class Leaf:
     """A value that is not a mapping."""
 
     value: object
-    place: Place
+    location: Location
 
 
 @dataclass(frozen=True)
 class Table:
-    """A mapping. The place of an entry is that of its key."""
+    """A mapping. The location of an entry is that of its key."""
 
     entries: Mapping[str, Node]
-    place: Place
+    location: Location
 
 
 Node = Leaf | Table
 
 
 class YamlSyntaxError(ConfigError):
-    """The text is not YAML; the message ends with the line and a caret under the spot."""
+    """The text is not valid YAML; the message ends with the line and a caret under the error."""
 
     def __init__(self, problem: str, *, where: str, snippet: str, fix: str | None) -> None:
         self.snippet = snippet
@@ -67,13 +67,14 @@ class YamlSyntaxError(ConfigError):
 
 
 def read_file(path: Path, name: str) -> Table:
-    """Read a YAML file; ``name`` is what error messages call it.
+    """Read a YAML file; error messages refer to it as ``name``.
 
     Raises:
-        ConfigError: unreadable, too large, not UTF-8, not YAML, empty, not a mapping, or a key given twice.
+        ConfigError: the file is unreadable, too large, not UTF-8, not YAML, empty or not a mapping, or a key is
+            duplicated.
     """
     try:
-        if not path.is_file():  # reading a named pipe could wait for ever
+        if not path.is_file():  # reading a named pipe could block forever
             raise ConfigError("is not a regular file", where=name, fix="save the configuration as a file")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -90,7 +91,7 @@ def read_file(path: Path, name: str) -> Table:
 
 
 def read_text(text: str, name: str) -> Table:
-    """As :func:`read_file`, for text that is already in memory."""
+    """Like :func:`read_file`, for text in memory."""
     try:
         _check_limits(text, name)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -98,23 +99,23 @@ def read_text(text: str, name: str) -> Table:
         raise _syntax_error(error, text, name) from error
     except (ValueError, OverflowError) as error:  # such as a \\U escape beyond the last character
         raise ConfigError(f"bad YAML, {brief(str(error))}", where=name) from error
-    node = _convert(root, Place(name, root.start_mark.line + 1)) if root else Leaf(None, Place(name))
-    if node in (Leaf(None, node.place), Table({}, node.place)):
+    node = _convert(root, Location(name, root.start_mark.line + 1)) if root else Leaf(None, Location(name))
+    if node in (Leaf(None, node.location), Table({}, node.location)):
         raise ConfigError(
             "the file is empty", where=name, expected="a mapping of sections", fix="start from a shipped file"
         )
     if not isinstance(node, Table):
-        raise ConfigError("not a configuration", where=str(node.place), got=show(node.value), expected="a mapping")
+        raise ConfigError("not a configuration", where=str(node.location), got=show(node.value), expected="a mapping")
     return node
 
 
 def _check_limits(text: str, name: str) -> None:
-    """Walk the events, which expands nothing, and count what composing and expanding would make."""
+    """Walk the events, which does not expand aliases, and count the values that expansion would produce."""
     sizes: dict[str | None, int] = {}
     open_collections: list[tuple[str | None, int]] = []
     values = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        where = str(Place(name, event.start_mark.line + 1 if event.start_mark else None))
+        where = str(Location(name, event.start_mark.line + 1 if event.start_mark else None))
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_collections):
                 raise ConfigError(f"alias *{brief(event.anchor or '')} refers to itself", where=where)
@@ -122,7 +123,11 @@ def _check_limits(text: str, name: str) -> None:
         elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
             if event.tag is not None:
                 raise ConfigError(
-                    "tags are refused", where=where, got=brief(event.tag), expected="plain values", fix="remove it"
+                    "YAML tags are not allowed",
+                    where=where,
+                    got=brief(event.tag),
+                    expected="plain values",
+                    fix="remove it",
                 )
             if isinstance(event, yaml.CollectionStartEvent):
                 open_collections.append((event.anchor, values))
@@ -134,42 +139,40 @@ def _check_limits(text: str, name: str) -> None:
             if anchor:
                 sizes[anchor] = values - before
         if values > MAX_VALUES:
-            raise ConfigError(
-                "too many values once aliases are expanded", where=where, expected=f"at most {MAX_VALUES:,}"
-            )
+            raise ConfigError("too many values after alias expansion", where=where, expected=f"at most {MAX_VALUES:,}")
         if len(open_collections) > MAX_DEPTH:
             raise ConfigError("nested too deeply", where=where, expected=f"at most {MAX_DEPTH} levels")
 
 
-def _convert(node: yaml.Node, place: Place) -> Node:
+def _convert(node: yaml.Node, location: Location) -> Node:
     if isinstance(node, yaml.MappingNode):
-        return _table(node, place)
+        return _table(node, location)
     if isinstance(node, yaml.SequenceNode):
-        items = [_convert(item, place) for item in node.value]
-        return Leaf([item.value if isinstance(item, Leaf) else "a mapping" for item in items], place)
-    return Leaf(_scalar(node, place), place)
+        items = [_convert(item, location) for item in node.value]
+        return Leaf([item.value if isinstance(item, Leaf) else "a mapping" for item in items], location)
+    return Leaf(_scalar(node, location), location)
 
 
-def _table(node: yaml.MappingNode, place: Place) -> Table:
+def _table(node: yaml.MappingNode, location: Location) -> Table:
     entries: dict[str, Node] = {}
     inherited: dict[str, Node] = {}
     for key_node, value_node in node.value:
-        at = Place(place.file, key_node.start_mark.line + 1)
+        at = Location(location.file, key_node.start_mark.line + 1)
         if not isinstance(key_node, yaml.ScalarNode):
             raise ConfigError("a key must be a name", where=str(at))
         key = check_key(key_node.value, at)
         if key_node.tag == _MERGE_TAG:
             inherited = {**_merged(value_node, at), **inherited}
         elif key in entries:
-            lines = f"lines {entries[key].place.line} and {at.line}"
+            lines = f"lines {entries[key].location.line} and {at.line}"
             raise ConfigError(f"the key is given twice, on {lines}", where=f"{at} {key}", fix="remove one of them")
         else:
             entries[key] = _convert(value_node, at)
-    return Table({**inherited, **entries}, place)
+    return Table({**inherited, **entries}, location)
 
 
-def check_key(key: object, at: Place) -> str:
-    """A key of a mapping, if it is text that a message can show.
+def check_key(key: object, at: Location) -> str:
+    """The key of a mapping, if it is printable text.
 
     Raises:
         ConfigError: it is not.
@@ -177,41 +180,46 @@ def check_key(key: object, at: Place) -> str:
     if not isinstance(key, str):
         raise ConfigError("a key must be a name", where=str(at), got=show(key))
     if len(key) > MAX_KEY:
-        raise ConfigError("a key is too long", where=str(at), got=show(key), expected=f"at most {MAX_KEY} characters")
+        raise ConfigError("the key is too long", where=str(at), got=show(key), expected=f"at most {MAX_KEY} characters")
     if not key.isprintable():
-        raise ConfigError("a key with characters that cannot be printed", where=str(at), got=show(key))
+        raise ConfigError("the key contains unprintable characters", where=str(at), got=show(key))
     return key
 
 
-def _merged(node: yaml.Node, at: Place) -> Mapping[str, Node]:
-    """The entries that YAML's merge key ``<<`` brings in; of several mappings the earlier one wins."""
+def _merged(node: yaml.Node, at: Location) -> Mapping[str, Node]:
+    """The entries of YAML's merge key ``<<``; of several mappings the earlier one wins."""
     merged: dict[str, Node] = {}
     for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
         table = _convert(item, at)
         if not isinstance(table, Table):
-            raise ConfigError("`<<` takes a mapping", where=f"{at} <<", got=show(table.value))
+            raise ConfigError("`<<` needs a mapping", where=f"{at} <<", got=show(table.value))
         merged = {**table.entries, **merged}
     return merged
 
 
-def _scalar(node: yaml.Node, place: Place) -> object:
-    if node.tag not in _SCALAR_TAGS:  # text; dates and the like have no meaning here and stay text too
+def _scalar(node: yaml.Node, location: Location) -> object:
+    if node.tag not in _SCALAR_TAGS:  # text; dates and similar types have no meaning here and stay text as well
         return node.value
     digits = node.value.replace("_", "")
     if node.tag.endswith((":int", ":float")) and ":" in digits:
         raise ConfigError(
-            "YAML reads this as a number in base 60", where=str(place), got=show(node.value), fix="write a plain number"
+            "YAML reads this as a number in base 60",
+            where=str(location),
+            got=show(node.value),
+            fix="write a plain number",
         )
     if node.tag.endswith(":int") and re.fullmatch(r"[-+]?0[0-7]{1,18}", digits):
         octal, decimal = int(digits, 8), int(digits)
         other = "" if octal == decimal else f", or {octal} if base 8 is meant"
         problem = "YAML reads this as a number in base 8"
-        raise ConfigError(problem, where=str(place), got=show(node.value), fix=f"write {decimal}{other}")
+        raise ConfigError(problem, where=str(location), got=show(node.value), fix=f"write {decimal}{other}")
     try:
         return yaml.constructor.SafeConstructor().construct_object(node)
     except ValueError as error:
         fix = yaml_number(node.value)
-        raise ConfigError("not a number", where=str(place), got=show(node.value), fix=fix and f"write {fix}") from error
+        raise ConfigError(
+            "not a number", where=str(location), got=show(node.value), fix=fix and f"write {fix}"
+        ) from error
 
 
 def _syntax_error(error: yaml.YAMLError, text: str, name: str) -> YamlSyntaxError:

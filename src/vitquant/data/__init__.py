@@ -1,4 +1,4 @@
-"""Images in: preprocessing, the sources that images come from, and what is checked of them."""
+"""Reading images: preprocessing, image sources, and checks of the images."""
 
 from vitquant.data.checks import CalibrationCheck, CalibrationImagesWarning, SharedImages, SharedImagesWarning
 from vitquant.data.folder import FolderWarning, SkippedImagesWarning

@@ -1,4 +1,4 @@
-"""Arrays and tensors as they come from Python, as plain tensors in main memory; and labels."""
+"""Conversion of arrays, tensors and labels from Python to plain tensors in main memory."""
 
 from __future__ import annotations
 
@@ -11,32 +11,30 @@ from torch import Tensor
 
 from vitquant.errors import DataError
 
-IGNORE = "give each image the index of its class, or evaluate without labels (ignore_labels=True)"
+IGNORE = "label each image with its class index, or evaluate without labels (ignore_labels=True)"
 
 
 def as_tensor(given: Tensor | np.ndarray, where: str) -> Tensor:
-    """An array of numbers as a tensor of the same shape and, where torch has it, the same type.
+    """A numeric array as a tensor of the same shape and, if torch supports it, the same type.
 
-    Arrays of any byte order and strides will do, as will arrays of Python objects that are numbers or equally shaped
-    arrays. The memory is shared where that is possible.
+    Any byte order and strides are accepted, and arrays of Python objects that are numbers or arrays of equal shape.
+    The memory is shared if possible.
 
     Raises:
-        DataError: if it holds no numbers, or none that can be read: text, sparse or quantized tensors, tensors without
-            data, masked elements.
+        DataError: the array is not numeric or not supported: text, sparse or quantized tensors, tensors without data,
+            masked elements.
     """
     if isinstance(given, Tensor):
         return _plain_tensor(given, where)
     if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
         fix = "fill them, such as with array.filled(0)"
-        raise DataError(
-            "elements of the array are masked", where=where, got=int(np.ma.getmaskarray(given).sum()), fix=fix
-        )
+        raise DataError("the array has masked elements", where=where, got=int(np.ma.getmaskarray(given).sum()), fix=fix)
     array = np.asarray(given)
     if array.dtype.hasobject and array.dtype.kind == "O":
         array = _without_objects(array)
     if array.dtype.kind not in "biufc":
         fix = "convert the array with .astype()"
-        raise DataError("the array does not hold numbers", where=where, got=f"{array.dtype}", fix=fix)
+        raise DataError("the array is not numeric", where=where, got=f"{array.dtype}", fix=fix)
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
     if not array.dtype.isnative:
@@ -61,14 +59,12 @@ def _plain_tensor(tensor: Tensor, where: str) -> Tensor:
     for kind, found in kinds.items():
         if found:
             fix = {"quantized": "call .dequantize()", "sparse": "call .to_dense()"}.get(kind)
-            raise DataError(
-                "a tensor of an unsupported kind", where=where, got=kind, expected="a dense tensor", fix=fix
-            )
+            raise DataError("unsupported kind of tensor", where=where, got=kind, expected="a dense tensor", fix=fix)
     return tensor.detach()
 
 
 def _without_objects(array: np.ndarray) -> np.ndarray:
-    """An array of Python objects as one of numbers; as it is, if they are none or of several shapes."""
+    """An array of Python objects as a numeric array; unchanged if that is not possible."""
     try:
         plain = np.array(array.tolist())
     except (TypeError, ValueError, OverflowError):
@@ -82,14 +78,14 @@ def as_labels(given: Any, count: int, where: str) -> Tensor:
     They may be given as integers ``[count]`` or ``[count, 1]``, as a number for one image, or one-hot ``[count, K]``.
 
     Raises:
-        DataError: if they are not numbers, not whole, or not one per image.
+        DataError: the labels are not integers, or not one per image.
     """
     try:
         labels = as_tensor(given if isinstance(given, Tensor | np.ndarray) else _array(given), where).cpu()
     except DataError as error:
         got = error.got if isinstance(given, Tensor | np.ndarray) else type(given).__name__
         raise DataError(
-            "labels are no numbers", where=where, got=got, expected=f"integers [{count}]", fix=IGNORE
+            "the labels are not numbers", where=where, got=got, expected=f"integers [{count}]", fix=IGNORE
         ) from error
     shape = described(labels)
     if labels.ndim < 2 and count == 1 and labels.numel() > 1:
@@ -100,7 +96,7 @@ def as_labels(given: Any, count: int, where: str) -> Tensor:
         labels = labels.reshape(-1)
     if tuple(labels.shape) != (count,) or labels.is_floating_point() or labels.is_complex():
         raise DataError(
-            "labels do not fit the images", where=where, got=shape, expected=f"integers [{count}]", fix=IGNORE
+            "the labels do not match the images", where=where, got=shape, expected=f"integers [{count}]", fix=IGNORE
         )
     return labels.long()
 
@@ -112,7 +108,7 @@ def _array(given: Any) -> np.ndarray:
             return torch.stack([torch.as_tensor(item).detach().cpu() for item in given]).numpy()
         return np.asarray(given)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError("labels are no numbers", got=type(given).__name__) from error
+        raise DataError("the labels are not numbers", got=type(given).__name__) from error
 
 
 def _from_one_hot(labels: Tensor, where: str) -> Tensor:
@@ -120,11 +116,11 @@ def _from_one_hot(labels: Tensor, where: str) -> Tensor:
     hot = torch.from_numpy(numbers != 0)
     if not (bool((hot.sum(1) == 1).all()) and bool((numbers[hot.numpy()] == 1).all())):
         raise DataError(
-            "labels are shares of classes",
+            "soft labels are not supported",
             where=where,
             got=described(labels),
             expected="one class per image, as an index or one-hot",
-            fix="give labels.argmax(1)",
+            fix="use labels.argmax(1)",
         )
     return hot.to(torch.uint8).argmax(1)
 

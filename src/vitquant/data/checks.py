@@ -1,4 +1,4 @@
-"""Checks of images while they pass: whether they can serve for calibration, and whether two sources share any."""
+"""Checks of images as they are read: are they suitable for calibration, and do two sources share images?"""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 from vitquant.data.sources import Batch, ImageSource, Mapped
 
 MIN_CORRELATION = 0.25
-"""Correlation of neighbouring pixels below which images are noise; in photographs it is above 0.8."""
+"""Images whose neighbouring pixels have a lower correlation are noise; in photographs it is above 0.8."""
 MIN_SIDE = 16
-"""Images of fewer pixels on a side are not judged by their correlation."""
+"""The correlation is not checked for images with a shorter side."""
 
 
 class CalibrationImagesWarning(UserWarning):
-    """The images that a model was calibrated on are not like photographs."""
+    """The calibration images do not look like photographs."""
 
 
 class SharedImagesWarning(UserWarning):
@@ -25,7 +25,7 @@ class SharedImagesWarning(UserWarning):
 
 
 class CalibrationCheck:
-    """Watches calibration images pass by; keeps sums and one digest per image."""
+    """Checks calibration images as they are read; keeps sums and one digest per image."""
 
     def __init__(self) -> None:
         self.count = self.constant = 0
@@ -33,13 +33,13 @@ class CalibrationCheck:
         self.covariance = self.variance = 0.0
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass the batches on, and take note of each."""
+        """Yield the batches unchanged and add each one to the statistics."""
         for batch in batches:
             self.add(batch)
             yield batch
 
     def add(self, batch: Batch) -> None:
-        """Take note of a batch."""
+        """Add a batch to the statistics."""
         pixels = batch.pixels
         self.count += len(pixels)
         self.constant += int((pixels.amax((2, 3)) == pixels.amin((2, 3))).all(1).sum())
@@ -53,58 +53,58 @@ class CalibrationCheck:
             self.variance += float(centred.square().mean((2, 3)).double().sum())
 
     def problem(self) -> str | None:
-        """Why the images cannot serve, or ``None``."""
+        """Why the images are unsuitable, or ``None``."""
         if self.constant and self.constant == self.count:
             return (
-                "each calibration image is one constant colour"
+                "every calibration image has a single colour"
                 if self.count > 1
-                else "the calibration image is one constant colour"
+                else "the calibration image has a single colour"
             )
         if self.count > 1 and len(self.digests) == 1:
-            return f"the {self.count} calibration images are all the same"
+            return f"the {self.count} calibration images are identical"
         if 2 * self.constant > self.count:
-            return f"{self.constant} of {self.count} calibration images are one constant colour each"
+            return f"{self.constant} of {self.count} calibration images have a single colour"
         if self.variance and self.covariance < MIN_CORRELATION * self.variance:
-            return "neighbouring pixels of the calibration images are uncorrelated: this is noise, not photographs"
+            return "neighbouring pixels of the calibration images are uncorrelated: they look like noise"
         return None
 
     def warn(self) -> None:
-        """Warn of the problem, if there is one."""
+        """Warn if there is a problem."""
         problem = self.problem()
         if problem:
-            fix = "Fix: calibrate on about 100 different images of the kind that the model is used on"
-            message = f"calibration: {problem}. The quantization parameters will not fit photographs. {fix}."
+            fix = "Fix: calibrate on about 100 different images like those that the model will process"
+            message = f"calibration: {problem}. The quantization parameters will not suit photographs. {fix}."
             warnings.warn(message, CalibrationImagesWarning, stacklevel=2)
 
 
 class SharedImages:
-    """Counts the images of one source that another one gave, by their pixels as the model sees them."""
+    """Counts the images that two sources share, by their pixels after preprocessing."""
 
     def __init__(self) -> None:
         self.calibration: set[bytes] = set()
         self.evaluation: set[bytes] = set()
 
     def calibrating(self, source: ImageSource) -> ImageSource:
-        """The source of calibration images, watched."""
+        """The source of calibration images, with their digests recorded."""
         return watched(source, lambda batch: self.calibration.update(digests(batch.pixels)))
 
     def evaluating(self, source: ImageSource) -> ImageSource:
-        """The source of evaluation images, watched."""
+        """The source of evaluation images, with their digests recorded."""
         return watched(source, lambda batch: self.evaluation.update(digests(batch.pixels)))
 
     def warn(self) -> None:
-        """Warn if there were images in both."""
+        """Warn if both sources contain the same images."""
         shared = len(self.calibration & self.evaluation)
         if shared:
             message = (
-                f"evaluation: {shared} of {len(self.evaluation)} different images are also calibration images; "
-                "measured on these, the quantized model looks better than it is. Fix: give different images."
+                f"evaluation: {shared} of {len(self.evaluation)} distinct images are also calibration images; "
+                "figures on them overestimate the quality of the quantized model. Fix: use different images."
             )
             warnings.warn(message, SharedImagesWarning, stacklevel=2)
 
 
 def watched(source: ImageSource, watch: Callable[[Batch], None]) -> ImageSource:
-    """Another source, whose batches are shown to ``watch`` as they pass."""
+    """The source, with ``watch`` called on each of its batches."""
 
     def through(batch: Batch) -> Batch:
         watch(batch)

@@ -22,30 +22,30 @@ from vitquant.errors import DataError
 PICTURE_FORMATS = frozenset(
     "AVIF BMP DIB GIF HEIF JPEG JPEG2000 JXL MPO PNG PPM QOI SGI TGA TIFF WEBP".split(" ")  # noqa: SIM905
 )
-"""As Pillow or its plugins name them. Its other formats are documents, films, icons and scientific data."""
-SEARCHED = ".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp and other picture formats that Pillow reads"
+"""Format names of Pillow and its plugins. The other formats are documents, videos, icons and scientific data."""
+SEARCHED = ".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp and other image formats that Pillow reads"
 JUNK = {
     *("__macosx", "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin"),
     *("system volume information", "lost+found", "__pycache__", "thumbs.db", "desktop.ini"),
 }
-"""What operating systems, storage devices and archives add to folders, in small letters; never a user's images."""
+"""Names, in lower case, that operating systems, storage devices and archives add to folders."""
 MAX_SKIPPED = 0.01
-"""Share of a source's images that may be unreadable before the whole is refused; one image always may."""
+"""Largest share of unreadable images in a source; one unreadable image is always allowed."""
 SHOWN = 5
-"""How many names a message lists."""
+"""Number of names listed in a message."""
 
 
 class SkippedImagesWarning(UserWarning):
-    """Some images could not be read and were left out."""
+    """Some images could not be read and were skipped."""
 
 
 class FolderWarning(UserWarning):
-    """Files or folders were passed over, or the order of the class folders may not be the one that was meant."""
+    """Files or folders were ignored, or the class folders may be in an unintended order."""
 
 
 @dataclass(frozen=True)
 class FolderSource(ImageSource):
-    """Image files, each decoded when its batch is due. ``labels`` has one class index per file."""
+    """Image files, decoded batch by batch. ``labels`` has one class index per file."""
 
     root: Path
     files: tuple[Path, ...]
@@ -87,20 +87,20 @@ class FolderSource(ImageSource):
                 skipped.append(error)
                 if len(skipped) > allowed:
                     raise DataError(
-                        f"{len(skipped)} of {len(self)} images cannot be read, the last for: {error.problem}",
+                        f"{len(skipped)} of {len(self)} images cannot be read; last error: {error.problem}",
                         where=", ".join(str(error.where) for error in skipped[-SHOWN:]),
                         expected=f"at most {allowed} (one image or {MAX_SKIPPED:.0%}, whichever is more)"
                         if allowed
                         else "at least one readable image",
-                        fix="replace or remove the named files",
+                        fix="replace or remove these files",
                     ) from error
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder holds, each part sorted by name; hidden names are left out.
+    """The content of a folder, each part sorted by name; hidden names are skipped.
 
-    ``others`` counts the files that are not images by suffix, ``junk`` has folders that are never looked into.
+    ``others`` counts the files that are not images, by suffix; ``junk`` lists folders that are never searched.
     """
 
     images: tuple[Path, ...]
@@ -114,15 +114,15 @@ def open_folder(
 ) -> FolderSource:
     """A folder of images, sorted by name; or of one subfolder per class, labelled by the subfolders' sorted names.
 
-    A subfolder without images is not a class. ``limit`` takes the first files of a flat folder. Of class folders it
-    takes evenly spaced ones, since the first would all be of one class. Hidden files and folders are left out, and so
-    are those that storage devices and archives add. Names are sorted as text, as torchvision's ``ImageFolder`` does.
+    A subfolder without images is not a class. ``limit`` selects the first files of a flat folder, and evenly spaced
+    files of class folders, since the first files would all belong to one class. Hidden files and folders are skipped,
+    as are those that storage devices and archives add. Names are sorted as text, as in torchvision's ``ImageFolder``.
 
     Warns:
-        FolderWarning: if files or folders were passed over, or if class folders sort otherwise as numbers.
+        FolderWarning: files or folders were ignored, or class folders have numeric names in another order.
 
     Raises:
-        DataError: if there is no image, or if images stand both in the folder and in its subfolders.
+        DataError: there is no image, or images are both in the folder and in its subfolders.
     """
     top = list_folder(root)
     inner = {folder: list_folder(folder) for folder in top.folders}
@@ -130,17 +130,17 @@ def open_folder(
     labelled = [(path, label) for label, folder in enumerate(classes) for path in inner[folder].images]
     if top.images and labelled:
         raise DataError(
-            "images stand both in the folder and in its subfolders",
+            "images are both in the folder and in its subfolders",
             where=str(root),
             got=f"{len(top.images)} and {len(labelled)} images",
             expected="a flat folder, or one subfolder per class",
-            fix="name the folder that is meant, or move the others away",
+            fix="give the folder to use, or move the other images away",
         )
     passed = _passed_over(root, top, inner)
     if not top.images and not labelled:
         raise _no_images(root, inner, passed)
     if passed:
-        warnings.warn(f"{root}: passed over {passed}", FolderWarning, stacklevel=1)
+        warnings.warn(f"{root}: ignored {passed}", FolderWarning, stacklevel=1)
     if top.images:
         return FolderSource(root, top.images[:limit], None, None, preprocessing)
     files, labels = zip(*_evenly(labelled, limit), strict=True)
@@ -149,13 +149,13 @@ def open_folder(
     names = tuple(folder.name for folder in classes)
     if _numbers_in_other_order(names):
         order = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-        message = f"{root}: the class folders look like numbers, but count as classes in the order of text: {order}"
-        warnings.warn(f"{message}. Fix: write them with leading zeros (01, 02, ... 10).", FolderWarning, stacklevel=1)
+        message = f"{root}: the class folders are numbered but ordered as text: {order}"
+        warnings.warn(f"{message}. Fix: add leading zeros (01, 02, ... 10).", FolderWarning, stacklevel=1)
     return FolderSource(root, files, labels, names, preprocessing)
 
 
 def list_folder(folder: Path) -> Listing:
-    """Sort out what a folder holds. Links count as what they point to; only regular files can be images."""
+    """List the content of a folder by kind. Links are followed; only regular files can be images."""
     suffixes = image_suffixes()
     images: list[Path] = []
     folders: list[Path] = []
@@ -178,7 +178,7 @@ def list_folder(folder: Path) -> Listing:
 
 
 def image_suffixes() -> frozenset[str]:
-    """The suffixes of picture formats that the installed Pillow, and plugins registered with it, can read."""
+    """The suffixes of image formats that the installed Pillow and its registered plugins can read."""
     registered = Image.registered_extensions()
     return frozenset(
         suffix
@@ -188,7 +188,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 def _passed_over(root: Path, top: Listing, inner: dict[Path, Listing]) -> str:
-    """What is not used of a folder and its subfolders, in words; empty if nothing."""
+    """A description of the files and folders that are not used; empty if all are used."""
     others = top.others + sum((listing.others for listing in inner.values() if listing.images), Counter())
     folders = [*top.junk, *(folder for folder, listing in inner.items() if not listing.images)]
     for listing in inner.values():
@@ -208,17 +208,17 @@ def _no_images(root: Path, inner: dict[Path, Listing], passed: str) -> DataError
     deeper = (path for listing in inner.values() for path in listing.folders if list_folder(path).images)
     below = next(deeper, None)
     return DataError(
-        f"0 images in {root}; suffixes searched: {SEARCHED}",
+        f"no images found; suffixes searched: {SEARCHED}",
         where=str(root),
         got=passed or None,
-        fix=f"name the folder above the images or the classes; there are images in {below}"
+        fix=f"give the parent folder of the images or of the class folders; images were found in {below}"
         if below
         else "give a folder of images, or one subfolder of images per class",
     )
 
 
 def _numbers_in_other_order(names: Sequence[str]) -> bool:
-    """Whether names such as ``1, 10, 2`` or ``class_1, class_10, class_2`` would be sorted otherwise as numbers."""
+    """Whether names such as ``1, 10, 2`` or ``class_1, class_10, class_2`` would have another order as numbers."""
     matches = [re.fullmatch(r"(\D*)([0-9]+)", name) for name in names]
     keys = [(match[1], int(match[2])) for match in matches if match]
     return len(keys) == len(names) and len({prefix for prefix, _ in keys}) == 1 and keys != sorted(keys)

@@ -1,4 +1,4 @@
-"""One door for images: a folder, an archive, a tensor, or anything that can be iterated."""
+"""Opening images of any kind: a folder, an archive, a tensor, or an iterable."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ KINDS = "a folder, an .npz file, a tensor, (tensor, labels), a dataset, or an it
 def open_images(
     source: ImagesLike, preprocessing: Preprocessing, *, limit: int | None = None, ignore_labels: bool = False
 ) -> ImageSource:
-    """Images from wherever they are, as a source that gives the model's input batch by batch.
+    """Images of any kind as a source that yields the model's input batch by batch.
 
     Args:
         source: a folder (flat, or one subfolder per class); an ``.npz`` with ``images`` and optional ``labels``; a
             tensor or array ``[N, C, h, w]`` of ``uint8`` pixels or of normalised floats, alone or as
-            ``(tensor, labels)``; or what a training loop would use: a ``DataLoader``, a dataset, or another iterable of
-            single images or batches, each alone, with labels, or in a dictionary. PIL images are resized and cropped as
-            those in files are. An open source is given back as it is.
-        preprocessing: what the model expects.
-        limit: at most this many images; the first ones, but evenly spaced ones of class folders.
-        ignore_labels: leave out labels, and read images whose labels would be refused.
+            ``(tensor, labels)``; or the data of a training loop: a ``DataLoader``, a dataset, or another iterable of
+            single images or batches, each alone, with labels, or in a dictionary. PIL images are resized and cropped
+            like images in files. An open source is returned unchanged.
+        preprocessing: the preprocessing of the model.
+        limit: use at most N images: the first ones, or evenly spaced ones of class folders.
+        ignore_labels: ignore labels, including labels that would be an error.
 
     Warns:
-        FolderWarning: of what is passed over in a folder, and of class folders in an unexpected order.
+        FolderWarning: files in a folder are ignored, or class folders are in an unexpected order.
 
     Raises:
-        DataError: if there are no images there, or of the wrong shape or type.
-        ConfigError: if ``limit`` is no integer of at least 1, or is given with a source that is open already.
+        DataError: there are no images, or they have the wrong shape or type.
+        ConfigError: ``limit`` is not an integer of at least 1, or is given with a source that is already open.
     """
     if limit is not None:
         limit = require_count(limit, "limit")
     if isinstance(source, ImageSource):
         if limit is not None or source.preprocessing != preprocessing:
             fix = "open the images with the model's preprocessing and the limit"
-            raise ConfigError("the images are open already, with other settings", where="images", fix=fix)
+            raise ConfigError("the image source is already open with other settings", where="images", fix=fix)
         return unlabelled(source) if ignore_labels else source
     if isinstance(source, str | PathLike):
         return _open_path(require_path(source, "images"), preprocessing, limit, ignore_labels)
@@ -69,7 +69,7 @@ def open_images(
         return IterableSource(source, limit, preprocessing, ignore_labels)
     if isinstance(source, MapStyle) and not isinstance(source, bytes | bytearray):
         return IterableSource(Indexed(source), limit, preprocessing, ignore_labels)
-    raise DataError("these cannot be images", where="images", got=type(source).__name__, expected=KINDS)
+    raise DataError("not a source of images", where="images", got=type(source).__name__, expected=KINDS)
 
 
 def _open_path(path: Path, preprocessing: Preprocessing, limit: int | None, ignore_labels: bool) -> ImageSource:
@@ -79,7 +79,7 @@ def _open_path(path: Path, preprocessing: Preprocessing, limit: int | None, igno
         if not path.exists():
             raise DataError("no such folder or file", where=str(path), expected="a folder of images or an .npz file")
     except OSError as error:
-        raise DataError(f"it cannot be read ({error.strerror or error})", where=str(path)) from error
+        raise DataError(f"cannot be read ({error.strerror or error})", where=str(path)) from error
     if path.suffix.lower() != ".npz":
         raise DataError(
             "not a source of images", where=str(path), got=f"a file {path.suffix or path.name}", expected=KINDS
@@ -88,12 +88,12 @@ def _open_path(path: Path, preprocessing: Preprocessing, limit: int | None, igno
 
 
 def _open_whole(images: Any, labels: Any, preprocessing: Preprocessing, limit: int | None) -> ImageSource:
-    """All images at once, and their labels unless these are ``None``."""
+    """All images in one object, with their labels unless these are ``None``."""
     if isinstance(images, Tensor | np.ndarray):
         return open_tensor(as_tensor(images, "images"), labels, preprocessing, limit)
     if not isinstance(images, list | tuple):
-        raise DataError("these cannot be images", where="images", got=type(images).__name__, expected=KINDS)
+        raise DataError("not a source of images", where="images", got=type(images).__name__, expected=KINDS)
     if labels is not None and len(labels) != len(images):
         got, expected = f"{len(labels)} labels", f"integers [{len(images)}]"
-        raise DataError("labels do not fit the images", where="labels", got=got, expected=expected)
+        raise DataError("the labels do not match the images", where="labels", got=got, expected=expected)
     return IterableSource(images if labels is None else list(zip(images, labels, strict=True)), limit, preprocessing)

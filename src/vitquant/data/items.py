@@ -1,4 +1,4 @@
-"""What loaders and datasets give as one item: images, alone or with labels, in the forms that are in use."""
+"""Items of loaders and datasets: images, alone or with labels, in the usual forms."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Indexed:
 
 
 def are_images(value: object) -> bool:
-    """Whether this is a picture, a tensor or array of one or more, or a list of such; not a label."""
+    """Whether this is an image, a tensor or array of images, or a list of these; not a label."""
     if isinstance(value, Tensor | np.ndarray):
         return value.ndim >= 3
     if isinstance(value, list | tuple):
@@ -49,7 +49,7 @@ def are_images(value: object) -> bool:
 
 
 def is_labelled(source: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
-    """Whether it is ``(all images, all labels)``, perhaps with more behind them, and not a list of batches."""
+    """Whether it is ``(all images, all labels)``, possibly with further elements, and not a list of batches."""
     if not isinstance(source, list | tuple) or len(source) < 2 or not are_images(source[0]):
         return False
     images, labels = source[:2]
@@ -63,18 +63,18 @@ def is_labelled(source: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
 def split_item(item: Any, where: str) -> tuple[Any, Any | None]:
     """The images and the labels of an item.
 
-    Items are ``images``; ``(images, labels)``, a list or tuple in which more may follow, such as paths; a list of
-    images; or a mapping with one of ``IMAGE_KEYS`` and perhaps one of ``LABEL_KEYS``.
+    Items are ``images``; ``(images, labels)``, a list or tuple that may have further elements, such as paths; a list
+    of images; or a mapping with one of ``IMAGE_KEYS`` and optionally one of ``LABEL_KEYS``.
 
     Raises:
-        DataError: if a mapping has none of the keys.
+        DataError: a mapping has none of the image keys.
     """
     if isinstance(item, Mapping):
         images = next((item[key] for key in IMAGE_KEYS if key in item), None)
         if images is None:
             keys = ", ".join(str(key) for key in list(item)[:5])
             expected = f"one of {', '.join(IMAGE_KEYS)}"
-            raise DataError("an item has no images", where=where, got=f"the keys {keys}", expected=expected)
+            raise DataError("the item has no images", where=where, got=f"the keys {keys}", expected=expected)
         return images, next((item[key] for key in LABEL_KEYS if key in item), None)
     if isinstance(item, list | tuple) and item and not are_images(item):
         return item[0], item[1] if len(item) > 1 else None
@@ -82,26 +82,28 @@ def split_item(item: Any, where: str) -> tuple[Any, Any | None]:
 
 
 def to_images(value: Any, preprocessing: Preprocessing, where: str) -> Tensor:
-    """Pictures, arrays, tensors or a list of them as one tensor ``[N, ...]``; a single image gets N = 1.
+    """PIL images, arrays, tensors or a list of these as one tensor ``[N, ...]``; a single image has N = 1.
 
     Raises:
-        DataError: if they are something else, of several shapes, or cannot be read.
+        DataError: they are of another type, differ in shape, or cannot be read.
     """
     if isinstance(value, list | tuple) and value:
         parts = [to_images(part, preprocessing, where) for part in value]
         if len({(part.shape[1:], part.dtype) for part in parts}) > 1:
             shapes = sorted({str(list(part.shape[1:])) for part in parts})
-            fix = "resize the images, or give them as PIL images"
-            raise DataError("the images of a batch differ", where=where, got=f"shapes {', '.join(shapes)}", fix=fix)
+            fix = "resize the images, or pass PIL images"
+            raise DataError(
+                "the images of a batch differ in shape", where=where, got=f"shapes {', '.join(shapes)}", fix=fix
+            )
         return torch.cat(parts)
     if isinstance(value, Image.Image):
         return _picture(value, preprocessing, where)[None]
     if not isinstance(value, Tensor | np.ndarray):
         raise DataError(
-            "an item of the images is of an unknown kind",
+            "unsupported item type",
             where=where,
             got=type(value).__name__,
-            expected="a tensor, an array or a PIL image, or one of these and its labels",
+            expected="a tensor, an array or a PIL image, alone or with labels",
         )
     images = as_tensor(value, where)
     if tuple(images.shape) == preprocessing.shape or (

@@ -1,8 +1,8 @@
-"""Whether floats that were given as normalised images can have been normalised as the model expects.
+"""Checks whether float images were normalised as the model expects.
 
-Pixels have 256 levels. Floats that stand for whole numbers from 0 to 255 under the model's mean and deviation were
-normalised by these; floats that do so under another usual normalisation were normalised by that one. Images that were
-resized after they became floats have no levels; of these only the range is judged.
+Pixels have 256 levels. Floats that correspond to integers from 0 to 255 under the model's mean and standard deviation
+were normalised with these; floats that do so under another common normalisation were normalised with that one. Images
+that were resized as floats have no levels; only their range is checked.
 """
 
 from __future__ import annotations
@@ -18,43 +18,43 @@ from vitquant.data.sources import OVERSHOOT
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TOLERANCE = 0.1
-"""How far from a whole number a pixel may be; half precision is off by up to 0.06."""
+"""Largest distance of a pixel from an integer; half precision is off by up to 0.06."""
 SAMPLE = 16384
-"""Values of a batch that are compared with the levels, per channel."""
+"""Number of values per channel of a batch that are compared with the levels."""
 FEW = 4
-"""Images below which a narrow range may be that of the scene."""
+"""With fewer images, a narrow range may be caused by the scene."""
 NARROWEST, NARROWEST_OF_FEW = 140, 70
-"""Widths of the range of pixels, in each channel, below which images were hardly normalised as expected."""
+"""Width of the pixel range per channel; with a narrower range the images were probably not normalised as expected."""
 DARKEST, BRIGHTEST = 90, 165
-"""Several images have pixels below the one and above the other."""
+"""A set of several images has pixels below the first value and above the second."""
 
 
 class NormalizationWarning(UserWarning):
-    """Given floats do not look like images that were normalised as the model expects."""
+    """Float images do not appear to be normalised as the model expects."""
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """A mean and a deviation per channel, for pixels from 0 to 1, and how images look that were normalised by them."""
+    """Mean and standard deviation per channel, for pixels from 0 to 1, and a description of such images."""
 
     looks_like: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def to_pixels(self, values: Tensor) -> Tensor:
-        """Values ``[C, n]`` as real numbers that should be pixels from 0 to 255."""
+        """Values ``[C, n]`` on the pixel scale 0 to 255, as real numbers."""
         mean, std = (torch.tensor(numbers, dtype=torch.float64)[:, None] for numbers in (self.mean, self.std))
         return (values.double() * std + mean) * 255
 
     def explains(self, values: Tensor) -> bool:
-        """Whether all values ``[C, n]`` stand for whole pixels from 0 to 255."""
+        """Whether all values ``[C, n]`` correspond to integer pixels from 0 to 255."""
         pixels = self.to_pixels(values)
         levels = pixels.round().clamp(0, 255)
         return bool(((pixels - levels).abs() < TOLERANCE).all())
 
 
 def other_normalizations(preprocessing: Preprocessing) -> list[Normalization]:
-    """What is often given by mistake, first what is most usual."""
+    """Common mistakes, most frequent first."""
     channels = preprocessing.channels
     mean, std = preprocessing.mean, preprocessing.std
     found = [
@@ -74,7 +74,7 @@ def other_normalizations(preprocessing: Preprocessing) -> list[Normalization]:
 
 
 class NormalizationCheck:
-    """Watches the floats of a source, batch by batch; keeps the range of each channel and which levels still fit."""
+    """Checks the floats of a source batch by batch; keeps the range per channel and the possible normalisations."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
@@ -86,7 +86,7 @@ class NormalizationCheck:
         self.warned = False
 
     def add(self, images: Tensor) -> None:
-        """Take note of a batch, finite ``float32 [B, C, h, w]``."""
+        """Add a batch to the statistics; finite ``float32 [B, C, h, w]``."""
         if not len(images):
             return
         self.count += len(images)
@@ -105,7 +105,7 @@ class NormalizationCheck:
         return float(ends.min()), float(ends.max())
 
     def problem(self) -> str | None:
-        """What is wrong with the images so far, or ``None``."""
+        """The problem found with the images so far, or ``None``."""
         if self.expected in self.possible or not bool(self.low.isfinite().all()):
             return None
         ends = self.expected.to_pixels(torch.stack([self.low, self.high], 1))
@@ -116,16 +116,16 @@ class NormalizationCheck:
         shifted = self.count >= FEW and (low > DARKEST or high < BRIGHTEST)
         if not outside and (span == 0 or not (self.possible or narrow or shifted)):
             return None
-        looks = f", but look like {self.possible[0].looks_like}" if self.possible and span > 0 else ""
+        looks = f"; they look like {self.possible[0].looks_like}" if self.possible and span > 0 else ""
         return (
-            f"the images do not seem to be normalised as the model expects{looks}. "
-            f"They stand for pixels from {low:.0f} to {high:.0f}, "
-            f"where photographs use most of 0 to 255 ({self.preprocessing}). "
-            "Fix: give uint8 pixels, or normalise with Preprocessing.normalize"
+            f"the images do not appear to be normalised as the model expects{looks}. "
+            f"They correspond to pixels from {low:.0f} to {high:.0f}; "
+            f"photographs use most of 0 to 255 ({self.preprocessing}). "
+            "Fix: pass uint8 pixels, or normalise with Preprocessing.normalize"
         )
 
     def warn_once(self) -> None:
-        """Warn of the problem, if there is one and nothing was said before."""
+        """Warn if there is a problem, at most once."""
         problem = None if self.warned else self.problem()
         if problem:
             self.warned = True

@@ -1,4 +1,4 @@
-"""Images from a NumPy ``.npz`` archive, streamed: a member is unpacked as it is read, never as a whole."""
+"""Images from a NumPy ``.npz`` archive, streamed: a member is decompressed as it is read, never as a whole."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from vitquant.errors import DataError
 
 EXPECTED = "uint8 images [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels"
 READ_ERRORS = (OSError, EOFError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, UnicodeDecodeError)
-"""What ``zipfile`` raises on archives that are damaged, encrypted or compressed by unknown methods."""
+"""Errors of ``zipfile`` for archives that are damaged, encrypted or compressed by unknown methods."""
 MAX_IMAGES = 1 << 24
-"""Most images of an archive, since their labels are held in memory."""
+"""Most images of an archive; their labels are kept in memory."""
 MAX_LABELS = 1 << 28
 """Most bytes of an archive's labels."""
 MAX_HEADER = 10_000
-"""Most bytes of an array's header, as in NumPy; more would be read into memory before NumPy refuses it."""
+"""Most bytes of an array's header, as in NumPy; checked before the header is read into memory."""
 
 
 @dataclass(frozen=True)
 class NpzSource(ImageSource):
-    """The first ``size`` of the archive's ``images``; those not of the model's size are resized and cropped."""
+    """The first ``size`` images of the archive, resized and cropped to the model's size if necessary."""
 
     path: Path
     shape: tuple[int, ...]
@@ -63,7 +63,7 @@ class NpzSource(ImageSource):
                 yield Batch(pixels, labels, names)
 
     def _next(self, stream: IO[bytes]) -> np.ndarray:
-        """The stream's next image, ``uint8 [H, W, C]``; the model's size of a batch is all that is kept of it."""
+        """The next image of the stream, ``uint8 [H, W, C]``."""
         data = _read(stream, math.prod(self.shape[1:]), self.path)
         image: np.ndarray = channels_last(np.frombuffer(data, np.uint8).reshape(1, *self.shape[1:]))[0]
         return image
@@ -82,14 +82,16 @@ def open_npz(path: Path, preprocessing: Preprocessing, limit: int | None, *, ign
     """An archive with ``images`` and, optionally, ``labels``: integers ``[N]`` or one-hot ``[N, K]``.
 
     Raises:
-        DataError: if the archive is damaged, or its arrays are not as described above.
+        DataError: the archive is damaged, or its arrays are not as described above.
     """
     with _member(path, "images") as (_, shape, dtype):
         layout_known = len(shape) == 3 or (len(shape) == 4 and (shape[3] in (1, 3) or shape[1] in (1, 3)))
         if dtype != np.uint8 or not layout_known:
-            raise DataError("wrong array", where=f"{path} images", got=f"{dtype} {list(shape)}", expected=EXPECTED)
+            raise DataError(
+                "wrong shape or type", where=f"{path} images", got=f"{dtype} {list(shape)}", expected=EXPECTED
+            )
         if 0 in shape:
-            raise DataError(f"0 images in {path}", where=f"{path} images", got=f"shape {list(shape)}")
+            raise DataError("the archive has no images", where=f"{path} images", got=f"shape {list(shape)}")
         if math.prod(shape[1:]) > 3 * MAX_PIXELS:
             expected = f"at most {MAX_PIXELS:,} pixels per image"
             raise DataError("the images are too large", where=f"{path} images", got=f"{list(shape)}", expected=expected)
@@ -118,7 +120,7 @@ def _labels(path: Path, count: int) -> Tensor | None:
         got, size = f"{dtype} {list(shape)}", math.prod(shape) * dtype.itemsize
         if shape[:1] != (count,) or dtype.kind not in "biuf":
             expected = f"integers [{count}], one per image"
-            raise DataError("wrong array", where=f"{path} labels", got=got, expected=expected)
+            raise DataError("wrong shape or type", where=f"{path} labels", got=got, expected=expected)
         if size > MAX_LABELS:
             expected, fix = f"at most {MAX_LABELS:,} bytes", "store the index of each image's class"
             raise DataError("the labels are too large", where=f"{path} labels", got=got, expected=expected, fix=fix)
@@ -128,7 +130,7 @@ def _labels(path: Path, count: int) -> Tensor | None:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while an archive is read, as an error of ours."""
+    """Convert errors while reading an archive to ``DataError``."""
     try:
         yield
     except READ_ERRORS as error:
@@ -147,7 +149,7 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 @contextmanager
 def _member(path: Path, key: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
-    """The open stream of one array, past its header, with shape and type. Pickled arrays are refused."""
+    """The open stream of one array, after its header, with shape and type. Pickled arrays are an error."""
     with _archive(path) as archive:
         names = archive.namelist()
         if f"{key}.npy" not in names:
@@ -175,16 +177,16 @@ def _header(stream: IO[bytes], size: int, path: Path, key: str) -> tuple[tuple[i
         npy.read_magic(header)
         read_header = npy.read_array_header_1_0 if width == 2 else npy.read_array_header_2_0
         shape, fortran_order, dtype = read_header(header)
-    except Exception as error:  # NumPy evaluates the header as a literal, which fails in many ways
+    except Exception as error:  # NumPy parses the header as a literal, which can fail in many ways
         raise DataError(f"bad array header ({error})", where=where) from error
     if dtype.hasobject or (fortran_order and len(shape) > 1):
         got = "pickled objects" if dtype.hasobject else "Fortran order"
         fix = "save np.ascontiguousarray(array) of plain numbers"
-        raise DataError("unsupported array", where=where, got=got, expected="C order numbers", fix=fix)
+        raise DataError("unsupported array", where=where, got=got, expected="numbers in C order", fix=fix)
     held = size - len(header.getvalue())
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != held:
         raise DataError(
-            "the header does not describe the array",
+            "the array header does not match the data",
             where=where,
             got=f"{held} bytes of data",
             expected=f"{math.prod(shape) * dtype.itemsize} bytes for {dtype} {list(shape)}",
@@ -197,5 +199,5 @@ def _read(stream: IO[bytes], size: int, path: Path) -> bytes:
     with _reading(path):
         data = stream.read(size)
     if len(data) != size:
-        raise DataError("the archive ends early", where=str(path), got=f"{len(data)} bytes", expected=f"{size} bytes")
+        raise DataError("the archive is truncated", where=str(path), got=f"{len(data)} bytes", expected=f"{size} bytes")
     return data

@@ -1,7 +1,7 @@
-"""What a model expects of an image: its size, how it is cut out, and the mean and deviation it is normalised by.
+"""The preprocessing of a model: image size, crop, and the mean and standard deviation for normalisation.
 
 The geometry is that of timm's evaluation transform (``timm.data.transforms_imagenet_eval``, crop mode ``center``):
-the shorter side is resized to ``floor(size / crop_pct)`` and the centre is cut out.
+the shorter side is resized to ``floor(size / crop_pct)``, then the centre is cropped.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 MAX_PIXELS = 89_478_485
-"""Largest picture that is decoded; beyond it Pillow suspects a decompression bomb. Decoding takes less than 1 GB."""
+"""Most pixels of an image; Pillow treats larger ones as decompression bombs. Decoding needs less than 1 GB."""
 GREEDY_DECODERS = {"AVIF": 2, "HEIF": 2, "JPEG2000": 3, "JXL": 3, "WEBP": 2}
-"""Formats whose decoders take more memory per pixel; of these, pictures are as much smaller."""
+"""Formats whose decoders need more memory per pixel; their pixel limit is lower by this factor."""
 MAX_RESIZED = 1 << 25
-"""A picture that would have more pixels than this after resizing (a very long one) is cropped while it is resized."""
+"""An image with more pixels than this after resizing (a very long one) is cropped and resized in one step."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pictures become the model's input.
+    """How images are converted to the model's input.
 
     ``img_size`` is ``(height, width)`` in pixels. ``mean`` and ``std`` have one value per channel, for pixels scaled to
     ``[0, 1]``; their length is the number of channels, 1 (grey) or 3 (RGB). ``interpolation`` is ``"bicubic"`` or
-    ``"bilinear"``. ``crop_pct`` is the share of the resized image's side that the centre crop keeps.
+    ``"bilinear"``. ``crop_pct`` is the fraction of the resized image's side that the centre crop keeps.
 
     Raises:
-        ConfigError: if a value is out of its range.
+        ConfigError: a value is out of range.
     """
 
     img_size: tuple[int, int]
@@ -53,17 +53,17 @@ class Preprocessing:
     crop_pct: float = 0.9
 
     def __post_init__(self) -> None:
-        for key in ("img_size", "mean", "std"):  # lists could be changed by whoever holds them
+        for key in ("img_size", "mean", "std"):  # the caller could change a list
             if isinstance(getattr(self, key), list):
                 object.__setattr__(self, key, tuple(getattr(self, key)))
         channels = _count(self.mean)
         size = _count(self.img_size) == 2 and all(isinstance(side, Integral) and side > 0 for side in self.img_size)
         checks = (
             ("img_size", size, "two positive numbers (height, width)"),
-            ("mean", channels in (1, 3), "one value per channel, 1 or 3"),
-            ("std", _count(self.std) == channels and min(self.std) > 0, "a positive value per channel, as in mean"),
+            ("mean", channels in (1, 3), "one value per channel (1 or 3 channels)"),
+            ("std", _count(self.std) == channels and min(self.std) > 0, "one positive value per channel, as in mean"),
             ("interpolation", str(self.interpolation) in RESAMPLING, " or ".join(RESAMPLING)),
-            ("crop_pct", _count((self.crop_pct,)) == 1 and 0 < self.crop_pct <= 1, "a number above 0, at most 1"),
+            ("crop_pct", _count((self.crop_pct,)) == 1 and 0 < self.crop_pct <= 1, "a number above 0 and at most 1"),
         )
         for key, valid, expected in checks:
             if not valid:
@@ -81,10 +81,10 @@ class Preprocessing:
         return self.channels, *self.img_size
 
     def replaced(self, **changes: Any) -> Preprocessing:
-        """A copy with other values in some fields; one number as ``mean`` or ``std`` holds for every channel.
+        """A copy with other values in some fields; a single number as ``mean`` or ``std`` applies to every channel.
 
         Raises:
-            ConfigError: if there is no such field, or a value is out of its range.
+            ConfigError: there is no such field, or a value is out of range.
 
         >>> Preprocessing((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).replaced(mean=0.4, crop_pct=1.0).mean
         (0.4, 0.4, 0.4)
@@ -104,42 +104,42 @@ class Preprocessing:
         return replace(self, **values)
 
     def load(self, path: str | PathLike[str]) -> Tensor:
-        """Read an image file as ``uint8 [C, h, w]``, turned upright as its EXIF orientation says.
+        """Read an image file as ``uint8 [C, h, w]``, rotated according to its EXIF orientation.
 
-        Of an animation or a file with several pages this is the first image.
+        For an animation or a file with several pages, the first image is read.
 
         Raises:
-            DataError: if this is no regular file, if it cannot be decoded, has more than ``MAX_PIXELS`` pixels, or
-                holds pixels that have no range (32-bit integers, floats).
+            DataError: the path is not a regular file, or the image cannot be decoded, has more than ``MAX_PIXELS``
+                pixels, or has pixels without a known range (32-bit integers, floats).
         """
         require_regular_file(path)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the same, and refuses
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the same limit
                 image = Image.open(path)
             with image:
                 check_pixels(image.size, image.format)
                 image.load()
-                check_pixels(image.size, image.format)  # some formats only know now
+                check_pixels(image.size, image.format)  # some formats know the size only now
                 ImageOps.exif_transpose(image, in_place=True)
                 return self.apply(image)
         except Image.DecompressionBombError as error:
-            problem = f"more than the {MAX_PIXELS:,} pixels that are decoded"
+            problem = f"it has more than {MAX_PIXELS:,} pixels"
             raise DataError(f"the image cannot be read ({problem})", where=str(path)) from error
         except Exception as error:  # a decoder may raise anything when a file is damaged
             problem = error.problem if isinstance(error, DataError) else str(error) or type(error).__name__
             raise DataError(f"the image cannot be read ({problem})", where=str(path)) from error
 
     def apply(self, image: Image.Image) -> Tensor:
-        """Convert, resize and crop a picture to ``uint8 [C, h, w]``."""
+        """Convert, resize and crop an image to ``uint8 [C, h, w]``."""
         return to_tensor(self._resized_and_cropped(self.convert(image)))
 
     def convert(self, image: Image.Image) -> Image.Image:
-        """The picture in the model's colours; an alpha channel is dropped, as timm does."""
-        if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8, and show white
+        """The image in the model's colour mode; an alpha channel is dropped, as in timm."""
+        if image.mode.startswith("I;16"):  # Pillow would clip 16-bit values to 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         elif image.mode in ("I", "F"):
-            raise ValueError(f"pixels of Pillow's mode {image.mode} have no known range")
+            raise ValueError(f"pixels in Pillow's mode {image.mode} have no known range")
         elif image.mode in ("P", "PA"):
             image = image.convert("RGBA")
         mode = "L" if self.channels == 1 else "RGB"
@@ -152,13 +152,13 @@ class Preprocessing:
         method = RESAMPLING[self.interpolation]
         if math.prod(resized) <= max(MAX_RESIZED, 4 * height * width):
             return image.resize(resized, method).crop((left, top, left + width, top + height))
-        # Without the pixels that would be cropped away. Clipping between the two passes may differ, as Pillow sees fit.
+        # Skips the pixels outside the crop. Clipping between Pillow's two passes may differ.
         step_x, step_y = image.width / resized[0], image.height / resized[1]
         right, bottom = min((left + width) * step_x, image.width), min((top + height) * step_y, image.height)
         return image.resize((width, height), method, box=(left * step_x, top * step_y, right, bottom))
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
-        """``(width, height)`` of a picture of this size once it is resized, before the crop."""
+        """``(width, height)`` of an image of this size after resizing, before the crop."""
         target_h, target_w = (math.floor(size / self.crop_pct) for size in self.img_size)
         if target_h == target_w:
             short = target_h
@@ -187,7 +187,7 @@ class Preprocessing:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ConfigError: if a key is missing or unknown, or a value is out of its range.
+            ConfigError: a key is missing or unknown, or a value is out of range.
         """
         known = {field.name for field in fields(cls)}
         if set(values) != known:
@@ -203,27 +203,27 @@ class Preprocessing:
 
 
 def _count(values: object) -> int:
-    """How many finite numbers a tuple holds; 0 if it is no such tuple."""
+    """The length of a tuple of finite numbers; 0 for any other value."""
     numbers = isinstance(values, tuple) and all(isinstance(v, Real) and not isinstance(v, bool) for v in values)
     return len(values) if isinstance(values, tuple) and numbers and all(map(math.isfinite, values)) else 0
 
 
 def check_pixels(size: tuple[int, int], kind: str | None) -> None:
-    """Refuse an image whose decoding would take too much memory.
+    """Check that decoding an image would not need too much memory.
 
     Raises:
-        DataError: if ``size``, width and height in either order, makes more pixels than are decoded of this format.
+        DataError: ``size``, width and height in either order, exceeds the pixel limit of this format.
     """
     most = MAX_PIXELS // GREEDY_DECODERS.get(kind or "", 1)
     if math.prod(size) > most:
-        raise DataError(f"{size[0]} x {size[1]} pixels are more than the {most:,} that are decoded")
+        raise DataError(f"{size[0]} x {size[1]} pixels exceed the limit of {most:,}")
 
 
 def require_regular_file(path: str | PathLike[str]) -> None:
-    """Refuse what would block or never end when it is read: pipes, sockets and devices. Links may lead to a file.
+    """Check that a path is a regular file or a link to one. Reading pipes, sockets and devices could block.
 
     Raises:
-        DataError: if there is no such file, or it is not a regular one.
+        DataError: there is no such file, or it is not a regular file.
     """
     if not os.path.isfile(path):
         problem = "not a regular file" if os.path.exists(path) else "no such file"
@@ -231,6 +231,6 @@ def require_regular_file(path: str | PathLike[str]) -> None:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """A grey or RGB picture as ``uint8 [C, h, w]``."""
+    """A grey or RGB image as ``uint8 [C, h, w]``."""
     array = np.array(image)
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())

@@ -1,4 +1,4 @@
-"""Where images come from: one interface. Each kind of source has a file of its own."""
+"""The interface of image sources. Each kind of source has its own file."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from vitquant.errors import DataError
 from vitquant.numerics.pixels import require_pixels
 
 OVERSHOOT = 64
-"""How far beyond 0 to 255 pixels may lie: bicubic and Lanczos filters overshoot by less."""
+"""Largest distance of a pixel from the range 0 to 255: bicubic and Lanczos filters overshoot by less."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Pixels ``uint8 [B, C, h, w]`` of the model's size, labels ``int64 [B]`` or none, and names.
 
-    The tensors are in main memory. Where floats were given, ``given_range`` is the range of pixels that those of the
-    source so far stand for.
+    The tensors are in main memory. For a source of floats, ``given_range`` is the range of pixels that the floats read
+    so far correspond to.
     """
 
     pixels: Tensor
@@ -44,16 +44,16 @@ class ImageSource(ABC):
     @property
     @abstractmethod
     def count(self) -> int | None:
-        """How many images a pass gives (unreadable ones included), or ``None`` where only a pass can tell."""
+        """Number of images per pass (unreadable ones included), or ``None`` if unknown before the pass."""
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """What the labels count, where the source knows."""
+        """The names of the classes, if the source knows them."""
         return None
 
     @property
     def repeatable(self) -> bool:
-        """Whether there can be a second pass."""
+        """Whether the images can be read a second time."""
         return True
 
     @abstractmethod
@@ -61,15 +61,15 @@ class ImageSource(ABC):
         """One pass over the images, in a fixed order, ``batch_size`` at a time; the last batch may be shorter.
 
         Raises:
-            DataError: if images are missing, unreadable or not of the model's shape.
-            NumericsError: if given tensors hold NaN or Inf.
+            DataError: images are missing, unreadable or do not have the model's shape.
+            NumericsError: tensors contain NaN or Inf.
         """
 
     def batch_count(self, batch_size: int) -> int | None:
-        """How many batches a pass gives, or ``None`` where only a pass can tell.
+        """Number of batches per pass, or ``None`` if unknown before the pass.
 
         Raises:
-            ConfigError: if ``batch_size`` is no integer of at least 1.
+            ConfigError: ``batch_size`` is not an integer of at least 1.
         """
         size = check_batch_size(batch_size)
         return None if self.count is None else math.ceil(self.count / size)
@@ -77,7 +77,7 @@ class ImageSource(ABC):
 
 @dataclass(frozen=True)
 class Mapped(ImageSource):
-    """Another source, each of whose batches goes through a function; ``labelled`` if its classes are kept."""
+    """A source with a function applied to each batch; ``labelled`` states whether its classes are kept."""
 
     source: ImageSource
     through: Callable[[Batch], Batch]
@@ -124,5 +124,5 @@ def model_batches(source: ImageSource, batch_size: int) -> Iterator[Batch]:
 
 
 def check_batch_size(batch_size: Any) -> int:
-    """Refuse a batch of nothing."""
+    """The batch size, if it is an integer of at least 1."""
     return require_count(batch_size, "batch_size")

@@ -1,4 +1,4 @@
-"""Images that come as tensors from Python: one tensor, or any iterable of batches."""
+"""Images as tensors from Python: one tensor, or an iterable of batches."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vitquant.data.sources import Batch, ImageSource, check_batch_size
 from vitquant.errors import DataError, NumericsError
 
 MAX_OVER_RANGE = 16
-"""A float this many times beyond the largest normalised pixel cannot have been normalised."""
+"""A float larger than the largest normalised pixel by this factor was not normalised."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass
 class TensorSource(ImageSource):
-    """A tensor ``[N, C, h, w]``: ``uint8`` pixels or normalised floats; ``[N, h, w]`` will do where C is 1."""
+    """A tensor ``[N, C, h, w]``: ``uint8`` pixels or normalised floats; ``[N, h, w]`` is accepted if C is 1."""
 
     images: Tensor
     labels: Tensor | None
@@ -51,13 +51,13 @@ class TensorSource(ImageSource):
 
 
 def open_tensor(images: Tensor, labels: Any | None, preprocessing: Preprocessing, limit: int | None) -> TensorSource:
-    """A tensor, and labels of all its images if there are any, as a source.
+    """A tensor, with the labels of all its images if given, as a source.
 
     Raises:
-        DataError: if the shapes are wrong or there is no image.
+        DataError: the shapes are wrong, or there is no image.
     """
     if images.ndim and len(images) == 0:
-        raise DataError("0 images in the given tensor", got=f"shape {list(images.shape)}")
+        raise DataError("the tensor has no images", got=f"shape {list(images.shape)}")
     _with_channels(images, preprocessing, where="images")
     found = None if labels is None else as_labels(labels, len(images), where="labels")[:limit]
     return TensorSource(images[:limit], found, preprocessing)
@@ -65,11 +65,11 @@ def open_tensor(images: Tensor, labels: Any | None, preprocessing: Preprocessing
 
 @dataclass
 class IterableSource(ImageSource):
-    """Batches from Python, cut and joined to the size that is asked for.
+    """Batches from Python, split and joined to the requested size.
 
     Each item is a batch or a single image, alone or with labels, in one of the forms of
-    :func:`vitquant.data.items.split_item`. What can be iterated only once, such as a generator, gives one pass; a
-    second one is an error.
+    :func:`vitquant.data.items.split_item`. An object that can be iterated only once, such as a generator, allows one
+    pass; a second pass is an error.
     """
 
     items: Iterable[Any]
@@ -94,9 +94,9 @@ class IterableSource(ImageSource):
         check_batch_size(batch_size)
         if self._started and not self.repeatable:
             raise DataError(
-                "the images were used up by an earlier pass, and what they come from cannot be iterated twice",
+                "the images were consumed by an earlier pass and cannot be iterated again",
                 where=f"images ({type(self.items).__name__})",
-                fix="give a list, a tensor or a DataLoader, or make a new iterator for each pass",
+                fix="pass a list, a tensor or a DataLoader, or create a new iterator for each pass",
             )
         self._started = True
         total = 0
@@ -105,7 +105,7 @@ class IterableSource(ImageSource):
             yield Batch(images, labels, names, self._check.pixel_range)
             total += len(images)
         if total == 0:
-            raise DataError("0 images in the given iterable", where=f"images ({type(self.items).__name__})")
+            raise DataError("the iterable has no images", where=f"images ({type(self.items).__name__})")
         self._check.warn_once()
 
     def _checked(self, items: Iterator[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -133,7 +133,7 @@ def _limited(
 
 
 def _rebatch(items: Iterator[tuple[Tensor, Tensor | None]], size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Cut and join so that all but the last have ``size`` images."""
+    """Split and join the batches so that all but the last have ``size`` images."""
     held: list[Tensor] = []
     held_labels: list[Tensor] = []
     labelled: bool | None = None
@@ -141,7 +141,7 @@ def _rebatch(items: Iterator[tuple[Tensor, Tensor | None]], size: int) -> Iterat
         if labelled is not None and labelled != (labels is not None):
             raise DataError("some batches have labels and others do not", where="images", expected="all or none")
         labelled = labels is not None
-        held.append(images.clone() if len(images) < size else images)  # a loader may use its buffer again
+        held.append(images.clone() if len(images) < size else images)  # a loader may reuse its buffer
         held_labels += [] if labels is None else [labels]
         while sum(map(len, held)) >= size:
             joined, joined_labels = torch.cat(held), torch.cat(held_labels) if labelled else None
@@ -156,8 +156,8 @@ def pixels_of(images: Tensor, preprocessing: Preprocessing, check: Normalization
     """Tensors of either kind, pixels or normalised floats, as ``uint8 [B, C, h, w]`` in main memory.
 
     Raises:
-        DataError: on another shape, or on floats that cannot have been normalised.
-        NumericsError: on NaN or Inf; the message names the first image that holds one.
+        DataError: the shape is wrong, or floats are far outside the normalised range.
+        NumericsError: an image contains NaN or Inf; the message names the first such image.
     """
     images = _with_channels(images, preprocessing, where).cpu()
     if images.dtype == torch.uint8:
@@ -167,7 +167,8 @@ def pixels_of(images: Tensor, preprocessing: Preprocessing, check: Normalization
     if not finite.all():
         first = int(finite.logical_not().nonzero()[0])
         bad = int(images[first].isfinite().logical_not().sum())
-        raise NumericsError("NaN or Inf in the given images", where=f"{where}, image {first}", got=f"{bad} such values")
+        got = f"{bad} non-finite value{'s' if bad > 1 else ''}"
+        raise NumericsError("the image contains NaN or Inf", where=f"{where}, image {first}", got=got)
     ends = preprocessing.normalize(
         torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, *images.shape[1:])
     )
@@ -178,7 +179,7 @@ def pixels_of(images: Tensor, preprocessing: Preprocessing, check: Normalization
             where=where,
             got=f"floats from {float(images.min()):.4g} to {float(images.max()):.4g}",
             expected=f"about {low:.4g} to {high:.4g} ({preprocessing})",
-            fix="give uint8 pixels, or normalise with Preprocessing.normalize",
+            fix="pass uint8 pixels, or normalise with Preprocessing.normalize",
         )
     check.add(images)
     return preprocessing.to_pixels(images)
@@ -188,7 +189,7 @@ def _with_channels(images: Tensor, preprocessing: Preprocessing, where: str) -> 
     shaped = images.unsqueeze(1) if images.ndim == 3 and preprocessing.channels == 1 else images
     if tuple(shaped.shape[1:]) != preprocessing.shape or shaped.ndim != 4:
         raise DataError(
-            "images of the wrong shape",
+            "the images have the wrong shape",
             where=where,
             got=f"{list(images.shape)}",
             expected=f"[N, {', '.join(map(str, preprocessing.shape))}]",
@@ -196,10 +197,10 @@ def _with_channels(images: Tensor, preprocessing: Preprocessing, where: str) -> 
         )
     if shaped.dtype != torch.uint8 and shaped.dtype not in FLOATS:
         raise DataError(
-            "images of the wrong type",
+            "the images have the wrong type",
             where=where,
             got=f"{images.dtype} {list(images.shape)}",
-            expected="uint8 pixels, or normalised floats of 16 to 64 bits",
+            expected="uint8 pixels, or normalised 16-bit to 64-bit floats",
             fix="convert pixels from 0 to 255 with images.to(torch.uint8)",
         )
     return shaped
@@ -208,11 +209,9 @@ def _with_channels(images: Tensor, preprocessing: Preprocessing, where: str) -> 
 def _shape_fix(shape: tuple[int, ...], preprocessing: Preprocessing) -> str:
     height, width, channels = *preprocessing.img_size, preprocessing.channels
     if shape == preprocessing.shape:
-        return "give a batch of one image, images[None]"
+        return "pass a batch of one image, images[None]"
     if shape[1:] == (height, width, channels):
-        return (
-            "the channels come last; move them with images.permute(0, 3, 1, 2), in NumPy images.transpose(0, 3, 1, 2)"
-        )
+        return "the channels are last; move them with images.permute(0, 3, 1, 2), in NumPy images.transpose(0, 3, 1, 2)"
     if shape == (height, width, channels):
-        return "the channels come last; give images.permute(2, 0, 1)[None], in NumPy images.transpose(2, 0, 1)[None]"
-    return "resize the images, or give the model another img_size"
+        return "the channels are last; pass images.permute(2, 0, 1)[None], in NumPy images.transpose(2, 0, 1)[None]"
+    return "resize the images, or use another img_size for the model"

@@ -1,4 +1,4 @@
-"""Writing files so that whoever looks, and whatever goes wrong, finds the old ones or the new ones, whole."""
+"""Atomic writing of files: at any time, and after any error, either the old or the new files are complete."""
 
 from vitquant.files.interrupts import recording
 from vitquant.files.text import json_text

@@ -1,4 +1,4 @@
-"""Two folders exchanged in one step, which neither a kill nor a power failure can cut in two."""
+"""Atomic exchange of two folders, safe against kills and power failures."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 RENAME_SWAP = 2
 MOST_ENTRIES = 256
-"""A folder with more entries is not one of results only, and is left where it is."""
+"""A folder with more entries contains more than results and is not exchanged."""
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Let two paths of one file system change places, atomically; ``False`` where the system or its files cannot.
+    """Exchange two paths of one file system atomically; ``False`` if the operating or file system does not support it.
 
-    Linux has ``renameat2`` for it (since 3.15, not on every file system), macOS ``renamex_np``.
+    Uses ``renameat2`` on Linux (since 3.15, not on every file system) and ``renamex_np`` on macOS.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     a, b = os.fsencode(first), os.fsencode(second)
@@ -28,10 +28,10 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def may_move(folder: Path) -> bool:
-    """Whether a folder can be replaced by another one without harm to what else is in it or stands in it.
+    """Whether a folder can be replaced by another one safely.
 
-    It must hold a moderate number of plain files and nothing else, be no mount point and not the folder of a user, and
-    this process (and so the shell that started it) must not stand in it.
+    It must contain a moderate number of plain files and nothing else. It must not be a mount point, a home folder, or
+    the current folder of this process (and so of the shell that started it) or a parent of it.
     """
     if os.path.ismount(folder) or folder == Path.home() or folder in (here := Path.cwd(), *here.parents):
         return False

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while files change places: held back for that moment; and a record of what was written."""
+"""Delaying Ctrl-C and SIGTERM while files are replaced, and a record of the files written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _written: ContextVar[list[Path] | None] = ContextVar("written", default=None)
 
 @contextmanager
 def recording() -> Iterator[list[Path]]:
-    """Within the block, note every file and folder that is completely written, in the order of completion."""
+    """Record every file and folder that is completely written within the block, in order of completion."""
     written: list[Path] = []
     token = _written.set(written)
     try:
@@ -27,16 +27,16 @@ def recording() -> Iterator[list[Path]]:
 
 
 def completed(path: Path) -> None:
-    """Note that a file or folder is completely written."""
+    """Record that a file or folder is completely written."""
     if (written := _written.get()) is not None:
         written.append(path)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold signals back until the block has ended, and then let them act.
+    """Delay signals until the end of the block, then run their handlers.
 
-    Only Python's own handlers can be held back, and only in the main thread; no other thread gets a signal from Python.
+    Only Python handlers can be delayed, and only in the main thread; Python delivers signals to no other thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

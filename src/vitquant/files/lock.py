@@ -1,4 +1,4 @@
-"""One writer at a time."""
+"""A lock that allows one writer at a time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from vitquant.errors import OutputError
 
 PATIENCE = 60.0
-"""Seconds to wait for another writer. Writing takes well under one, but a slow disk may be flushed."""
+"""Seconds to wait for another writer. Writing takes well under one second unless a slow disk is flushed."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
-"""What file systems say that have no locks; there every reader still compares the files' run."""
+"""Errors of file systems without locks; readers still compare the runs of the files."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold an existing folder's lock within the block. The lock leaves no file behind, and ends with the process.
+    """Lock an existing folder within the block. The lock creates no file and ends with the process.
 
     Raises:
         OutputError: another process has held it for a minute.
@@ -27,7 +27,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         from fcntl import LOCK_EX, LOCK_NB, flock
-    except ImportError:  # no such locks on this platform
+    except ImportError:  # this platform has no such locks
         yield
         return
     handle = os.open(folder, os.O_RDONLY)

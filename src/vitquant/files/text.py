@@ -1,4 +1,4 @@
-"""JSON that any reader takes."""
+"""JSON that every reader accepts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def json_text(value: Any) -> str:
-    """A value as indented JSON. NaN and the infinities, which JSON does not have, become ``null``."""
+    """A value as indented JSON. NaN and infinities, which JSON does not support, become ``null``."""
     return json.dumps(finite(value), indent=2, allow_nan=False)
 
 
 def finite(value: Any) -> Any:
-    """The same without NaN and infinities."""
+    """The value with ``None`` for NaN and infinities."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,9 +1,9 @@
-"""Files written beside their place and then put there: one by a rename, several by an exchange of their folder.
+"""Atomic writing: files are written under temporary names, then renamed, or exchanged with their whole folder.
 
-A folder of results is built as a whole under another name, flushed to disk, and exchanged with the one that was there
-in a single step, so that it holds the files of one run at any time. Where that cannot be (the folder is the current
-one, a mount point, holds folders, or is on a file system without such a step) the files are renamed one after the
-other; an error on the way is taken back, and after a kill the files' run ids differ, which readers refuse.
+A folder of results is built under another name, flushed to disk, and exchanged with the existing folder in a single
+step, so that it contains the files of one run at any time. If that is not possible (the folder is the current one, a
+mount point, contains folders, or is on a file system without this operation), the files are renamed one by one. An
+error rolls the renames back; after a kill the run ids of the files may differ, which readers detect.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from vitquant.files.interrupts import completed, uninterrupted
 from vitquant.files.lock import locked
 
 MARK = ".vitquant-"
-"""What is under way is called ``.NAME.vitquant-...``; the next writer of the same name sweeps what a kill left."""
+"""Temporary names are ``.NAME.vitquant-...``; the next writer of NAME removes those left by a killed process."""
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:
     """Write one file, and the folders above it if they do not exist.
 
     Raises:
-        OutputError: it cannot be written; a file that was there is as it was.
+        OutputError: it cannot be written; an existing file is unchanged.
     """
     place = _real(path)
     with _naming(path), _parents(place), locked(place.parent):
@@ -39,15 +39,15 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
 
 
 def write_folder(folder: str | Path, files: Mapping[str, bytes | str], *, remove: Collection[str] = ()) -> None:
-    """Write files that belong together into a folder, which is made if it does not exist.
+    """Write files that belong together into a folder, which is created if necessary.
 
     Args:
-        folder: where to. What else is in it stays.
-        files: name to content; where they must be renamed one by one, it happens in this order.
-        remove: names of files that are to go, if they are there.
+        folder: the destination. Other files in it are kept.
+        files: name to content; if they must be renamed one by one, in this order.
+        remove: names of files to remove if they exist.
 
     Raises:
-        OutputError: they cannot be written; the folder is as it was, or is still not there.
+        OutputError: they cannot be written; the folder is unchanged, or still does not exist.
     """
     place, shown = _real(folder), Path(folder)
     with _naming(folder), _parents(place), ExitStack() as locks:
@@ -65,15 +65,15 @@ def write_folder(folder: str | Path, files: Mapping[str, bytes | str], *, remove
 
 
 def require_writable(path: str | Path, *, folder: bool = False, space: int = 0) -> None:
-    """Find out before long work whether a file or a folder can be written; nothing stays behind.
+    """Check before long work that a file or a folder can be written; nothing is left behind.
 
     Args:
-        path: of the file or the folder, there already or not.
-        folder: which of the two it is to be.
+        path: the file or the folder, existing or not.
+        folder: whether ``path`` is a folder.
         space: bytes that will be needed.
 
     Raises:
-        OutputError: it cannot be written, it is the other of the two, or there is less space than needed.
+        OutputError: it cannot be written, is of the other kind, or there is less space than needed.
     """
     target = _real(path)
     with _naming(path):
@@ -84,7 +84,7 @@ def require_writable(path: str | Path, *, folder: bool = False, space: int = 0) 
             _require_file(target, Path(path))
         place = place if place.is_dir() or place != target else place.parent
         with suppress(FileNotFoundError):
-            os.lstat(target)  # a name may be longer than the file system takes
+            os.lstat(target)  # a name may be longer than the file system allows
         probe = _aside(place / target.name)
         try:
             _write(probe, b"\0" * 4096, Path(path))
@@ -93,7 +93,7 @@ def require_writable(path: str | Path, *, folder: bool = False, space: int = 0) 
         free = shutil.disk_usage(place).free
     if free < space:
         raise OutputError(
-            "not enough space on the disk",
+            "not enough disk space",
             where=str(path),
             got=f"{free / 1e6:.1f} MB free",
             expected=f"at least {space / 1e6:.1f} MB",
@@ -101,7 +101,7 @@ def require_writable(path: str | Path, *, folder: bool = False, space: int = 0) 
 
 
 def _replace(place: Path, files: Mapping[str, bytes | str], remove: Collection[str], shown: Path) -> bool:
-    """Build the folder anew beside its place, and exchange the two; ``False`` where that cannot be done."""
+    """Build the new folder next to the old one, and exchange the two; ``False`` if that is not possible."""
     there = place.exists()
     staged = _aside(place)
     try:
@@ -127,7 +127,7 @@ def _replace(place: Path, files: Mapping[str, bytes | str], remove: Collection[s
                     _rescue(staged, place, {*files, *remove, *others})
                 _flush(place.parent)
             except OSError:
-                # Whether the step would last is unknown, so it is taken back: what is reported must be what is there.
+                # Whether the exchange is on disk is unknown, so it is undone: the folder must match the reported error.
                 if there:
                     exchange(staged, place)
                 else:
@@ -140,9 +140,9 @@ def _replace(place: Path, files: Mapping[str, bytes | str], remove: Collection[s
 
 
 def _adopt(place: Path, staged: Path, names: Collection[str]) -> set[str] | None:
-    """Give the new folder the old one's attributes and other files, as hard links; ``None`` where that cannot be.
+    """Give the new folder the attributes and other files of the old one, as hard links.
 
-    Returns the names of the other files.
+    Returns the names of the other files, or ``None`` if that is not possible.
     """
     try:
         shutil.copystat(place, staged)
@@ -158,7 +158,7 @@ def _adopt(place: Path, staged: Path, names: Collection[str]) -> set[str] | None
 
 
 def _rescue(old: Path, place: Path, known: Collection[str]) -> None:
-    """Bring over what somebody put into the old folder while the new one was being built."""
+    """Move files that were added to the old folder while the new one was being built."""
     for name in os.listdir(old):
         if name not in known and MARK not in name and not os.path.lexists(place / name):
             os.rename(old / name, place / name)
@@ -167,9 +167,9 @@ def _rescue(old: Path, place: Path, known: Collection[str]) -> None:
 def _rename_each(
     place: Path, files: Mapping[str, bytes | str], remove: Collection[str], whole: Path, shown: Mapping[str, Path]
 ) -> None:
-    """Write all files beside their places, and only then rename one after the other; an error is taken back.
+    """Write all files under temporary names, then rename them one by one; an error rolls the renames back.
 
-    ``whole`` is what the record calls what was written, ``shown`` what errors call each file.
+    ``whole`` is the name of the result in the record of written files, ``shown`` the name of each file in errors.
     """
     staged, kept = ({name: _aside(place / name) for name in (*files, *remove)} for _ in range(2))
     for name in staged:
@@ -193,26 +193,26 @@ def _rename_each(
             completed(whole)
     finally:
         for leftover in (*staged.values(), *kept.values()):
-            with suppress(OSError):  # the next writer sweeps it
+            with suppress(OSError):  # the next writer removes it
                 leftover.unlink(missing_ok=True)
 
 
 def _require_folder(path: Path, shown: Path) -> None:
-    """Refuse to take something else for a folder."""
+    """Check that an existing path is a folder."""
     if not path.is_dir():
-        got = "a file" if path.is_file() else "a device, a pipe or a link that leads nowhere"
-        raise OutputError("not a folder", where=str(shown), got=got, expected="a new name, or that of a folder")
+        got = "a file" if path.is_file() else "a device, a pipe or a dangling link"
+        raise OutputError("not a folder", where=str(shown), got=got, expected="a new name or an existing folder")
 
 
 def _require_file(path: Path, shown: Path) -> None:
-    """Refuse to put a file in the place of a folder, a device or a pipe."""
+    """Check that an existing path is not a folder, a device or a pipe."""
     if path.exists() and not path.is_file():
         got = "a folder" if path.is_dir() else "a device or a pipe"
-        raise OutputError("not a file", where=str(shown), got=got, expected="a new name, or that of a file")
+        raise OutputError("not a file", where=str(shown), got=got, expected="a new name or an existing file")
 
 
 def _keep(path: Path, kept: Path) -> None:
-    """A second name for a file that is going to be replaced, where the file system has hard links."""
+    """A second name for a file that will be replaced, if the file system has hard links."""
     try:
         os.link(path, kept, follow_symlinks=False)
     except (OSError, NotImplementedError):
@@ -220,7 +220,7 @@ def _keep(path: Path, kept: Path) -> None:
 
 
 def _restore(path: Path, kept: Path, *, written: bool) -> None:
-    """The inverse: the old file is back, or the new one is gone where there was none."""
+    """Undo a replacement: restore the old file, or remove the new one if there was none."""
     if kept.exists():
         os.replace(kept, path)
     elif written:
@@ -228,7 +228,7 @@ def _restore(path: Path, kept: Path, *, written: bool) -> None:
 
 
 def _write(path: Path, data: bytes | str, shown: Path) -> None:
-    """Write a new file and flush it to disk; its permissions are what the umask asks for. Errors name ``shown``."""
+    """Write a new file and flush it to disk; the umask sets its permissions. Errors name ``shown``."""
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(handle, "wb") as file:
@@ -240,7 +240,7 @@ def _write(path: Path, data: bytes | str, shown: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Flush a folder, that is the names in it, to disk."""
+    """Flush the directory entries of a folder to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -249,7 +249,7 @@ def _flush(folder: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Take away what a killed writer of the same file or folder left beside it. The caller holds the lock."""
+    """Remove temporary files left by a killed writer of the same file or folder. The caller holds the lock."""
     start = _start(path.name)
     for name in [name for name in os.listdir(path.parent) if name.startswith(start)]:
         leftover = path.parent / name
@@ -260,19 +260,19 @@ def _sweep(path: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
-    """A name that is not taken, beside a file or folder that is going to be written."""
+    """An unused temporary name next to a file or folder that will be written."""
     return path.with_name(_start(path.name) + secrets.token_hex(4))
 
 
 def _start(name: str) -> str:
-    """How the names begin under which a file or folder is being written; no longer than file systems take."""
+    """The common prefix of the temporary names of a file or folder, within the length limit of file systems."""
     short = name if len(os.fsencode(name)) <= 200 else hashlib.sha256(os.fsencode(name)).hexdigest()
     return f".{short}{MARK}"
 
 
 @contextmanager
 def _parents(folder: Path) -> Iterator[None]:
-    """The folders above, made for the block, and taken away again if it fails."""
+    """Create missing parent folders for the block, and remove them if it fails."""
     missing = [p for p in folder.parents if not p.exists()]
     if folder.parent.exists() and not folder.parent.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -289,7 +289,7 @@ def _parents(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _naming(path: str | Path) -> Iterator[None]:
-    """Operating system errors of the block as one that names what was to be written."""
+    """Convert operating system errors of the block to an ``OutputError`` that names the path."""
     try:
         yield
     except OutputError:
@@ -299,5 +299,5 @@ def _naming(path: str | Path) -> Iterator[None]:
 
 
 def _real(path: str | Path) -> Path:
-    """The path without links, so that what is replaced is the file or folder, not a link to it."""
+    """The path with links resolved, so that the file or folder is replaced, not a link to it."""
     return Path(os.path.realpath(path))

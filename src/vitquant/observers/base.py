@@ -1,4 +1,4 @@
-"""What every observer has: a layout, exact extremes, and the refusal of values that are not numbers."""
+"""The base class of observers: channel layout, exact extremes, and the check for NaN and Inf."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ class Observer(ABC):
                 "the number of channels changed",
                 where=type(self).__name__,
                 got=len(batch.low),
-                expected=f"{len(self._extremes.low)}, as before",
+                expected=f"{len(self._extremes.low)}, as in earlier batches",
             )
         return self._extremes.union(batch)
 
@@ -185,8 +185,8 @@ def _not_finite(x: Tensor) -> NumericsError:
     bad = ~x.isfinite()
     first = int(bad.reshape(x.shape[0] if x.ndim else 1, -1).any(dim=1).nonzero()[0])
     return NumericsError(
-        f"{int(x.isnan().sum())} values are NaN and {int(x.isinf().sum())} are Inf, "
-        f"the first in item {first} of the tensor's first dimension (of a batch, the image)",
+        f"found {int(x.isinf().sum())} Inf and {int(x.isnan().sum())} NaN, "
+        f"first at index {first} of the first dimension (the image in a batch)",
         expected="finite numbers",
-        fix="check that image and the weights of the layers before this point",
+        fix="check this image and the weights of the preceding layers",
     )

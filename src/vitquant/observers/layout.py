@@ -45,7 +45,7 @@ class ChannelLayout:
             return x.reshape(prod(x.shape[:-1]), 1, x.shape[-1])
         if not -x.ndim <= self.dim < x.ndim or x.shape[self.dim] % self.group:
             raise ModelError(
-                f"the channels do not fit the tensor (dimension {self.dim} in groups of {self.group})",
+                f"the channel layout does not match the tensor (dimension {self.dim} in groups of {self.group})",
                 got=f"shape {list(x.shape)}",
                 expected=f"a dimension {self.dim} whose size is a multiple of {self.group}",
             )

@@ -60,9 +60,9 @@ class PercentileObserver(Observer):
 
     def __init__(self, layout: ChannelLayout, alpha: float, sigma: float) -> None:
         if not 0.5 < alpha <= 1:
-            raise ConfigError("percentile_alpha is out of bounds", got=alpha, expected="above 0.5 and at most 1")
+            raise ConfigError("percentile_alpha is out of range", got=alpha, expected="above 0.5 and at most 1")
         if not 0 < sigma <= 1:
-            raise ConfigError("percentile_sigma is out of bounds", got=sigma, expected="above 0 and at most 1")
+            raise ConfigError("percentile_sigma is out of range", got=sigma, expected="above 0 and at most 1")
         super().__init__(layout)
         self.alpha = alpha
         self.sigma = sigma

@@ -19,7 +19,7 @@ OBSERVERS: dict[str, type[Observer]] = {
 def make_observer(
     name: str, layout: ChannelLayout, *, percentile_alpha: float, percentile_sigma: float, kl_bins: int
 ) -> Observer:
-    """A fresh observer by its class name; settings that it has no use for are left aside.
+    """Create an observer by its class name; settings that it does not use are ignored.
 
     Raises:
         ConfigError: the name is unknown, or a setting that is used is out of bounds.

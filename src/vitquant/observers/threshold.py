@@ -38,7 +38,7 @@ class HistogramObserver(Observer):
 
     def __init__(self, layout: ChannelLayout, bins: int) -> None:
         if bins % 2 or not 64 <= bins <= 65536:
-            raise ConfigError("kl_bins is out of bounds", got=bins, expected="an even number from 64 to 65536")
+            raise ConfigError("kl_bins is out of range", got=bins, expected="an even number from 64 to 65536")
         super().__init__(layout)
         self.bins = bins
         self._histogram: Histogram | None = None

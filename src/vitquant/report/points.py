@@ -1,4 +1,4 @@
-"""A profile as files and as a table."""
+"""A profile as a CSV file and as a table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vitquant.measure.profile import ModelProfile, PointProfile
+from vitquant.report.units import decibels
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,12 +38,18 @@ COLUMNS = (
     *METRICS,
     "run",
 )
+GRANULARITY = {"layer_wise": "per-tensor", "channel_wise": "per-channel", "head_wise": "per-head"}
+WITH_HEADS = (
+    *("attn_qkv.weight", "attn_proj.weight", "attn_q_out", "attn_k_out", "attn_kv_out"),
+    *("intSoft", "attn_v_input", "attn_v_out"),
+)
+"""Points whose channels belong to attention heads; ``head_wise`` is per-group at all others."""
 
 
 def points_csv(profile: ModelProfile, run: str | None = None) -> str:
-    """One line a point, the run that it is of in the last column.
+    """One line per point, with the run id in the last column.
 
-    The columns from ``sqnr_db`` to ``histogram`` are filled where ``enable_profiler`` is set.
+    The columns from ``sqnr_db`` to ``histogram`` are filled if ``enable_profiler`` is set.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -52,7 +59,7 @@ def points_csv(profile: ModelProfile, run: str | None = None) -> str:
 
 
 def row(point: PointProfile) -> dict[str, Any]:
-    """A point's values by column; what does not apply is left out."""
+    """The values of a point by column; columns that do not apply are omitted."""
     values: dict[str, Any] = {"name": point.name, "active": point.active}
     if point.config is not None:
         values |= point.config.bit_type.model_dump()
@@ -70,27 +77,30 @@ def row(point: PointProfile) -> dict[str, Any]:
 
 
 def worst_table(profile: ModelProfile, count: int = 5) -> Table:
-    """The points that cost the output most, as a table for the terminal."""
+    """The points with the lowest isolated SQNR, as a table for the terminal."""
     from rich.table import Table
 
-    table = Table(title=f"The {count} points that lose most (of {len(profile.points)})", title_justify="left")
+    table = Table(
+        title=f"The {count} points with the lowest isolated SQNR (of {len(profile.points)})", title_justify="left"
+    )
     table.add_column("point")
-    table.add_column("codes")
-    table.add_column("alone: output SQNR", justify="right")
-    table.add_column("in the chain: own SQNR", justify="right")
+    table.add_column("type")
+    table.add_column("isolated SQNR", justify="right")
+    table.add_column("cumulative SQNR", justify="right")
     for point in profile.worst(count):
         table.add_row(
             point.name,
-            codes(point),
-            f"{point.sqnr_isolated_db:.1f} dB",
-            f"{point.sqnr_cumulative_db:.1f} dB",
+            type_name(point),
+            decibels(point.sqnr_isolated_db),
+            decibels(point.sqnr_cumulative_db),
         )
     return table
 
 
-def codes(point: PointProfile) -> str:
-    """Kind of a point's codes, such as ``int8 channel_wise``."""
+def type_name(point: PointProfile) -> str:
+    """Integer type and granularity of a point, such as ``int8 per-channel``."""
     if point.config is None:
         return "float"
-    bits = point.config.bit_type
-    return f"{'int' if bits.signed else 'uint'}{bits.bits} {point.config.calibration_mode}"
+    bits, mode = point.config.bit_type, point.config.calibration_mode
+    grouped = mode == "head_wise" and not point.name.endswith(WITH_HEADS)
+    return f"{'int' if bits.signed else 'uint'}{bits.bits} {'per-group' if grouped else GRANULARITY[mode]}"

@@ -39,13 +39,13 @@ def preprocessing_of(program: IntegerProgram) -> Preprocessing:
         preprocessing = Preprocessing.from_dict(program.metadata["preprocessing"])
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise ProgramError(
-            f"the program does not say how a picture becomes its input ({error})",
+            f"the program has no valid preprocessing ({error})",
             where="metadata",
-            fix="give uint8 tensors to an executor instead",
+            fix="pass uint8 tensors to an executor instead",
         ) from error
     if preprocessing.shape != program.image.shape:
         raise ProgramError(
-            "the program's preprocessing makes images of another shape",
+            "the program's preprocessing does not match its input shape",
             where="metadata",
             got=preprocessing.shape,
             expected=str(program.image.shape),

@@ -86,12 +86,12 @@ class Verification:
 
     def __str__(self) -> str:
         if self.equal:
-            found = "equal, bit for bit" if self.form == "integer" else "equal"
+            found = "identical"
         elif self.largest_difference is None:
-            found = "it gives NaN or infinity"
+            found = "the output contains NaN or Inf"
         else:
-            found = f"{self.sqnr_db:.1f} dB, differs by up to {self.largest_difference:.4g}"
-        return f"{self.runtime} against the {self.compared_with}, {self.images} images: {found}"
+            found = f"SQNR {self.sqnr_db:.1f} dB, largest difference {self.largest_difference:.4g}"
+        return f"{self.runtime} compared with the {self.compared_with} on {self.images} images: {found}"
 
 
 def export_onnx_integer(
@@ -173,9 +173,8 @@ def destination(path: str | Path) -> Path:
     """
     path = require_path(path, "path")
     if path.suffix != ".onnx" or os.path.isdir(path):
-        got = "a folder" if os.path.isdir(path) else "another name"
-        expected = "a file whose name ends in .onnx"
-        raise ConfigError("a graph is not written there", where=str(path), got=got, expected=expected)
+        got = "a folder" if os.path.isdir(path) else path.suffix or "no suffix"
+        raise ConfigError("not an ONNX file name", where=str(path), got=got, expected="a file with the suffix .onnx")
     read_report(path.with_name(REPORT))
     require_writable(path)
     return path
@@ -195,7 +194,7 @@ def outputs(exported: Exported, batches: Sequence[Tensor], path: Path) -> Tensor
         raise
     except Exception as error:  # the runtimes' own errors have no root in common
         raise AgreementError(
-            f"{runtime_name(exported.runtime)} does not run the exported graph; nothing was written",
+            f"{runtime_name(exported.runtime)} cannot run the exported graph; nothing was written",
             where=str(path),
             got=str(error).strip().partition("\n")[0][:200],
             fix="try another version of the runtime, or another opset",
@@ -205,7 +204,7 @@ def outputs(exported: Exported, batches: Sequence[Tensor], path: Path) -> Tensor
 def pixels_for(preprocessing: Preprocessing, images: ImagesLike | None, count: int) -> tuple[Tensor, str]:
     """``count`` images ``uint8 [N, C, h, w]``, and where they come from."""
     if images is None:
-        return made_up(preprocessing.shape, count), f"{count} made-up images"
+        return made_up(preprocessing.shape, count), f"{count} synthetic images"
     batches = open_images(images, preprocessing, ignore_labels=True).batches(BATCH)
     pixels = torch.cat([batch.pixels for batch in islice(batches, -(-count // BATCH))])
     return pixels[:count], str(images) if isinstance(images, str | Path) else "given images"
@@ -256,11 +255,11 @@ def finish(verification: Verification, blob: bytes, path: Path) -> Verification:
     write_folder(path.parent, {path.name: blob, REPORT: json_text(entries) + "\n"})
     if not verification.ok:
         raise AgreementError(
-            f"the exported graph disagrees with the {verification.compared_with}; it is marked as failed in {report}",
+            f"the exported graph does not match the {verification.compared_with}; it is marked as failed in {report}",
             where=str(path),
             got=str(verification),
-            expected="equal logits" if verification.form == "integer" else f"at least {MIN_QDQ_DB:.0f} dB",
-            fix="do not ship it; try another version of the runtime",
+            expected="identical logits" if verification.form == "integer" else f"at least {MIN_QDQ_DB:.0f} dB",
+            fix="do not deploy it; try another version of the runtime",
         )
     return verification
 
@@ -275,13 +274,13 @@ def read_report(path: Path) -> dict[str, Any]:
         return {}
     try:
         text = read_file(path, MAX_MANIFEST_BYTES, "the report", ConfigError)
-        entries, reason = parse_json(text, str(path), "the file", ConfigError), "it is no mapping"
+        entries, reason = parse_json(text, str(path), "the file", ConfigError), "it is not a mapping"
     except ConfigError as error:
         entries, reason = None, error.problem
     if not isinstance(entries, dict):
         raise ConfigError(
             f"not a report of earlier exports: {reason}",
             where=str(path),
-            fix="move it away, or export into another folder",
+            fix="move it, or export to another folder",
         )
     return entries

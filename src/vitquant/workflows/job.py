@@ -37,9 +37,9 @@ from vitquant.version import __version__
 from vitquant.workflows.quantize import ConfigLike, as_config, calibrate, prepare
 
 RESULTS = {
-    SUMMARY: "the figures",
-    POINTS: "what every point loses",
-    "config.resolved.yaml": "the settings of every point",
+    SUMMARY: "all metrics",
+    POINTS: "metrics per point",
+    "config.resolved.yaml": "the settings of each point",
     f"{MANIFEST}, {TENSORS}": "the quantized model",
 }
 PROGRAM_FILES = f"{storage.MANIFEST}, {storage.TENSORS}"
@@ -128,10 +128,10 @@ def run(
     check_classes(eval_source, quantized)
     if not eval_source.repeatable:
         raise DataError(
-            "the images are read twice, to evaluate and to profile, and these can be iterated only once",
+            "the images are read twice, for evaluation and profile, but this source can be iterated only once",
             where="evaluation",
             got=type(evaluation).__name__,
-            fix="give a list, a tensor, a DataLoader, a folder or an .npz file",
+            fix="pass a list, a tensor, a DataLoader, a folder or an .npz file",
         )
     with stopwatch(seconds, "calibrate"):
         calibrate(quantized, calib_source, batch_size=batch_size)
@@ -175,7 +175,7 @@ def require_results_folder(out: Path, *, space: int = 0) -> None:
         OutputError: it cannot be written, or there is less space than ``space`` bytes.
     """
     if os.path.lexists(out) and not os.path.isdir(out):
-        raise DataError("the results need a folder", where=str(out), got="a file", fix="choose another folder")
+        raise DataError("the output folder is a file", where=str(out), fix="choose another folder")
     require_writable(out, folder=True, space=space)
 
 
