@@ -6,10 +6,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 SOURCES := pyproject.toml constraints.txt src/vitquant/version.py
 RUNTIME := $(shell find runtime -name '*.cpp' -o -name '*.hpp' -o -name 'CMakeLists.txt' -o -path 'runtime/python/*.py')
 
-.PHONY: demo test test-slow test-native check bench clean
+.PHONY: demo fast test test-slow test-native check bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/vitquant demo --out out
+
+# Lint, types, and the tests that are quick and need neither timm nor the native executor, which they cannot import.
+fast: check
+	$(BIN)/python -m pytest --fast --numprocesses 2
 
 test: check $(VENV)/installed-runtime
 	$(BIN)/python -m pytest

@@ -94,6 +94,7 @@ def test_the_entry_reaches_the_checkpoint(tmp_path: Path) -> None:
         assert any(f"entry {entry or 'state_dict_ema'}; it also has state_dict" in note for note in model.notes)
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_floats_are_read(dtype: torch.dtype, weights: Path, tmp_path: Path) -> None:
     state = {key: value.to(dtype) for key, value in random_state(lookup(NAME, img_size=32).spec).items()}
@@ -122,9 +123,11 @@ def test_torchs_default_dtype_changes_nothing(weights: Path, make_vit: Callable[
         assert model.parity_db is None or model.parity_db > 100
 
 
+@pytest.mark.timm
 @pytest.mark.usefixtures("double_by_default")
 def test_torchs_default_dtype_and_a_model_of_timm() -> None:
-    timm = pytest.importorskip("timm")
+    import timm
+
     model = adapt(timm.create_model(NAME, img_size=32, depth=1, proj_bias=False, pos_embed="none"))
     assert {value.dtype for value in model.vit.state_dict().values()} == {torch.float32}
     assert model.parity_db is not None

@@ -19,6 +19,8 @@ from vitquant.errors import ModelError
 timm = pytest.importorskip("timm")
 transformer = pytest.importorskip("timm.models.vision_transformer")
 
+pytestmark = pytest.mark.timm
+
 SMALL = {"img_size": 48, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
 
 

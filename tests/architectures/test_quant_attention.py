@@ -66,9 +66,11 @@ def test_the_specifications_usage(block: Block, attn_config: dict[str, Any], tok
     assert torch.equal(attn(tokens), exact)
 
 
+@pytest.mark.timm
 @torch.no_grad()
 def test_a_block_of_timms() -> None:
-    timm = pytest.importorskip("timm")
+    import timm
+
     torch.manual_seed(0)
     settings = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}
     model = timm.models.vision_transformer.VisionTransformer(**settings).eval()

@@ -82,6 +82,7 @@ def alone(request: Any, make_vit: Callable[..., VisionTransformer], tmp_path_fac
     return config, everything(make_vit(depth=1), config, tmp_path_factory.mktemp("alone"))
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("name", SURROUNDINGS)
 def test_no_figure_changes(
     name: str, alone: tuple[Any, list[Any]], make_vit: Callable[..., VisionTransformer], tmp_path: Any

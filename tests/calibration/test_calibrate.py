@@ -290,6 +290,7 @@ def test_every_observer_quantizes(observer: str, mode: str, make_vit: Callable[.
     assert sqnr_db(vit(x), model(x)) > (8 if observer == "KLObserver" else 12)
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("observer", ["MinmaxObserver", "KLObserver", "OmseObserver"])
 def test_the_batch_size_changes_no_scale(fashion: FloatModel, observer: str) -> None:
     """All ways of sharing a scale. Beyond the rounding of the forwards only a near tie between two ranges could."""

@@ -61,6 +61,7 @@ def differences(program: IntegerProgram, images: Tensor, varied: Counter[str] | 
     return sorted(different)
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS.keys())
 def test_models(changes: dict[str, Any]) -> None:
     program = vitquant.compile(quantized(changes))

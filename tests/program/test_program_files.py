@@ -167,6 +167,7 @@ def test_every_torn_file_is_refused(torn: int, originals: list[Files]) -> None:
         assert read((files[0], files[1])) is None
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("mutate", mutations.SIGNED, ids=lambda kind: kind.__name__)
 def test_hostile_files_are_refused_or_run(
     mutate: Callable[[Files, random.Random], Files], originals: list[Files]
@@ -201,6 +202,7 @@ def test_memory(originals: list[Files]) -> None:
     assert peak((many, b"")) < 30 * len(many), "the worst there is, and a manifest has 4 MiB at most"
 
 
+@pytest.mark.job
 @pytest.mark.parametrize(
     "text",
     [
