@@ -102,6 +102,20 @@ def test_the_extras_bring_what_benchmarks_and_tests_import() -> None:
     assert tests <= packages_of("test") | packages_of("timm")
 
 
+def versions(file: str, pattern: str) -> dict[str, str]:
+    """Packages and their versions, without zeros at the end."""
+    found = re.findall(pattern, (ROOT / file).read_text(encoding="utf-8"))
+    return {name: re.sub(r"(\.0)+$", "", version) for name, version in found}
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_promised() -> None:
+    promised = versions("pyproject.toml", r'"([\w-]+)>=([\d.]+)"')
+    lowest = versions("constraints-lowest.txt", r"([\w-]+)==([\d.]+)")
+    assert {"numpy", "pillow", "pydantic", "pyyaml", "rich", "safetensors", "torch", "onnx", "onnxruntime"} < {*lowest}
+    del lowest["torch"]  # constraints-lowest.txt tells why
+    assert lowest.items() <= promised.items()
+
+
 def test_tests_mirror_the_sources() -> None:
     tests = ROOT / "tests"
     folders = {path.parent.relative_to(tests) for path in tests.rglob("*.py")}

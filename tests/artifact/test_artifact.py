@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from support.documents import GOLDEN
+from support.tensor_files import load_file
 from vitquant.adapters.adapt import FloatModel
 from vitquant.architectures.quant_vit import QuantViT
 from vitquant.architectures.vit import VisionTransformer

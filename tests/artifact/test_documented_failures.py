@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import vitquant
 from support.documents import FAILURES, GOLDEN
+from support.tensor_files import load_file
 from vitquant.artifact.storage import MANIFEST, TENSORS
 from vitquant.errors import VitquantError
 from vitquant.layers.memory import out_of_memory

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from support.tensor_files import load_file
 from vitquant.adapters.adapt import FloatModel
 from vitquant.architectures.vit import VisionTransformer
 from vitquant.artifact.storage import TENSORS, load, save

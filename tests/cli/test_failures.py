@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 import vitquant
 from support.documents import GOLDEN, documented
+from support.tensor_files import load_file
 from vitquant.adapters.adapt import FloatModel
 from vitquant.architectures.vit import VisionTransformer
 from vitquant.errors import VitquantError

@@ -124,7 +124,7 @@ def test_files_are_turned_upright(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "CMYK", "YCbCr"])
 def test_any_colours_become_the_models(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr") else "a.png")
-    picture(40, 40).convert(mode).save(path)
+    picture(40, 40).convert(mode).save(path, compression="tiff_lzw")  # not raw: Pillow 11 cannot read its own YCbCr
     assert IMAGENET.load(path).shape == (3, 32, 32)
     grey = Preprocessing((32, 32), (0.5,), (0.5,)).load(path)
     assert grey.shape == (1, 32, 32)

@@ -115,7 +115,7 @@ class Preprocessing:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the same, and refuses
-                image = Image.open(path)
+                image = Image.open(os.fspath(path))  # older Pillows resolve a Path, and their messages name that
             with image:
                 check_pixels(image.size, image.format)
                 image.load()
@@ -135,7 +135,8 @@ class Preprocessing:
 
     def convert(self, image: Image.Image) -> Image.Image:
         """The picture in the model's colours; an alpha channel is dropped, as timm does."""
-        if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8, and show white
+        sixteen_bits = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG")  # before Pillow 10.3
+        if sixteen_bits:  # Pillow would clip them to 8, and show white
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         elif image.mode in ("I", "F"):
             raise ValueError(f"pixels of Pillow's mode {image.mode} have no known range")
