@@ -5,6 +5,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """The optional packages are hidden from the fast tests, so that one that needs them but lacks the marker fails."""
     if config.getoption("--fast"):
         config.option.markexpr = " and ".join(f"not {marker}" for marker in ("slow", "job", *PACKAGES))
-        sys.modules.update(dict.fromkeys((name for names in PACKAGES.values() for name in names), None))
+        for package in chain.from_iterable(PACKAGES.values()):
+            sys.modules[package] = None  # type: ignore[assignment]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

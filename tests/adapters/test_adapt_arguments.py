@@ -58,7 +58,7 @@ def test_sizes_that_no_patch_tiles(size: Any) -> None:
 
 
 def test_other_sizes() -> None:
-    assert lookup(NAME, img_size=np.int64(32)).spec.img_size == (32, 32)  # type: ignore[arg-type]
+    assert lookup(NAME, img_size=np.int64(32)).spec.img_size == (32, 32)
     assert lookup(NAME, img_size=[32, 48]).preprocessing.img_size == (32, 48)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r"the images would be too large\. Got 1600000"):
         lookup(NAME, img_size=1_600_000)

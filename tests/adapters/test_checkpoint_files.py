@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,7 @@ def test_other_classes_are_named(tmp_path: Path) -> None:
     )
 
 
-ODD_TENSORS = {
+ODD_TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
     "float8_e4m3fn": lambda t: t.to(torch.float8_e4m3fn),
     "int8": lambda t: t.to(torch.int8),
     "bool": lambda t: t > 0,

@@ -11,10 +11,11 @@ import torch
 import vitquant
 from support.documents import FAILURES, GOLDEN
 from support.tensor_files import load_file
-from vitquant.artifact.storage import MANIFEST, TENSORS
+from vitquant.artifact.storage import TENSORS
 from vitquant.errors import VitquantError
 from vitquant.layers.memory import out_of_memory
 from vitquant.layers.usage import using
+from vitquant.runs import MANIFEST
 
 
 def documented(error: VitquantError, folder: Path | None = None) -> bool:

@@ -27,7 +27,8 @@ PREPROCESSING = Preprocessing((8, 8), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 UNSIGNED = {"bit_type": {"signed": False}}
 CONFIG = {"weight": UNSIGNED, "outputs": UNSIGNED, "norm": {"calibration_mode": "channel_wise"}}
 
-NONSENSE = [None, True, -1, 0, 1.5, 10**9, 10**18, 1e300, "", "x" * 1000, [], {}, [1], [1, 1], [10**9] * 2, [[1], 2]]
+NONSENSE: list[Any] = [None, True, -1, 0, 1.5, 10**9, 10**18, 1e300, "", "x" * 1000]
+NONSENSE += [[], {}, [1], [1, 1], [10**9] * 2, [[1], 2]]
 
 
 HARMLESS = [("layer_scale", True)]

@@ -81,7 +81,7 @@ def test_every_fault_is_one_line(
 
 
 def test_debug_adds_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["broken", "--debug"], commands=[Broken(lambda: {}["\x1b"])]) == 70
+    assert main(["broken", "--debug"], commands=[Broken(lambda: dict[str, int]()["\x1b"])]) == 70
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("Traceback")
     assert lines[-2] == r"KeyError: '\x1b'"

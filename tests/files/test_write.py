@@ -350,7 +350,11 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
         try:
             if os.getuid() == 0:
                 os.setuid(65534)
-            for step in (lambda: require_writable(out, folder=True), lambda: write_folder(out, {"a": "x", "b": "y"})):
+            steps: tuple[Callable[[], object], ...] = (
+                lambda: require_writable(out, folder=True),
+                lambda: write_folder(out, {"a": "x", "b": "y"}),
+            )
+            for step in steps:
                 try:
                     step()
                 except OutputError as error:

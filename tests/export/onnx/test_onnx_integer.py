@@ -21,7 +21,8 @@ from vitquant.errors import ProgramError
 from vitquant.executors.reference import EXECUTE, Inputs, Reference
 from vitquant.export.onnx import arithmetic
 from vitquant.export.onnx.graph import Graph, Tensor
-from vitquant.export.onnx.integer import EMIT, LOGITS_SCALE, METADATA, OPSET, Known, export_integer
+from vitquant.export.onnx.integer import EMIT, LOGITS_SCALE, METADATA, OPSET, export_integer
+from vitquant.export.onnx.operations import Known
 from vitquant.export.onnx.runtime import in_onnxruntime, onnx_session
 from vitquant.export.onnx.step import Step
 from vitquant.numerics.affine import QuantParams
