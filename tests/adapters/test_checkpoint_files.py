@@ -219,6 +219,7 @@ def test_functions_by_name_are_refused(name: str, tmp_path: Path) -> None:
     assert "not executed" in refusal(tmp_path / "a.pth")
 
 
+@pytest.mark.job
 def test_other_classes_are_named(tmp_path: Path) -> None:
     module = "omegaconf.dictconfig"
     script = (

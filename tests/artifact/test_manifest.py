@@ -203,6 +203,7 @@ SPOILERS: dict[str, list[float]] = {
 }
 
 
+@pytest.mark.job
 def test_numbers_that_no_calibration_gives_are_refused_by_name(folder: Path) -> None:
     original = load_file(folder / TENSORS)
     assert {name.rpartition(".")[2] for name in original} == {*SPOILERS, "codes"}

@@ -130,6 +130,7 @@ def test_strict_refuses_what_stays_float(refused: Callable[..., str], run: Calla
     assert not (folder / "new").exists()
 
 
+@pytest.mark.job
 @pytest.mark.filterwarnings("default")
 def test_outliers_warn_and_go_on(quantize: Callable[..., Any], folder: Path, state: Mapping[str, Tensor]) -> None:
     planted = dict(state)  # channels that are wide at one point, and what undoes it in the weights after it

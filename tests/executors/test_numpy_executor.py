@@ -123,6 +123,7 @@ def test_batches_and_threads() -> None:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.job
 def test_another_process(tmp_path: Path) -> None:
     program, images = vitquant.compile(quantized()), pixels(4, seed=4)
     vitquant.save_program(program, tmp_path)

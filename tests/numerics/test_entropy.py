@@ -95,6 +95,7 @@ def test_choice_equals_that_among_all_windows(kind: str, signed: bool, cells: in
     assert (windows.least_divergence(cells) <= cost + 1e-12).all()
 
 
+@pytest.mark.job
 @settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_choice_equals_that_among_any_windows(data: st.DataObject) -> None:

@@ -69,6 +69,7 @@ def assert_integers_only(model: Any) -> None:
     assert {found[name] for name in bytes_multiplied} <= {kinds.UINT8}  # all others saturate on some machines
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS.keys())
 def test_settings(changes: dict[str, Any]) -> None:
     assert_same_bits(vitquant.compile(quantized(changes)), seed=1)
