@@ -2,15 +2,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt src/vitquant/version.py
 CPP := $(shell find $(addprefix runtime/,src tests examples include) -name '*.[ch]' -o -name '*.[ch]pp')
 RUNTIME := $(shell find runtime -name '*.cpp' -o -name '*.hpp' -o -name 'CMakeLists.txt' -o -path 'runtime/python/*.py')
 
-.PHONY: demo test test-slow test-native check bench clean
+.PHONY: demo fast test test-slow test-native test-lowest check bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/vitquant demo --out out
+
+# Lint, types, and the tests that are quick and need neither timm nor the native executor, which they cannot import.
+fast: check
+	$(BIN)/python -m pytest --fast --numprocesses 2
 
 test: check $(VENV)/installed-runtime
 	$(BIN)/python -m pytest
@@ -22,6 +27,10 @@ test: check $(VENV)/installed-runtime
 test-slow: $(VENV)/installed-runtime
 	$(BIN)/python -m pytest -m slow
 	cd runtime && ../$(BIN)/python -m pytest -m slow
+
+# The fast tests with the lowest versions that pyproject.toml promises, and without timm and the native executor.
+test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/python -m pytest --fast --numprocesses 2
 
 # The native executor with sanitizers, with hostile files, and for Arm where its compiler and emulator are installed.
 test-native: $(VENV)/installed-native
@@ -49,7 +58,7 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.startup
 
 clean:
-	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -61,6 +70,11 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) --editable '.[test]'
 	$(PIP) --no-deps timm torchvision
 	$(PIP) huggingface_hub
+	touch $@
+
+$(LOWEST)/installed: $(SOURCES) constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt --editable '.[test]'
 	touch $@
 
 # The native executor is compiled here, which takes a C++17 compiler and about a minute.

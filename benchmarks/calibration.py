@@ -19,6 +19,7 @@ from benchmarks.timing import CLOCKS, Work, ratio_to
 from vitquant.adapters.adapt import FloatModel
 from vitquant.data import ImagesLike, open_images
 from vitquant.data.preprocessing import Preprocessing
+from vitquant.numerics.pixels import normalize
 from vitquant.workflows.quantize import quantize
 
 OBSERVERS = ("MinmaxObserver", "PercentileObserver", "KLObserver", "OmseObserver")
@@ -46,7 +47,7 @@ def float_pass(vit: nn.Module, images: ImagesLike, preprocessing: Preprocessing)
     @torch.no_grad()
     def run() -> None:
         for batch in open_images(images, preprocessing).batches(BATCH):
-            vit(batch.images)
+            vit(normalize(batch.pixels, preprocessing.mean, preprocessing.std))
 
     return run
 

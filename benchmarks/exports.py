@@ -43,6 +43,9 @@ def graphs(model: FloatModel, calibration: Tensor, folder: Path, threads: int) -
         run = SESSIONS[runtime](blob, threads=threads)
         return lambda pixels: torch.from_numpy(run(normalize(pixels).numpy()))
 
+    def real(execute: Executor) -> Pooled:
+        return lambda pixels: execute(pixels).real()
+
     qmodel = vitquant.quantize(model, "vit_int8.yaml", calibration=calibration)
     program = vitquant.compile(qmodel)
     scale = torch.from_numpy(program.output_value.spread(program.output_value.scale).copy())
@@ -56,7 +59,7 @@ def graphs(model: FloatModel, calibration: Tensor, folder: Path, threads: int) -
         "OpenVINO, our QDQ": session(ours["openvino"], "openvino"),
         "ONNX Runtime, our integer graph": lambda pixels: torch.from_numpy(integer(pixels.numpy())) * scale,
         "vitquant, simulated": through(qmodel),
-        **{f"vitquant, {e.name}": (lambda pixels, run=e: run(pixels).real()) for e in executors(program, threads)},
+        **{f"vitquant, {e.name}": real(e) for e in executors(program, threads)},
     }
 
 

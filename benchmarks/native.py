@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,25 +22,30 @@ from benchmarks import peers
 from benchmarks.model import arguments, load_model
 from benchmarks.photos import load_crops, split
 from benchmarks.report import Report
-from benchmarks.timing import Work, taking_turns
+from benchmarks.timing import taking_turns
 from vitquant.adapters.adapt import FloatModel
 from vitquant.adapters.names import lookup
 from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.executors.choose import open_executor
 
+Run: TypeAlias = Callable[[Tensor], object]
 FLOAT = "PyTorch, float, eager"
 FLOATS = (FLOAT, "ONNX Runtime, float")
 
 
-def contenders(model: FloatModel, calibration: Tensor, folder: Path, threads: int) -> dict[str, Work]:
+def contenders(model: FloatModel, calibration: Tensor, folder: Path, threads: int) -> dict[str, Run]:
     """What runs pixels ``uint8 [B, C, h, w]``: float PyTorch first, ours last."""
     normalize = model.preprocessing.normalize
     program = vitquant.compile(vitquant.quantize(model, "vit_int8.yaml", calibration=calibration))
     native = open_executor(program, "native", threads=threads)
     theirs = peers.runnable(model.vit, normalize(calibration), folder, threads)
+
+    def normalized(run: peers.Features) -> Run:
+        return lambda x: run(normalize(x))
+
     return {
-        FLOAT: lambda x: model.vit(normalize(x)),
-        **{name: (lambda x, run=run: run(normalize(x))) for name, run in theirs.items()},
+        FLOAT: normalized(model.vit),
+        **{name: normalized(run) for name, run in theirs.items()},
         native.name: native,
     }
 

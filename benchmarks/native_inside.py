@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections import Counter
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,7 @@ import vitquant_runtime
 from benchmarks.model import arguments, load_model
 from benchmarks.photos import load_crops, split
 from benchmarks.report import Report
-from benchmarks.timing import taking_turns
+from benchmarks.timing import Work, taking_turns
 from vitquant.program import ops
 from vitquant.program.program import IntegerProgram
 
@@ -54,7 +54,7 @@ def breakdown(runtime: vitquant_runtime.Runtime, images: Images, rounds: int, ti
     runtime.profile(images)
     taken = []
     for _ in range(rounds):
-        kinds: Counter[str] = Counter()
+        kinds: defaultdict[str, float] = defaultdict(float)
         for kind, seconds in runtime.profile(images):
             kinds[kind] += seconds
         taken.append(kinds)
@@ -119,7 +119,8 @@ def rate(program: IntegerProgram, folder: Path, images: Images, threads: int, ro
             for a, b in operands:
                 torch._int_mm(a, b)
 
-        works = {"torch": multiply, "ours": partial(runtime, np.resize(images, (batch, *images.shape[1:])))}
+        pixels = np.resize(images, (batch, *images.shape[1:]))
+        works: dict[str, Work] = {"torch": multiply, "ours": partial(runtime, pixels)}
         taking_turns(works, 1)
         times = taking_turns(works, rounds)
         share = median(t / o for t, o in zip(times["torch"], times["ours"], strict=True))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from statistics import median
+from typing import TypeVar
 
 Work = Callable[[], object]
 Clock = Callable[[], float]
+Key = TypeVar("Key", bound=Hashable)
 
 CLOCKS: Mapping[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 """Processor time is for machines that have other work; it only makes sense with one thread."""
@@ -37,9 +39,9 @@ def ratio_to(base: Work, work: Work, rounds: int, clock: Clock = time.perf_count
     return median(ratios), median(times)
 
 
-def taking_turns(works: Mapping[str, Work], rounds: int) -> dict[str, list[float]]:
+def taking_turns(works: Mapping[Key, Work], rounds: int) -> dict[Key, list[float]]:
     """Seconds of each work in each round; every second round goes backwards."""
-    times: dict[str, list[float]] = {name: [] for name in works}
+    times: dict[Key, list[float]] = {name: [] for name in works}
     for turn in range(rounds):
         for name in list(works)[:: -1 if turn % 2 else 1]:
             times[name].append(seconds(works[name]))

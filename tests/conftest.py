@@ -1,9 +1,11 @@
-"""Shared by all tests: few threads, a profile for hypothesis, a timm that imports beside a foreign torchvision,
-and small models."""
+"""Shared by all tests: few threads, a profile for hypothesis, the choice of fast tests, a timm that imports beside a
+foreign torchvision, and small models."""
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -20,11 +22,37 @@ from vitquant.adapters.fashion import load_fashion, load_fashion_images
 from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 
 torch.set_num_threads(2)  # the tensors are small
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side, each with several threads, wait for each other
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that a test starts
 
 # The same examples in every run; new ones with --hypothesis-profile=explore.
 settings.register_profile("default", deadline=None, max_examples=50, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("default")
+
+
+PACKAGES = {"timm": ("timm", "torchvision"), "native": ("vitquant_runtime",)}
+"""What the tests with each of these markers need. All other tests pass where these packages are not installed."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="only tests that are quick and need no optional package")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The optional packages are hidden from the fast tests, so that one that needs them but lacks the marker fails."""
+    if config.getoption("--fast"):
+        config.option.markexpr = " and ".join(f"not {marker}" for marker in ("slow", "job", *PACKAGES))
+        for package in chain.from_iterable(PACKAGES.values()):
+            sys.modules[package] = None  # type: ignore[assignment]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker, packages in PACKAGES.items():
+        if item.get_closest_marker(marker):
+            for package in packages:
+                pytest.importorskip(package)
 
 
 def torchvision_loads() -> bool:

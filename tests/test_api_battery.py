@@ -206,6 +206,7 @@ def arguments(door: Door, good: Mapping[str, Any]) -> dict[str, Any]:
     return {name: fresh[key]() if key in fresh else good[key] for name, key in pairs}
 
 
+@pytest.mark.job
 @pytest.mark.parametrize(("door", "argument", "value"), CELLS)
 def test_a_bad_value_is_refused(
     door: Door, argument: str, value: Any, good: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""Who imports whom: the table of docs/architecture.md against the sources."""
+"""Who imports whom: the table of docs/architecture.md against the sources. How the tests are ordered."""
 
 import ast
 import re
@@ -14,6 +14,10 @@ import vitquant
 from support.documents import ROOT
 
 PACKAGE = ROOT / "src" / "vitquant"
+SHARED = {"fuzz", "golden", "support"}
+"""Folders of the tests that belong to no part."""
+ACROSS = {f"test_{name}" for name in ("api_battery", "architecture", "docs", "embed_to_attn", "quant_attn", "scripts")}
+"""Tests that stand across the parts."""
 
 
 def part_of(path: Path) -> str:
@@ -94,7 +98,39 @@ def test_the_extras_bring_what_benchmarks_and_tests_import() -> None:
     assert {"nncf", "onnx", "openvino"} <= foreign_imports(benchmarks) <= packages_of("bench") | packages_of("timm")
     if any("torch.onnx.export(" in path.read_text(encoding="utf-8") for path in benchmarks):
         assert "onnxscript" in packages_of("bench")  # which torch imports when it exports
-    assert foreign_imports((ROOT / "tests").rglob("*.py")) <= packages_of("test") | packages_of("timm")
+    tests = foreign_imports((ROOT / "tests").rglob("*.py")) - {"torchvision"}  # which comes with timm
+    assert tests <= packages_of("test") | packages_of("timm")
+
+
+def versions(file: str, pattern: str) -> dict[str, str]:
+    """Packages and their versions, without zeros at the end."""
+    found = re.findall(pattern, (ROOT / file).read_text(encoding="utf-8"))
+    return {name: re.sub(r"(\.0)+$", "", version) for name, version in found}
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_promised() -> None:
+    promised = versions("pyproject.toml", r'"([\w-]+)>=([\d.]+)"')
+    lowest = versions("constraints-lowest.txt", r"([\w-]+)==([\d.]+)")
+    assert {"numpy", "pillow", "pydantic", "pyyaml", "rich", "safetensors", "torch", "onnx", "onnxruntime"} < {*lowest}
+    del lowest["torch"]  # constraints-lowest.txt tells why
+    assert lowest.items() <= promised.items()
+
+
+def test_tests_mirror_the_sources() -> None:
+    tests = ROOT / "tests"
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("*.py")}
+    assert {folder for folder in folders if not (PACKAGE / folder).is_dir()} == {Path(name) for name in SHARED}
+    alone = {path.stem for path in tests.glob("test_*.py")}
+    assert alone - {f"test_{path.stem}" for path in PACKAGE.glob("*.py")} == ACROSS
+
+
+def test_what_skips_without_an_optional_package_is_marked() -> None:
+    """What imports one fails among the fast tests; what skips instead would not be noticed."""
+    markers = {"timm": "timm", "torchvision": "timm", "vitquant_runtime": "native"}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        text = path.read_text(encoding="utf-8")
+        for package in re.findall(rf'importorskip\("({"|".join(markers)})\b', text):
+            assert f"\npytestmark = pytest.mark.{markers[package]}\n" in text, path
 
 
 def test_every_part_is_in_the_table() -> None:

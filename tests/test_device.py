@@ -46,4 +46,4 @@ def test_a_device_that_is_not_there(name: str) -> None:
 def test_what_is_no_device(name: object) -> None:
     for check in (parse_device, require_device):
         with pytest.raises(ConfigError, match=r"^device: "):
-            check(name)  # type: ignore[operator]
+            check(name)  # type: ignore[arg-type]

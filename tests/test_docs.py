@@ -1,5 +1,7 @@
 """The documents are true: examples run, commands parse, files resolve, messages and tables are the program's own."""
 
+import doctest
+import importlib
 import itertools
 import json
 import re
@@ -29,6 +31,12 @@ def commands(program: str) -> list[list[str]]:
     return [words[1:] for words in split if words and words[0] == program]
 
 
+def modules_with_examples() -> list[str]:
+    source = ROOT / "src"
+    found = [path for path in sorted(source.rglob("*.py")) if ">>> " in path.read_text(encoding="utf-8")]
+    return [".".join(path.relative_to(source).with_suffix("").parts).removesuffix(".__init__") for path in found]
+
+
 def failures() -> list[tuple[str, str]]:
     """Files and the messages that docs/failures.md gives for them."""
     found = FENCE.findall((ROOT / "docs" / "failures.md").read_text(encoding="utf-8"))
@@ -36,6 +44,7 @@ def failures() -> list[tuple[str, str]]:
     return [(file, message) for (first, file), (second, message) in pairs if (first, second) == ("yaml", "text")]
 
 
+@pytest.mark.job
 def test_python_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -43,6 +52,13 @@ def test_python_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.M
     assert len(examples) >= 5
     for number, example in enumerate(examples):
         exec(compile(example, f"README.md, Python example {number + 1}", "exec"), names)
+
+
+@pytest.mark.parametrize("module", modules_with_examples())
+def test_examples_in_docstrings_run(module: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(module))
+    assert tried > 0
+    assert failed == 0
 
 
 @pytest.mark.parametrize("argv", commands("vitquant"), ids=" ".join)

@@ -4,7 +4,7 @@ import copy
 import importlib
 import pickle
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,7 +13,7 @@ from vitquant.config.explain import FieldError
 from vitquant.config.source import YamlSyntaxError, read_text
 from vitquant.errors import MAX_PART, ConfigError, VitquantError, printable
 
-SPECIAL = {
+SPECIAL: dict[type[VitquantError], Callable[[], VitquantError]] = {
     FieldError: lambda: FieldError("bit_type.bits", "bad", got=1, expected="2 to 16", fix="write 2"),
     YamlSyntaxError: lambda: YamlSyntaxError("bad YAML", where="a.yaml", snippet="  x: [\n    ^", fix="close it"),
 }

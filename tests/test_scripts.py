@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.job
+
 TESTS = Path(__file__).parent
 HIDDEN = (
     "import os, runpy, sys\n"

@@ -5,14 +5,8 @@ The tests need vitquant itself (its compiler, and the reference executor, which 
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
 from hypothesis import settings
-
-REPOSITORY = Path(__file__).parents[2]
-sys.path += [str(REPOSITORY / "tests"), str(REPOSITORY / "src")]
 
 torch.set_num_threads(1)
 settings.register_profile("runtime", deadline=None, max_examples=60, derandomize=True)

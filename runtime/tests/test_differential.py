@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,8 +41,8 @@ SLOWEST = 5.0
 @lru_cache(maxsize=1)
 def originals() -> list[Files]:
     """A small model with each form of softmax, and random programs."""
-    small = {"depth": 1, "embed_dim": 6, "num_heads": 2, "mlp_hidden": 6, "patch_size": (8, 8)}
-    kinds = {"row": {}, "uniform": {"pool": "avg"}, "log2": {"dist_token": True}}
+    small: dict[str, Any] = {"depth": 1, "embed_dim": 6, "num_heads": 2, "mlp_hidden": 6, "patch_size": (8, 8)}
+    kinds: dict[str, dict[str, Any]] = {"row": {}, "uniform": {"pool": "avg"}, "log2": {"dist_token": True}}
     models = [quantized({"intSoft": {"softmax": form}}, **small, **more) for form, more in kinds.items()]
     programs = [vitquant.compile(model) for model in models]
     programs += [random_program(seed, STEPS) for seed in range(3)]

@@ -153,7 +153,7 @@ def test_what_is_no_number_of_threads(threads: Any, folder: Path) -> None:
 
 
 def test_numbers_of_threads_of_any_type(folder: Path) -> None:
-    assert vitquant_runtime.load(folder, threads=np.int64(3)).threads == 3  # type: ignore[arg-type]
+    assert vitquant_runtime.load(folder, threads=np.int64(3)).threads == 3
     assert vitquant_runtime.load(folder, threads=256).threads == 256
 
 

@@ -48,11 +48,15 @@ def sealed(told: dict[str, Any], tensors: bytes = TENSORS) -> bytes:
 
 def runtime_refuses(folder: Path) -> str | None:
     """Why, if it does; the same from the files and from memory."""
-    files = [(folder / name).read_bytes() for name in ("program.json", "program.safetensors")]
+    manifest, tensors = ((folder / name).read_bytes() for name in ("program.json", "program.safetensors"))
     said: list[str | None] = []
-    for load, program in (vitquant_runtime.load, [folder]), (vitquant_runtime.loads, files):
+    for from_memory in (False, True):
         try:
-            runtime = load(*program, threads=1)
+            runtime = (
+                vitquant_runtime.loads(manifest, tensors, threads=1)
+                if from_memory
+                else vitquant_runtime.load(folder, threads=1)
+            )
         except ValueError as error:
             said.append(str(error).replace(f"{folder}{os.sep}", ""))
         else:

@@ -58,7 +58,7 @@ def test_sizes_that_no_patch_tiles(size: Any) -> None:
 
 
 def test_other_sizes() -> None:
-    assert lookup(NAME, img_size=np.int64(32)).spec.img_size == (32, 32)  # type: ignore[arg-type]
+    assert lookup(NAME, img_size=np.int64(32)).spec.img_size == (32, 32)
     assert lookup(NAME, img_size=[32, 48]).preprocessing.img_size == (32, 48)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r"the image size is too large\. Got 1600000"):
         lookup(NAME, img_size=1_600_000)
@@ -97,6 +97,7 @@ def test_the_entry_reaches_the_checkpoint(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_floats_are_read(dtype: torch.dtype, weights: Path, tmp_path: Path) -> None:
     state = {key: value.to(dtype) for key, value in random_state(lookup(NAME, img_size=32).spec).items()}
@@ -125,9 +126,11 @@ def test_torchs_default_dtype_changes_nothing(weights: Path, make_vit: Callable[
         assert model.parity_db is None or model.parity_db > 100
 
 
+@pytest.mark.timm
 @pytest.mark.usefixtures("double_by_default")
 def test_torchs_default_dtype_and_a_model_of_timm() -> None:
-    timm = pytest.importorskip("timm")
+    import timm
+
     model = adapt(timm.create_model(NAME, img_size=32, depth=1, proj_bias=False, pos_embed="none"))
     assert {value.dtype for value in model.vit.state_dict().values()} == {torch.float32}
     assert model.parity_db is not None

@@ -48,6 +48,7 @@ def fit(
     return fit_checkpoint(state, spec, **({"default_grid": spec.grid, "where": "a.safetensors"} | changes))
 
 
+@pytest.mark.timm
 @pytest.mark.parametrize(
     ("name", "changes", "img_size"),
     [
@@ -67,7 +68,6 @@ def fit(
 def test_parity_with_timm(
     tmp_path: Path, name: str, changes: dict[str, Any], img_size: int | tuple[int, int] | None
 ) -> None:
-    pytest.importorskip("timm")
     spec = ViTSpec(**(vars(lookup(name).spec) | changes))
     state = random_state(spec)
     if img_size == (112, 448):
@@ -85,9 +85,9 @@ def test_parity_with_timm(
     assert any("no head" in note for note in model.notes) == (changes.get("num_classes") == 0)
 
 
+@pytest.mark.timm
 def test_original_dinov2_with_registers(tmp_path: Path) -> None:
     """The release adds positions to the class token, none to the registers, and keeps a mask token."""
-    pytest.importorskip("timm")
     spec = lookup("vit_small_patch14_reg4_dinov2").spec
     state = random_state(spec)
     original = {key: value for key, value in state.items() if key != "reg_token"}
@@ -251,6 +251,7 @@ def test_a_checkpoint_with_holes(value: float) -> None:
         fit(state)
 
 
+@pytest.mark.timm
 @given(
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
@@ -258,10 +259,11 @@ def test_a_checkpoint_with_holes(value: float) -> None:
     st.integers(0, 1000),
 )
 def test_resampling_is_that_of_timm(old: tuple[int, int], new: tuple[int, int], prefix: int, seed: int) -> None:
-    theirs = pytest.importorskip("timm.layers").resample_abs_pos_embed
+    from timm.layers import resample_abs_pos_embed
+
     generator = torch.Generator().manual_seed(seed)
     table = torch.randn(1, prefix + old[0] * old[1], 6, generator=generator)
-    expected = theirs(table, list(new), list(old), num_prefix_tokens=prefix)
+    expected = resample_abs_pos_embed(table, list(new), list(old), num_prefix_tokens=prefix)
     assert torch.equal(resample_pos_embed(table, old, new, prefix), expected)
 
 

@@ -13,9 +13,11 @@ from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.errors import ModelError
 
 
+@pytest.mark.timm
 @pytest.mark.parametrize("name", known_models())
 def test_shapes_and_preprocessing_are_those_of_timm(name: str) -> None:
-    timm = pytest.importorskip("timm")
+    import timm
+
     with torch.device("meta"):
         theirs = timm.create_model(name, pretrained=False)
         ours = VisionTransformer(lookup(name).spec)
@@ -67,8 +69,8 @@ def test_unknown_names_get_the_closest() -> None:
         lookup("resnet50")
 
 
+@pytest.mark.timm
 def test_a_tag_picks_its_own_preprocessing() -> None:
-    pytest.importorskip("timm")
     assert lookup("vit_small_patch16_224.augreg_in1k").preprocessing.mean == (0.5, 0.5, 0.5)
     dino = lookup("vit_small_patch16_224.dino")
     assert dino.preprocessing.mean == (0.485, 0.456, 0.406)

@@ -19,6 +19,8 @@ from vitquant.errors import ModelError
 timm = pytest.importorskip("timm")
 transformer = pytest.importorskip("timm.models.vision_transformer")
 
+pytestmark = pytest.mark.timm
+
 SMALL = {"img_size": 48, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
 
 
@@ -86,12 +88,12 @@ def test_what_is_read_is_a_copy() -> None:
     adapted = adapt(theirs.half())
     assert theirs.training
     assert next(theirs.parameters()).dtype == torch.float16
-    weight = adapted.vit.blocks[0].attn.qkv.weight.detach().clone()  # type: ignore[union-attr]
+    weight = adapted.vit.blocks[0].attn.qkv.weight.detach().clone()  # type: ignore[union-attr, operator]
     assert weight.dtype == torch.float32
     with torch.no_grad():
         for value in theirs.parameters():
             value.zero_()
-    assert torch.equal(weight, adapted.vit.blocks[0].attn.qkv.weight)  # type: ignore[union-attr]
+    assert torch.equal(weight, adapted.vit.blocks[0].attn.qkv.weight)  # type: ignore[union-attr, arg-type]
     assert (weight - before["blocks.0.attn.qkv.weight"]).abs().max() < 1e-3
 
 
@@ -159,12 +161,12 @@ def test_relative_positions_are_named() -> None:
         adapt(beit)
 
 
-class Scaled(transformer.Attention):  # type: ignore[misc]
+class Scaled(transformer.Attention):  # type: ignore[misc, name-defined]
     def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return 1.01 * super().forward(x, **kwargs)  # type: ignore[no-any-return]
 
 
-class Reordered(transformer.Block):  # type: ignore[misc]
+class Reordered(transformer.Block):  # type: ignore[misc, name-defined]
     def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         x = x + self.norm1(self.attn(x))
         return x + self.norm2(self.mlp(x))  # type: ignore[no-any-return]
@@ -195,14 +197,14 @@ def test_every_parameter_counts_in_the_proof() -> None:
 def test_nan_does_not_pass_as_parity() -> None:
     theirs = create().eval()
     ours = adapt(theirs).vit
-    nn.init.constant_(ours.head.bias, math.nan)  # type: ignore[union-attr, arg-type]
+    nn.init.constant_(ours.head.bias, math.nan)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="nan dB"):
         prove(ours, theirs, "nan")
 
 
 def own_spec(**changes: Any) -> ViTSpec:
-    base = {"img_size": (8, 8), "patch_size": (4, 4), "embed_dim": 8, "depth": 1, "num_heads": 2, "mlp_hidden": 16}
-    return ViTSpec(**(base | {"num_classes": 3} | changes))
+    base: dict[str, Any] = {"img_size": (8, 8), "patch_size": (4, 4), "embed_dim": 8, "depth": 1, "num_heads": 2}
+    return ViTSpec(**(base | {"mlp_hidden": 16, "num_classes": 3} | changes))
 
 
 def test_our_own_model_is_taken_as_it_is() -> None:
@@ -216,7 +218,7 @@ def test_our_own_model_is_taken_as_it_is() -> None:
     ready = adapt(training).vit
     assert training.training
     assert not ready.training
-    assert ready.head.weight.dtype == torch.float32  # type: ignore[union-attr]
+    assert ready.head.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,8 @@ def test_an_entry_by_any_part_of_its_path(tmp_path: Path) -> None:
     path = saved({"state_dict": state}, tmp_path)
     for entry in ("student", "model.student", "state_dict.model.student.backbone"):
         assert equal(read_checkpoint(path, entry).tensors, OTHER), entry
-    for entry in (None, "teacher", "state_dict", "backbone"):  # where several match, the preference decides
-        assert equal(read_checkpoint(path, entry).tensors, PLAIN), entry
+    for several in (None, "teacher", "state_dict", "backbone"):  # where several match, the preference decides
+        assert equal(read_checkpoint(path, several).tensors, PLAIN), several
     for entry in ("stud", "teacher.student", "", "optimizer"):
         with pytest.raises(ModelError) as caught:
             read_checkpoint(path, entry)

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,7 @@ def test_functions_by_name_are_refused(name: str, tmp_path: Path) -> None:
     assert "nothing in it was executed" in refusal(tmp_path / "a.pth")
 
 
+@pytest.mark.job
 def test_other_classes_are_named(tmp_path: Path) -> None:
     module = "omegaconf.dictconfig"
     script = (
@@ -238,7 +240,7 @@ def test_other_classes_are_named(tmp_path: Path) -> None:
     )
 
 
-ODD_TENSORS = {
+ODD_TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
     "float8_e4m3fn": lambda t: t.to(torch.float8_e4m3fn),
     "int8": lambda t: t.to(torch.int8),
     "bool": lambda t: t > 0,

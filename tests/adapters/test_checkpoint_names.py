@@ -69,9 +69,9 @@ def chunk(name: str) -> str:
     return re.sub(r"^blocks\.(\d+)", lambda found: f"blocks.{int(found[1]) // 3}.{found[1]}", name)
 
 
+@pytest.mark.timm
 @pytest.mark.parametrize("release", ["MAE", "DINOv2 in chunks", "DINO's teacher", "biases in parts"])
 def test_parity_with_timm(release: str, tmp_path: Path) -> None:
-    pytest.importorskip("timm")
     name, size = ("vit_small_patch14_dinov2", 28) if "DINOv2" in release else ("vit_tiny_patch16_224", 32)
     state = random_state(lookup(name, img_size=size).spec)
     content: dict[str, object] = {"model": state}

@@ -69,12 +69,12 @@ def test_roughness_by_hand() -> None:
     assert roughness(table, (1, 4)) == pytest.approx((1 + 9 + 1) / 3)
 
 
+@pytest.mark.timm
 @pytest.mark.parametrize(
     ("img_size", "made_for"),
     [((112, 448), (7, 28)), ((64, 256), (8, 8))],  # timm resamples the first, and not the second
 )
 def test_the_proof_follows_the_reading(img_size: Grid, made_for: Grid, tmp_path: Path) -> None:
-    pytest.importorskip("timm")
     spec = lookup("vit_tiny_patch16_224", img_size=img_size).spec
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):

@@ -13,6 +13,8 @@ from vitquant.errors import ModelError, NumericsError
 
 timm = pytest.importorskip("timm")
 
+pytestmark = pytest.mark.timm
+
 NO_DATA = "the model's parameters have no data"
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 

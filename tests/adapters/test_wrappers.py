@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -52,9 +51,11 @@ def test_wrapped_models(kind: str, make_vit: Callable[..., VisionTransformer]) -
     assert all(torch.equal(a, b) for a, b in zip(adapted.vit.parameters(), vit.parameters(), strict=True))
 
 
+@pytest.mark.timm
 @pytest.mark.parametrize("kind", ["DataParallel", "compiled"])
 def test_wrapped_models_of_timm(kind: str) -> None:
-    timm = pytest.importorskip("timm")
+    import timm
+
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=48, num_heads=3)
     adapted = adapt(WRAPPERS[kind](model))
     assert adapted.name.startswith("vit_tiny_patch16_224")
@@ -107,10 +108,11 @@ def test_a_copy_of_another_librarys_code_is_known_by_its_names() -> None:
         adapt(model)
 
 
+@pytest.mark.timm
 def test_torchvisions_own_class() -> None:
-    vision = pytest.importorskip("torchvision.models.vision_transformer")
-    assert isinstance(vision, ModuleType)
-    model = vision.VisionTransformer(32, 16, 1, 2, 16, 32)
+    from torchvision.models.vision_transformer import VisionTransformer as Theirs
+
+    model = Theirs(32, 16, 1, 2, 16, 32)
     with pytest.raises(ModelError) as caught:
         adapt(model)
     assert documented(caught.value)

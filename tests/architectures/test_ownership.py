@@ -23,7 +23,7 @@ from vitquant.layers import QAct, set_mode
 from vitquant.program.program import IntegerProgram
 
 PREPROCESSING = Preprocessing((8, 8), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-FLOAT_PARTS = {"activation": {}}  # weights and biases stay float
+FLOAT_PARTS: dict[str, Any] = {"activation": {}}  # weights and biases stay float
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"layer_scale": True},
@@ -83,7 +83,7 @@ def test_nothing_of_the_caller_is_shared(
 
 def beside_float(model: vitquant.QuantViT, x: Tensor) -> Tensor:
     model.set_mode(vitquant.Mode.FP32)
-    y = model(x)
+    y: Tensor = model(x)
     model.set_mode(vitquant.Mode.QUANTIZED)
     return y
 
@@ -106,8 +106,8 @@ def same(before: dict[str, Any], after: dict[str, Any]) -> bool:
 def test_the_float_model_is_left_alone(make_vit: Callable[..., VisionTransformer], tmp_path: Path) -> None:
     vit = make_vit()
     hooks: list[str] = []
-    vit.blocks[0].mlp.act.register_forward_hook(lambda *_: hooks.append("act"))  # type: ignore[union-attr, operator]
-    vit.blocks[0].norm1.register_forward_hook(lambda *_: hooks.append("norm"))  # type: ignore[union-attr, operator]
+    vit.blocks[0].mlp.act.register_forward_hook(lambda *_: hooks.append("act"))  # type: ignore[union-attr]
+    vit.blocks[0].norm1.register_forward_hook(lambda *_: hooks.append("norm"))  # type: ignore[union-attr]
     vit.blocks[1].requires_grad_(False)
     before, values = snapshot(vit), [p.clone() for p in vit.parameters()]
 

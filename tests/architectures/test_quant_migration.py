@@ -56,6 +56,7 @@ def linears(model: QuantViT) -> dict[str, QuantLinear]:
     return {m.layer_name: m for m in model.modules() if isinstance(m, QuantLinear)}
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("text", [LEGACY, RICH], ids=["legacy", "rich"])
 @torch.no_grad()
 def test_the_models_are_identical(

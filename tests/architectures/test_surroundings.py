@@ -83,6 +83,7 @@ def alone(request: Any, make_vit: Callable[..., VisionTransformer], tmp_path_fac
     return config, everything(make_vit(depth=1), config, tmp_path_factory.mktemp("alone"))
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("name", SURROUNDINGS)
 def test_no_figure_changes(
     name: str, alone: tuple[Any, list[Any]], make_vit: Callable[..., VisionTransformer], tmp_path: Any
@@ -166,7 +167,7 @@ def test_pixels_are_the_same_images(model: vitquant.QuantViT) -> None:
 def test_what_is_no_tensor_is_refused(model: vitquant.QuantViT) -> None:
     for wrong in (None, [1], "a.png", IMAGES.numpy()):
         with pytest.raises(DataError, match="the input is no tensor"):
-            model(wrong)  # type: ignore[arg-type]
+            model(wrong)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -180,15 +181,16 @@ def test_no_number_passes_an_entrance(value: float, model: vitquant.QuantViT) ->
     block: Any = model.blocks[0]
     tokens = torch.zeros(2, 5, 16)
     tokens[1, 0, 0] = value
-    for part, x in (
+    parts: Any = (
         (block, tokens),
         (block.attn, tokens),
         (block.mlp, tokens),
         (model.head, tokens),
         (block.norm1, tokens),
-    ):
+    )
+    for part, x in parts:
         with pytest.raises(NumericsError, match=r"^\S+, image 1: NaN or Inf in the input"):
-            part(x)  # type: ignore[operator]
+            part(x)
 
 
 def test_other_tokens_are_refused_in_one_line(model: vitquant.QuantViT) -> None:
@@ -203,7 +205,7 @@ def test_an_output_that_is_not_finite(make_vit: Callable[..., VisionTransformer]
     """The head stays float, so no point before it can find its NaN."""
     vit = make_vit()
     model = vitquant.quantize(FloatModel("s", vit, PREPROCESSING), {"activation": {}}, calibration=PIXELS)
-    vit.head.bias.data[2] = float("nan")  # type: ignore[union-attr, operator, index]
+    vit.head.bias.data[2] = float("nan")  # type: ignore[operator]
     bad = vitquant.prepare(FloatModel("s", vit, PREPROCESSING), {"activation": {}})
     with pytest.raises(NumericsError, match=r"^output, image 0, batch 1 .*: the model's output is not finite"):
         vitquant.calibrate(bad, PIXELS)

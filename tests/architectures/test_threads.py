@@ -81,7 +81,7 @@ def test_a_forward_keeps_the_mode_that_it_began_with(model: vitquant.QuantViT) -
     rounded = model(x)
     model.set_mode(Mode.FP32)
     exact = model(x)
-    halfway: Any = model.blocks[0].residual1  # type: ignore[union-attr]
+    halfway: Any = model.blocks[0].residual1
 
     def switch(*_: object) -> None:
         thread = threading.Thread(target=model.set_mode, args=(Mode.QUANTIZED,))

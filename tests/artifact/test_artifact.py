@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from support.documents import GOLDEN
+from support.tensor_files import load_file
 from vitquant.adapters.adapt import FloatModel
 from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.architectures.vit import QuantViT
@@ -63,6 +64,7 @@ def digest(folder: Path) -> None:
     edit(folder, tensors={"file": TENSORS, "sha256": hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest()})
 
 
+@pytest.mark.job
 @pytest.mark.parametrize(
     ("settings", "config"),
     [
@@ -107,6 +109,7 @@ def test_a_round_trip_changes_nothing(
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "deep" / "folder" / name).read_bytes()
 
 
+@pytest.mark.job
 @torch.no_grad()
 def test_the_embedded_model(
     fashion: FloatModel, fashion_images: Tensor, calibration_images: Tensor, tmp_path: Path
@@ -160,6 +163,7 @@ def test_a_loaded_model_has_no_float_weights(saved: Path) -> None:
         model(PREPROCESSING.normalize(pixels()))
 
 
+@pytest.mark.job
 @pytest.mark.parametrize(("call", "at"), [*(("fsync", n) for n in (1, 2, 3, 4)), ("mkdir", 2), ("open", 1)])
 def test_a_failed_write_leaves_the_old_model(
     call: str, at: int, saved: Path, make_vit: Callable[..., VisionTransformer], monkeypatch: pytest.MonkeyPatch
@@ -271,6 +275,7 @@ def edit_spec(folder: Path, **changes: Any) -> None:
     edit(folder, spec=json.loads((folder / MANIFEST).read_text())["spec"] | changes)
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("name", list(DAMAGES))
 def test_what_is_damaged_or_foreign_is_refused(name: str, saved: Path) -> None:
     damage, message = DAMAGES[name]
@@ -290,6 +295,7 @@ def damage_tensor(tensors: dict[str, Tensor], name: str, damage: str) -> None:
         tensors[name] = tensor.to(torch.uint8 if tensor.dtype is torch.int8 else torch.float64)
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("damage", ["missing", "shape", "type"])
 def test_every_tensor_must_be_what_the_model_wants(damage: str, tmp_path: Path) -> None:
     shutil.copytree(GOLDEN, tmp_path / "model")

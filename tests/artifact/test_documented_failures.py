@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import vitquant
 from support.documents import FAILURES, GOLDEN
-from vitquant.artifact.storage import MANIFEST, TENSORS
+from support.tensor_files import load_file
+from vitquant.artifact.storage import TENSORS
 from vitquant.errors import VitquantError
 from vitquant.layers.memory import out_of_memory
 from vitquant.layers.usage import using
+from vitquant.runs import MANIFEST
 
 
 def documented(error: VitquantError, folder: Path | None = None) -> bool:

@@ -60,7 +60,7 @@ def test_the_whole_job_in_one_call(fashion: FloatModel, fashion_images: Tensor, 
             assert info.params is not None
             assert info.params.scale.isfinite().all()
     model.set_mode(Mode.FP32)
-    assert model.mode is Mode.FP32
+    assert model.mode is Mode.FP32  # type: ignore[comparison-overlap]
     assert torch.equal(model(fashion_images), fashion.vit(fashion_images)), "calibration changes no float weight"
 
 
@@ -119,13 +119,14 @@ def test_the_limit_is_a_prefix(make_vit: Callable[..., VisionTransformer]) -> No
 def test_norms_are_folded_into_the_layers_after_them(make_vit: Callable[..., VisionTransformer]) -> None:
     model = calibrate(small(make_vit(depth=1)), pixels())
     block: Any = model.blocks[0]
-    for layer, point in (
+    pairs: Any = (
         (block.attn.attn_qkv, block.norm1),
         (block.attn.attn_proj, block.attn.attn_v_out),
         (block.mlp.mlp_fc1, block.norm2),
         (block.mlp.mlp_fc2, block.mlp.mlp_gelu),
         (model.head, model.final_norm),
-    ):
+    )
+    for layer, point in pairs:
         assert torch.equal(layer.input_scale, point.require_params().scale)
         folded = layer.float_weight * layer.input_scale
         assert torch.equal(layer.weight_codes.abs().amax(1), torch.full((len(folded),), 127))
@@ -170,7 +171,7 @@ def test_infinity_names_point_batch_and_image(make_vit: Callable[..., VisionTran
 
 def test_nan_names_point_batch_image_and_files(make_vit: Callable[..., VisionTransformer], tmp_path: Path) -> None:
     vit = make_vit(depth=3)
-    vit.blocks[1].mlp.fc2.bias.data[3] = float("nan")  # type: ignore[union-attr, operator, index]
+    vit.blocks[1].mlp.fc2.bias.data[3] = float("nan")  # type: ignore[union-attr, operator]
     model = small(vit)
     with pytest.raises(NumericsError, match=r"^blocks\.1\.residual2, batch 1: found 0 Inf and 40 NaN, f") as e:
         calibrate_batches(model, [PREPROCESSING.normalize(pixels())])
@@ -211,10 +212,10 @@ def test_channels_of_zeros_warn_once(make_vit: Callable[..., VisionTransformer])
     vit = make_vit()
     with torch.no_grad():
         for block, channels in ((vit.blocks[0], [2, 7]), (vit.blocks[1], [1])):
-            for parameter in block.norm1.parameters():  # type: ignore[union-attr, operator]
+            for parameter in block.norm1.parameters():  # type: ignore[union-attr]
                 parameter[channels] = 0
-        vit.blocks[1].mlp.fc1.weight[4] = 0  # type: ignore[union-attr, operator, index]
-        vit.blocks[1].mlp.fc1.bias[4] = 0  # type: ignore[union-attr, operator, index]
+        vit.blocks[1].mlp.fc1.weight[4] = 0  # type: ignore[union-attr, operator]
+        vit.blocks[1].mlp.fc1.bias[4] = 0  # type: ignore[union-attr, operator]
     model = small(vit)
     with pytest.warns(RangeWarning) as caught:
         calibrate(model, pixels())
@@ -222,7 +223,7 @@ def test_channels_of_zeros_warn_once(make_vit: Callable[..., VisionTransformer])
         "5 channels had no range during calibration, at 4 points (blocks.0.norm1, blocks.1.norm1, "
         "blocks.1.mlp_fc1.weight, blocks.1.mlp_gelu); their scale is 1 and they stay exactly 0"
     ]
-    norm: Any = model.blocks[0].norm1  # type: ignore[union-attr]
+    norm: Any = model.blocks[0].norm1
     assert norm.require_params().scale[[2, 7]].tolist() == [1, 1]
     seen: list[Tensor] = []
     norm.hook = lambda point, before, after: seen.append(real(after))
@@ -289,6 +290,7 @@ def test_every_observer_quantizes(observer: str, mode: str, make_vit: Callable[.
     assert sqnr_db(vit(x), model(x)) > (8 if observer == "KLObserver" else 12)
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("observer", ["MinmaxObserver", "KLObserver", "OmseObserver"])
 def test_the_batch_size_changes_no_scale(fashion: FloatModel, observer: str) -> None:
     """All ways of sharing a scale. Beyond the rounding of the forwards only a near tie between two ranges could."""

@@ -30,6 +30,8 @@ from support.bad_values import (
 from vitquant.cli.main import build_parser, main
 from vitquant.program.storage import save_program
 
+pytestmark = pytest.mark.job
+
 NAMES = {
     "empty": "",
     "unknown": "vit_huge",

@@ -20,6 +20,7 @@ FIELDS = ("--mean", "0.5", "--std", "0.25", "0.3", "0.35", "--crop-pct", "1", "-
 SHOWN = "32x32 RGB, bilinear, crop 1, mean 0.5 0.5 0.5, std 0.25 0.3 0.35"
 
 
+@pytest.mark.job
 def test_fields_of_the_preprocessing_are_used_and_stored(
     quantize: Callable[..., Any], run: Callable[..., Any], folder: Path
 ) -> None:

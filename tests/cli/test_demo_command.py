@@ -12,6 +12,8 @@ import torch
 
 import vitquant
 
+pytestmark = pytest.mark.job
+
 COMMAND = [sys.executable, "-m", "vitquant.cli.main", "demo"]
 
 

@@ -16,6 +16,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 
+@pytest.mark.job
 def test_both_forms(quantize: Callable[..., Any], run: Callable[..., Any], folder: Path) -> None:
     assert quantize().code == 0
     outcome = run("export", "out", "--onnx-integer", "exported/int.onnx", "--images", "photos2")

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 import vitquant
 from support.documents import GOLDEN, documented
+from support.tensor_files import load_file
 from vitquant.adapters.adapt import FloatModel
 from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.errors import VitquantError
@@ -129,6 +130,7 @@ def test_strict_refuses_what_stays_float(refused: Callable[..., str], run: Calla
     assert not (folder / "new").exists()
 
 
+@pytest.mark.job
 @pytest.mark.filterwarnings("default")
 def test_outliers_warn_and_go_on(quantize: Callable[..., Any], folder: Path, state: Mapping[str, Tensor]) -> None:
     planted = dict(state)  # channels that are wide at one point, and what undoes it in the weights after it

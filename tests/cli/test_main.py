@@ -81,7 +81,7 @@ def test_every_fault_is_one_line(
 
 
 def test_debug_adds_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["broken", "--debug"], commands=[Broken(lambda: {}["\x1b"])]) == 70
+    assert main(["broken", "--debug"], commands=[Broken(lambda: dict[str, int]()["\x1b"])]) == 70
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("Traceback")
     assert lines[-2] == r"KeyError: '\x1b'"
@@ -142,6 +142,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], "subprocess.Popen[s
     return start
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signals_unwind_the_command(name: str, slow: Callable[..., "subprocess.Popen[str]"]) -> None:
     number = getattr(signal, name)
@@ -153,6 +154,7 @@ def test_signals_unwind_the_command(name: str, slow: Callable[..., "subprocess.P
     assert re.fullmatch(r"error: interrupted; .*\n", err)
 
 
+@pytest.mark.job
 def test_a_second_one_does_not_disturb_the_cleaning_up(slow: Callable[..., "subprocess.Popen[str]"]) -> None:
     with slow() as process:
         time.sleep(0.1)
@@ -166,6 +168,7 @@ def test_a_second_one_does_not_disturb_the_cleaning_up(slow: Callable[..., "subp
     assert "Traceback" not in err
 
 
+@pytest.mark.job
 def test_an_ignored_signal_stays_ignored(slow: Callable[..., "subprocess.Popen[str]"]) -> None:
     """As shells start background jobs, and ``nohup`` any."""
     deaf = "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"

@@ -14,6 +14,8 @@ from support.documents import documented
 from vitquant.cli.main import main
 from vitquant.program.storage import save_program
 
+pytestmark = pytest.mark.job
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -14,6 +14,8 @@ from support.documents import FAILURES
 from vitquant.cli.main import main
 from vitquant.config import point_names
 
+pytestmark = pytest.mark.job
+
 MODEL = "deit_tiny_patch16_224"
 
 

@@ -11,6 +11,8 @@ import pytest
 from vitquant.program.ops import Linear
 from vitquant.program.storage import load_program, save_program
 
+pytestmark = pytest.mark.job
+
 
 @pytest.fixture
 def job(quantize: Callable[..., Any], folder: Path) -> Path:

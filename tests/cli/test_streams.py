@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.job
+
 SHOW = ("config", "show", "vit_int8.yaml", "--depth", "1")
 ODD = b"res[red]x[bold]:smile:\x1b[31m\n\xff.yaml"
 SHOWN = r"res[red]x[bold]:smile:\x1b[31m\n\udcff.yaml"

@@ -17,6 +17,8 @@ import pytest
 from vitquant.files import recording
 from vitquant.runs import READERS, require_one_run, run_named_by
 
+pytestmark = pytest.mark.job
+
 MODEL = "deit_tiny_patch16_224"
 FILES = {
     *("manifest.json", "model.safetensors", "program.json", "program.safetensors"),

@@ -34,7 +34,8 @@ def test_gelu(changes: dict[str, Any]) -> None:
     values = program.values()
     lookups = [op for op in program.operations if isinstance(op, ops.Lookup)]
     assert len(lookups) == 2
-    for block, op in zip(model.blocks, lookups, strict=True):
+    blocks: Any = model.blocks
+    for block, op in zip(blocks, lookups, strict=True):
         before, after = values[op.x], op.out
         codes = np.arange(before.low, before.high + 1)
         found = op.tables[op.table_of].astype(np.int64)

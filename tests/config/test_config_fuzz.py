@@ -118,6 +118,7 @@ KEYS = st.one_of(
 TREES = st.recursive(SCALARS, lambda inner: st.dictionaries(KEYS, inner, max_size=3) | st.lists(inner, max_size=2))
 
 
+@pytest.mark.job
 @settings(max_examples=120, deadline=None)
 @given(TREES)
 def test_arbitrary_python_values(value: Any) -> None:

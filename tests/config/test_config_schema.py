@@ -12,7 +12,7 @@ from vitquant.config import LAYERS, ModelConfig, QuantConfig, json_schema, shipp
 from vitquant.config.locate import shipped_folder
 from vitquant.errors import ConfigError
 
-TYPES = {"object": dict, "integer": int, "number": (int, float), "boolean": bool, "string": str}
+TYPES: dict[str, Any] = {"object": dict, "integer": int, "number": (int, float), "boolean": bool, "string": str}
 IGNORED = {"$schema", "title", "description", "default", "$defs"}
 
 

@@ -104,6 +104,7 @@ def test_shared_images_are_counted_by_their_pixels() -> None:
     assert (watched.count, watched.class_names, watched.repeatable) == (5, None, True)
 
 
+@pytest.mark.job
 def test_the_job_warns_of_shared_images(model: FloatModel, tmp_path: Path) -> None:
     images, _, tests, _ = vitquant.load_fashion_images()
     evaluation = torch.cat([images[4:8], tests[:2]])

@@ -2,6 +2,7 @@ import os
 import tracemalloc
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ RGB = Preprocessing((4, 6), (0.5, 0.4, 0.3), (0.5, 0.5, 0.5), crop_pct=1.0)
 RANDOM = np.random.default_rng(0)
 
 
-def save(path: Path, **arrays: np.ndarray) -> Path:
+def save(path: Path, **arrays: Any) -> Path:
     np.savez_compressed(path / "a.npz", **arrays)
     return path / "a.npz"
 

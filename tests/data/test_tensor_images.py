@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -108,7 +108,8 @@ def test_batches_are_drawn_as_they_are_needed() -> None:
 
 
 def test_nothing_is_an_error() -> None:
-    for empty in ([], iter([]), [numbered(0)]):
+    nothing: tuple[Iterable[Tensor], ...] = ([], iter([]), [numbered(0)])
+    for empty in nothing:
         with pytest.raises(DataError, match="has no images"):
             list(open_images(empty, GREY).batches(4))
     with pytest.raises(DataError, match="has no images"):

@@ -24,8 +24,8 @@ from vitquant.measure.compare import compare_models
 from vitquant.workflows.bench import bench
 
 
+@pytest.mark.native
 def test_the_native_executor_gives_the_same_integers() -> None:
-    pytest.importorskip("vitquant_runtime")
     program = vitquant.compile(quantized())
     images = pixels(5, seed=3)
     native, reference = open_executor(program, threads=2), open_executor(program, "reference")
@@ -75,9 +75,9 @@ def test_bench_times_all_that_is_installed(tmp_path: Path) -> None:
     assert found[0].ratio == 1
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("isa", ["foo", "AVX2", "avx2\n", "x" * 10**5], ids=lambda isa: ascii(isa[:9]))
 def test_an_instruction_set_that_is_none(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("vitquant_runtime")
     monkeypatch.setenv("VITQUANT_ISA", isa)
     with pytest.raises(ConfigError, match=r"VITQUANT_ISA: .* does not have the instruction set\. Got .*plain") as error:
         open_executor(vitquant.compile(quantized(depth=1)), "native")
@@ -85,23 +85,23 @@ def test_an_instruction_set_that_is_none(isa: str, monkeypatch: pytest.MonkeyPat
     assert len(str(error.value)) < 600
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("threads", [0, -1, 257, 10**9, True, 2.5])
 def test_a_number_of_threads_that_is_none(threads: Any) -> None:
-    pytest.importorskip("vitquant_runtime")
     with pytest.raises(ConfigError, match=r"threads: bad value\. Got .* expected an integer from 1 to 256"):
         open_executor(vitquant.compile(quantized(depth=1)), "native", threads=threads)
 
 
+@pytest.mark.native
 def test_as_many_threads_as_the_native_executor_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where torch has more."""
-    pytest.importorskip("vitquant_runtime")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 384)
     assert open_executor(vitquant.compile(quantized(depth=1)), "native").name.endswith(", 256 threads")
 
 
+@pytest.mark.native
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
 def test_ctrl_c_ends_a_call_of_the_native_executor(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("vitquant_runtime")
     monkeypatch.setenv("VITQUANT_ISA", "plain")
     program = vitquant.compile(quantized())
     executor = open_executor(program, "native", threads=2)

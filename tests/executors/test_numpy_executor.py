@@ -55,12 +55,15 @@ def differences(program: IntegerProgram, images: Tensor, varied: Counter[str] | 
     for index, image in enumerate(images.numpy()):
         expected = {**independent.run(image), program.output: independent.logits(image)}
         different |= {name for name in expected if not np.array_equal(found[name][index].numpy(), expected[name])}
-    for op in program.operations if varied is not None else ():
+    if varied is None:
+        return sorted(different)
+    for op in program.operations:
         codes = np.unique(found[op.out.name].numpy())
         varied[op.kind] += bool(np.sum((codes > op.out.low) & (codes < op.out.high)) > 1)
     return sorted(different)
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS.keys())
 def test_models(changes: dict[str, Any]) -> None:
     program = vitquant.compile(quantized(changes))
@@ -120,6 +123,7 @@ def test_batches_and_threads() -> None:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.job
 def test_another_process(tmp_path: Path) -> None:
     program, images = vitquant.compile(quantized()), pixels(4, seed=4)
     vitquant.save_program(program, tmp_path)
@@ -138,7 +142,7 @@ class NoFloats(TorchDispatchMode):
     """Sees every operation of torch, and notes those that read or make a tensor that is not of integers."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen, self.floats = 0, list[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -273,6 +273,7 @@ def test_a_full_disk_names_the_file(call: str, tmp_path: Path) -> None:
 # Kills.
 
 
+@pytest.mark.job
 def test_three_hundred_kills_leave_one_run(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_folder(out, run_files("A"))
@@ -289,6 +290,7 @@ def test_three_hundred_kills_leave_one_run(tmp_path: Path) -> None:
 # Several writers.
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("writers", [2, 3])
 def test_writers_at_once_take_turns(writers: int, out: Path) -> None:
     children = []
@@ -337,7 +339,8 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     out.chmod(0o555)
-    for parent in (tmp_path, *tmp_path.parents[:2]):  # pytest keeps its folders to their owner
+    closed = itertools.takewhile(lambda folder: folder.stat().st_mode & 0o055 != 0o055, (tmp_path, *tmp_path.parents))
+    for parent in closed:  # pytest keeps its folders to their owner
         parent.chmod(parent.stat().st_mode | 0o055)
     reading, writing = os.pipe()
     child = os.fork()
@@ -345,7 +348,11 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
         try:
             if os.getuid() == 0:
                 os.setuid(65534)
-            for step in (lambda: require_writable(out, folder=True), lambda: write_folder(out, {"a": "x", "b": "y"})):
+            steps: tuple[Callable[[], object], ...] = (
+                lambda: require_writable(out, folder=True),
+                lambda: write_folder(out, {"a": "x", "b": "y"}),
+            )
+            for step in steps:
                 try:
                     step()
                 except OutputError as error:

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from fuzz_doors import DOORS, Door, good_ones_are_read, write
 
+from support.fuzz_doors import DOORS, Door, good_ones_are_read, write
 from vitquant.errors import VitquantError
 
 SECONDS = 5

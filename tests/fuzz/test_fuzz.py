@@ -9,6 +9,8 @@ import pytest
 
 from support.documents import TESTS
 
+pytestmark = pytest.mark.job
+
 DOORS = ("yaml", "saved model", "program", "npz", "pictures", "pth", "safetensors")
 SCRIPT = TESTS / "fuzz" / "fuzz.py"
 ENVIRONMENT = os.environ | {

@@ -21,7 +21,7 @@ NAME = "blocks.0.intSoft"
 
 
 def config(softmax: str = "uniform", approximation: str = "table", bits: int = 8, **fields: object) -> QuantConfig:
-    return QuantConfig(  # type: ignore[call-arg]
+    return QuantConfig(
         bit_type=BitType(bits=bits, signed=False),
         softmax=softmax,  # type: ignore[arg-type]
         approximation=approximation,  # type: ignore[arg-type]

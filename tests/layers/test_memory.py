@@ -43,6 +43,7 @@ assert torch.equal(quantized(model.preprocessing.normalize(tests[:2, None])), be
 """
 
 
+@pytest.mark.job
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space by the means of Linux")
 @pytest.mark.parametrize("room", [60, 250])
 def test_every_step_says_where_memory_ran_out(room: int) -> None:

@@ -28,6 +28,7 @@ def report(quantized: Any) -> ModelProfile:
     return vitquant.profile(quantized.model, quantized.pixels, batch_size=4)
 
 
+@pytest.mark.job
 @torch.no_grad()
 def test_isolated_is_a_whole_forward_with_one_point_on(quantized: Any, report: ModelProfile) -> None:
     exact = quantized.original.vit(quantized.images)

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def slow_divergence(h: np.ndarray, first: int, stop: int, cells: int) -> float:
 
 @pytest.mark.parametrize("cells", [2, 4, 8, 16])
 @pytest.mark.parametrize("occupancy", [0.3, 5, 300])
-def test_divergence_equals_the_definition(cells, occupancy):
+def test_divergence_equals_the_definition(cells: int, occupancy: float) -> None:
     rng = np.random.default_rng(cells)
     h = rng.poisson(occupancy * np.exp(-(np.linspace(-3, 3, 64) ** 2)), (5, 64)) + 0
     h[:, 30] += 1
@@ -85,7 +86,7 @@ def exhaustive_choice(cost: torch.Tensor, size: torch.Tensor, cells: int) -> tor
 @pytest.mark.parametrize("cells", [2, 4, 8, 16, 32, 64, 128])
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("kind", histograms())
-def test_choice_equals_that_among_all_windows(kind, signed, cells):
+def test_choice_equals_that_among_all_windows(kind: str, signed: bool, cells: int) -> None:
     h = torch.from_numpy(histograms()[kind]).long()
     first, stop = shrinking_windows(len(h), signed)
     windows = Windows.of(h, first, stop)
@@ -94,9 +95,10 @@ def test_choice_equals_that_among_all_windows(kind, signed, cells):
     assert (windows.least_divergence(cells) <= cost + 1e-12).all()
 
 
+@pytest.mark.job
 @settings(deadline=None, max_examples=200)
 @given(st.data())
-def test_choice_equals_that_among_any_windows(data):
+def test_choice_equals_that_among_any_windows(data: st.DataObject) -> None:
     cells = data.draw(st.sampled_from([2, 4, 8]))
     count = st.one_of(st.just(0), st.integers(0, 3), st.integers(0, 2**40))
     h = torch.tensor([data.draw(st.lists(count, min_size=16, max_size=24))])
@@ -109,34 +111,34 @@ def test_choice_equals_that_among_any_windows(data):
     assert (windows.least_divergence(cells) <= cost + 1e-12).all()
 
 
-def test_most_windows_are_passed_over_by_their_outliers():
+def test_most_windows_are_passed_over_by_their_outliers() -> None:
     h = torch.from_numpy(histograms()["dense"])
     windows = Windows.of(h, *shrinking_windows(len(h), signed=True))
     full = windows[:, 0].divergence(16)
     assert (windows.least_divergence(16) > full.unsqueeze(1)).double().mean() > 0.7
 
 
-def test_bound_by_hand():
+def test_bound_by_hand() -> None:
     # Three values of ten clipped: P = (5, 1, 4) / 10 and Q = (3, 1, 3) / 7 in the first cell, those between, the last.
     windows = Windows.of(torch.tensor([[2, 3, 1, 0, 3, 1]]), torch.tensor([[1]]), torch.tensor([[5]]))
     expected = (5 * math.log(5 / 3) + 1 * math.log(1 / 1) + 4 * math.log(4 / 3)) / 10 + math.log(7 / 10)
     assert windows.least_divergence(4).item() == pytest.approx(expected)
 
 
-def test_divergence_by_hand():
+def test_divergence_by_hand() -> None:
     # Two cells over four bins: P = (1, 3, 2, 2) / 8, Q = (2, 2, 2, 2) / 8.
     h = torch.tensor([[1, 3, 2, 2]])
     found = Windows.of(h, torch.tensor([[0]]), torch.tensor([[4]])).divergence(2)
     assert found.item() == pytest.approx((math.log(1 / 2) + 3 * math.log(3 / 2)) / 8)
 
 
-def test_fold_adds_both_signs_by_magnitude():
+def test_fold_adds_both_signs_by_magnitude() -> None:
     assert fold(torch.tensor([[1, 2, 3, 4, 5, 6]])).tolist() == [[4 + 3, 5 + 2, 6 + 1]]
 
 
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 6])
-def test_choice_equals_the_search_in_the_open(bits, signed):
+def test_choice_equals_the_search_in_the_open(bits: int, signed: bool) -> None:
     rng = np.random.default_rng(bits)
     half = 256
     x = np.concatenate([rng.normal(0, 10, 4000), rng.normal(20, 60, 40)]).clip(-255, 255)
@@ -161,13 +163,13 @@ def test_choice_equals_the_search_in_the_open(bits, signed):
     assert f < 1  # otherwise the search was not tried
 
 
-def range_of(counts: torch.Tensor, low: float, high: float, **kind) -> tuple[float, float]:
+def range_of(counts: torch.Tensor, low: float, high: float, **kind: Any) -> tuple[float, float]:
     one = torch.ones(1, dtype=torch.float64)
     found = entropy_range(counts[None], one, low * one, high * one, **kind)
     return found[0].item(), found[1].item()
 
 
-def test_an_outlier_is_clipped():
+def test_an_outlier_is_clipped() -> None:
     h = (1000 * torch.exp(-((torch.arange(2048) - 1024) ** 2) / (2 * 40**2))).round().long()
     h[1024 + 1000] = 1
     low, high = range_of(h, -151.0, 1000.5, bits=6, signed=True)
@@ -175,11 +177,11 @@ def test_an_outlier_is_clipped():
     assert low == max(-151.0, -high)
 
 
-def test_a_uniform_tensor_is_not_clipped():
+def test_a_uniform_tensor_is_not_clipped() -> None:
     assert range_of(torch.full((2048,), 3), -1024.0, 1023.5, bits=6, signed=False) == (-1024, 1023.5)
 
 
 @pytest.mark.parametrize("bits", [11, 16])
-def test_more_codes_than_bins_keep_the_full_range(bits):
+def test_more_codes_than_bins_keep_the_full_range(bits: int) -> None:
     assert range_of(torch.ones(2048), 2.0, 9.0, bits=bits, signed=False) == (0, 9)  # zero is inside though no value is
     assert range_of(torch.ones(2048), -3.0, 9.0, bits=max(bits, 12), signed=True) == (-3, 9)

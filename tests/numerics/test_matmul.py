@@ -63,6 +63,7 @@ def test_where_the_cpu_has_no_exact_products(
     check(dtypes, SHAPES)
 
 
+@pytest.mark.job
 def test_an_older_cpu() -> None:
     """Instructions of some years ago, whose sums of 8-bit products saturate; elsewhere the variable does nothing."""
     code = "import torch, test_matmul; test_matmul.check((torch.int8, torch.int8), test_matmul.SHAPES)"

@@ -10,13 +10,13 @@ from vitquant.numerics.quantile import Tiles, extreme_values, two_sided_quantile
 TINY = 1e-45  # the smallest subnormal float32
 
 
-def test_hand_computed():
+def test_hand_computed() -> None:
     low, high = two_sided_quantiles(Tiles.of(torch.tensor([0.0, 1, 2, 3, 10]).view(5, 1, 1)), 0.875)
     assert high.item() == 3 + 0.5 * 7  # rank 0.875 * 4 = 3.5
     assert low.item() == 0.5
 
 
-def test_alpha_one_is_minmax_and_one_value_is_itself():
+def test_alpha_one_is_minmax_and_one_value_is_itself() -> None:
     x = torch.randn(100, 3, 5)
     low, high = two_sided_quantiles(Tiles.of(x), 1.0)
     assert torch.equal(low, x.amin((0, 2)).double())
@@ -25,7 +25,7 @@ def test_alpha_one_is_minmax_and_one_value_is_itself():
     assert low.item() == high.item() == -2.5
 
 
-def test_subnormals_are_kept():
+def test_subnormals_are_kept() -> None:
     x = torch.tensor([0.0, -TINY, TINY, 2 * TINY]).view(4, 1, 1)
     low, high = two_sided_quantiles(Tiles.of(x), 1.0)
     assert low.item() == x.min().double().item() < 0
@@ -41,7 +41,7 @@ def test_subnormals_are_kept():
     seed=st.integers(0, 2**20),
     distinct=st.sampled_from([2, 7, 10**6]),
 )
-def test_equals_numpy(n, channels, m, alpha, seed, distinct):
+def test_equals_numpy(n: int, channels: int, m: int, alpha: float, seed: int, distinct: int) -> None:
     rng = np.random.default_rng(seed)
     x = (rng.integers(-distinct, distinct + 1, (n, channels, m)) / 7).astype(np.float32)
     low, high = two_sided_quantiles(Tiles.of(torch.from_numpy(x)), alpha)
@@ -58,7 +58,7 @@ def test_equals_numpy(n, channels, m, alpha, seed, distinct):
     data=st.data(),
     largest=st.booleans(),
 )  # fmt: skip
-def test_extreme_values_equal_a_sort(x, data, largest):
+def test_extreme_values_equal_a_sort(x: np.ndarray, data: st.DataObject, largest: bool) -> None:
     count = data.draw(st.integers(1, x.shape[0] * x.shape[2]))
     found = extreme_values(Tiles.of(torch.from_numpy(x)), count, largest)
     ordered = np.sort(x.transpose(1, 0, 2).reshape(x.shape[1], -1), axis=1)
@@ -67,7 +67,7 @@ def test_extreme_values_equal_a_sort(x, data, largest):
 
 
 @pytest.mark.parametrize("largest", [False, True])
-def test_tiles_with_a_tail_and_a_strided_view(largest):
+def test_tiles_with_a_tail_and_a_strided_view(largest: bool) -> None:
     qkv = torch.randn(2, 57, 12)
     view = qkv[..., 4:8].reshape(114, 4, 1)
     assert not view.is_contiguous()

@@ -77,7 +77,7 @@ def test_quotients(data: st.DataObject, limit: int) -> None:
     total = data.draw(st.integers(1, (2**31 - 1) // limit))
     acc = data.draw(st.integers(-total * limit, total * limit) | st.sampled_from([total * limit, -total * limit]))
     reciprocal, fraction = division_bits(limit)
-    y = divide(torch.tensor([acc], dtype=torch.int32), torch.tensor([total]), reciprocal, fraction).item()
+    y = int(divide(torch.tensor([acc], dtype=torch.int32), torch.tensor([total]), reciprocal, fraction))
     assert abs(y) <= limit << fraction < 2**30
     error = Fraction(y, 2**fraction) - Fraction(acc, total)
     short = Fraction(abs(acc), 2**reciprocal)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -24,18 +26,18 @@ def histogram(x: np.ndarray, bins: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(np.histogram(x, edges)[0])[None], torch.tensor([width], dtype=torch.float64)
 
 
-def true_error(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, **kind) -> float:
+def true_error(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, **kind: Any) -> float:
     return float((fake_quantize(x, params_from_range(low, high, **kind)) - x).double().square().sum())
 
 
 @pytest.mark.parametrize("kind", ["normal", "heavy", "positive", "gelu"])
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8, 10, 16])
-def test_chosen_range_is_as_good_as_brute_force_on_the_samples(kind, signed, bits):
+def test_chosen_range_is_as_good_as_brute_force_on_the_samples(kind: str, signed: bool, bits: int) -> None:
     x = torch.from_numpy(samples(kind)).float()
     counts, width = histogram(x.double().numpy(), 2048)
     low, high = x.min().double().view(1), x.max().double().view(1)
-    settings = {"bits": bits, "signed": signed, "narrow": False}
+    settings: dict[str, Any] = {"bits": bits, "signed": signed, "narrow": False}
     found = true_error(x, *least_error_range(counts, width, low, high, **settings), **settings)
     ends = full_range(low, high, signed)
     best = min(true_error(x, f * ends[0], f * ends[1], **settings) for f in fractions(5, low.device))
@@ -45,7 +47,7 @@ def test_chosen_range_is_as_good_as_brute_force_on_the_samples(kind, signed, bit
 
 @pytest.mark.parametrize("codes", [2, 3, 15, 128, 4096])
 @pytest.mark.parametrize("below", [0.0, 0.3, 0.5])
-def test_expected_error_is_that_of_values_spread_in_their_bins(codes, below):
+def test_expected_error_is_that_of_values_spread_in_their_bins(codes: int, below: float) -> None:
     bins, fine = 512, 100
     rng = np.random.default_rng(codes)
     h = rng.poisson(40 * np.exp(-((np.arange(bins) - 256) ** 2) / 6000))
@@ -63,7 +65,7 @@ def test_expected_error_is_that_of_values_spread_in_their_bins(codes, below):
     np.testing.assert_allclose(found[0], expected, rtol=1e-4 if needs_edges(codes, bins) else 2e-3)
 
 
-def test_both_ways_to_sum_agree_where_both_hold(monkeypatch):
+def test_both_ways_to_sum_agree_where_both_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     counts, _ = histogram(samples("normal"), 2048)
     step, ends = torch.tensor([[2.0, 6.0, 9.0]]).double(), (torch.tensor([[-120.0]]), torch.tensor([[135.0]]))
     exact = expected_error(counts, step, *ends)
@@ -71,7 +73,7 @@ def test_both_ways_to_sum_agree_where_both_hold(monkeypatch):
     torch.testing.assert_close(expected_error(counts, step, *ends), exact, rtol=2e-2, atol=0)
 
 
-def test_hand_computed():
+def test_hand_computed() -> None:
     # One bin [2, 3) with 12 values, codes 0 and 1 at step 2: all round to 2, or to 4 where x > 3 (none does).
     counts = torch.zeros(1, 64, dtype=torch.int64)
     counts[0, 34] = 12
@@ -79,7 +81,7 @@ def test_hand_computed():
     assert found.item() == pytest.approx(12 / 3)  # the mean of t^2 over [0, 1) is 1/3
 
 
-def test_the_extra_negative_code_is_put_to_use():
+def test_the_extra_negative_code_is_put_to_use() -> None:
     # All values lie at -8 steps of 1 bin: representable only with the code -8, which narrow grids lack.
     counts = torch.zeros(1, 256, dtype=torch.int64)
     counts[0, 128 - 80] = 100
@@ -90,7 +92,7 @@ def test_the_extra_negative_code_is_put_to_use():
     assert narrow.item() == pytest.approx(100 * (9.5**2 + 1 / 12))
 
 
-def test_outermost_edges_may_lie_beyond_the_histogram():
+def test_outermost_edges_may_lie_beyond_the_histogram() -> None:
     counts = torch.zeros(1, 64, dtype=torch.int64)
     counts[0, 0] = 3  # [-32, -31)
     found = expected_error(counts, torch.tensor([[30.0]]).double(), torch.tensor([[-2.0]]), torch.tensor([[1.0]]))

@@ -12,7 +12,7 @@ def channel_of(layout: ChannelLayout, x: torch.Tensor) -> torch.Tensor:
     return torch.empty(x.numel(), dtype=torch.int64).scatter_(0, order.flatten(), channel.flatten()).view(x.shape)
 
 
-def test_each_mode_puts_elements_where_the_contract_says():
+def test_each_mode_puts_elements_where_the_contract_says() -> None:
     tokens, scores, weight = torch.zeros(2, 5, 6), torch.zeros(2, 3, 4, 4), torch.zeros(6, 5)
     assert channel_of(ChannelLayout(None), tokens).unique().tolist() == [0]
     assert torch.equal(channel_of(ChannelLayout(-1), tokens), torch.arange(6).expand(2, 5, 6))
@@ -26,7 +26,7 @@ def test_each_mode_puts_elements_where_the_contract_says():
 
 @pytest.mark.parametrize("layout", [ChannelLayout(None), ChannelLayout(-1), ChannelLayout(-1, 2), ChannelLayout(0, 3)])
 @pytest.mark.parametrize("shape", [(6,), (6, 4), (3, 5, 6)])
-def test_broadcast_goes_the_way_of_split(layout, shape):
+def test_broadcast_goes_the_way_of_split(layout: ChannelLayout, shape: tuple[int, ...]) -> None:
     if layout.dim == -1 and shape[-1] % layout.group:
         return
     x = torch.zeros(shape)
@@ -36,7 +36,7 @@ def test_broadcast_goes_the_way_of_split(layout, shape):
 
 
 @pytest.mark.parametrize("layout", [ChannelLayout(None), ChannelLayout(-1), ChannelLayout(-1, 4)])
-def test_a_slice_of_qkv_is_not_copied(layout):
+def test_a_slice_of_qkv_is_not_copied(layout: ChannelLayout) -> None:
     q = torch.zeros(2, 5, 24).chunk(3, dim=-1)[1]
     assert layout.split(q).data_ptr() == q.data_ptr()
 
@@ -44,6 +44,6 @@ def test_a_slice_of_qkv_is_not_copied(layout):
 @pytest.mark.parametrize(
     ("layout", "shape"), [(ChannelLayout(-1, 4), (2, 6)), (ChannelLayout(2), (2, 6)), (ChannelLayout(-3), (2, 6))]
 )
-def test_a_tensor_that_does_not_fit_is_refused(layout, shape):
+def test_a_tensor_that_does_not_fit_is_refused(layout: ChannelLayout, shape: tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match=r"\[2, 6\]"):
         layout.split(torch.zeros(shape))

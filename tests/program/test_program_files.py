@@ -24,7 +24,8 @@ from support.random_programs import STEPS, programs, random_program
 from vitquant.errors import ProgramError
 from vitquant.executors.reference import Reference
 from vitquant.program.program import IntegerProgram
-from vitquant.program.storage import MANIFEST, MAX_MANIFEST_BYTES, TENSORS, decode_program, encode_program
+from vitquant.program.storage import MANIFEST, TENSORS, decode_program, encode_program
+from vitquant.strict_files import MAX_MANIFEST_BYTES
 
 ROUNDS = 6 * settings().max_examples
 """Mutations of a kind: 300, and 6,000 with ``--hypothesis-profile=explore``."""
@@ -37,7 +38,7 @@ SLOWEST = 1.0
 def originals() -> list[Files]:
     """A small model with each form of softmax, and random programs with every step."""
     small: dict[str, Any] = {"depth": 1, "embed_dim": 6, "num_heads": 2, "mlp_hidden": 6, "patch_size": (8, 8)}
-    changes = {"row": {}, "uniform": {"pool": "avg"}, "log2": {"dist_token": True}}
+    changes: dict[str, dict[str, Any]] = {"row": {}, "uniform": {"pool": "avg"}, "log2": {"dist_token": True}}
     models = [quantized({"intSoft": {"softmax": form}}, **small, **more) for form, more in changes.items()]
     compiled = [vitquant.compile(model) for model in models]
     return [encode_program(program) for program in [*compiled, *(random_program(seed, STEPS) for seed in range(3))]]
@@ -167,6 +168,7 @@ def test_every_torn_file_is_refused(torn: int, originals: list[Files]) -> None:
         assert read((files[0], files[1])) is None
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("mutate", mutations.SIGNED, ids=lambda kind: kind.__name__)
 def test_hostile_files_are_refused_or_run(
     mutate: Callable[[Files, random.Random], Files], originals: list[Files]
@@ -201,6 +203,7 @@ def test_memory(originals: list[Files]) -> None:
     assert peak((many, b"")) < 30 * len(many), "the worst there is, and a manifest has 4 MiB at most"
 
 
+@pytest.mark.job
 @pytest.mark.parametrize(
     "text",
     [

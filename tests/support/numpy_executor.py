@@ -170,13 +170,15 @@ class NumpyExecutor:
         return self.clamp(self.zero(op["out"]["name"]) + a + b, op)
 
     def lookup(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
-        return self.constant(op, "tables")[
-            self.constant(op, "table_of"), codes[op["x"]] - self.meanings[op["x"]]["low"]
-        ]
+        table_of, x = self.constant(op, "table_of"), codes[op["x"]] - self.meanings[op["x"]]["low"]
+        found: Codes = self.constant(op, "tables")[table_of, x]
+        return found
 
     def take(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
-        return codes[op["x"]][op["token"]][None]
+        token: Codes = codes[op["x"]][op["token"]][None]
+        return token
 
     def pool(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
         x = codes[op["x"]][op["first"] :]
-        return ((2 * x.sum(0) + len(x)) // (2 * len(x)))[None]
+        mean: Codes = (2 * x.sum(0) + len(x)) // (2 * len(x))
+        return mean[None]

@@ -75,7 +75,7 @@ class Runtime:
         return clipped(name) if isinstance(name, str) else "integer program"
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None) -> Runtime:
+def load(path: str | bytes | os.PathLike[str], threads: int | None = None) -> Runtime:
     """Load a program: its folder, or the path of its ``program.json``.
 
     Args:

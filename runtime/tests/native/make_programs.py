@@ -1,4 +1,6 @@
-"""Writes programs for the native tests: make_programs.py FOLDER
+"""Writes programs for the native tests.
+
+    PYTHONPATH=tests:runtime/tests python runtime/tests/native/make_programs.py FOLDER
 
 Each of its folders holds a program, ``images.u8`` and ``logits.i32``, what the reference makes of the images;
 ``seeds/`` holds both files of each program in one, for the fuzzing of the loader.
@@ -10,16 +12,13 @@ import struct
 import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[3]
-sys.path += [str(REPOSITORY / part) for part in ("src", "tests", "runtime/tests")]
+import numpy as np
 
-import numpy as np  # noqa: E402
-
-from block_programs import Sizes, block_program  # noqa: E402
-from saved_programs import expected, images_for  # noqa: E402
-from support.random_programs import STEPS, random_program, tangled_program  # noqa: E402
-from vitquant.program.program import IntegerProgram  # noqa: E402
-from vitquant.program.storage import encode_program, save_program  # noqa: E402
+from block_programs import Sizes, block_program
+from saved_programs import expected, images_for
+from support.random_programs import STEPS, random_program, tangled_program
+from vitquant.program.program import IntegerProgram
+from vitquant.program.storage import encode_program, save_program
 
 
 def programs() -> dict[str, IntegerProgram]:

@@ -38,7 +38,7 @@ steady=()
 if setarch -R true 2>/dev/null; then steady=(setarch -R); fi
 
 mkdir -p "$folder"
-python runtime/tests/native/make_programs.py "$programs"
+PYTHONPATH=tests:runtime/tests python runtime/tests/native/make_programs.py "$programs"
 
 optimized=(-DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1")
 extra=()

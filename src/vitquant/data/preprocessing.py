@@ -116,7 +116,7 @@ class Preprocessing:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the same limit
-                image = Image.open(path)
+                image = Image.open(os.fspath(path))  # older Pillows resolve a Path, and name that in messages
             with image:
                 check_pixels(image.size, image.format)
                 image.load()
@@ -136,7 +136,8 @@ class Preprocessing:
 
     def convert(self, image: Image.Image) -> Image.Image:
         """The image in the model's colour mode; an alpha channel is dropped, as in timm."""
-        if image.mode.startswith("I;16"):  # Pillow would clip 16-bit values to 255
+        sixteen_bits = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG")  # before Pillow 10.3
+        if sixteen_bits:  # Pillow would clip 16-bit values to 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         elif image.mode in ("I", "F"):
             raise ValueError(f"pixels in Pillow's mode {image.mode} have no known range")

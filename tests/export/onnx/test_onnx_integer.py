@@ -21,7 +21,8 @@ from vitquant.errors import ProgramError
 from vitquant.executors.reference import EXECUTE, Inputs, Reference
 from vitquant.export.onnx import arithmetic
 from vitquant.export.onnx.graph import Graph, Tensor
-from vitquant.export.onnx.integer import EMIT, LOGITS_SCALE, METADATA, OPSET, Known, export_integer
+from vitquant.export.onnx.integer import EMIT, LOGITS_SCALE, METADATA, OPSET, export_integer
+from vitquant.export.onnx.operations import Known
 from vitquant.export.onnx.runtime import in_onnxruntime, onnx_session
 from vitquant.export.onnx.step import Step
 from vitquant.numerics.affine import QuantParams
@@ -68,6 +69,7 @@ def assert_integers_only(model: Any) -> None:
     assert {found[name] for name in bytes_multiplied} <= {kinds.UINT8}  # all others saturate on some machines
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS.keys())
 def test_settings(changes: dict[str, Any]) -> None:
     assert_same_bits(vitquant.compile(quantized(changes)), seed=1)

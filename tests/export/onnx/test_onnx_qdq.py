@@ -93,7 +93,8 @@ def db(reference: torch.Tensor, other: torch.Tensor) -> float:
 def simulated(model: QuantViT, images: torch.Tensor) -> torch.Tensor:
     """Logits of the simulation, for pixels."""
     with torch.no_grad():
-        return model(model.preprocessing.normalize(images))
+        logits: torch.Tensor = model(model.preprocessing.normalize(images))
+    return logits
 
 
 def simulated_codes(model: QuantViT, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -116,7 +117,7 @@ def codes_of(point: Point, x: Value) -> torch.Tensor:
     assert isinstance(point, IntSoftmax)
     assert isinstance(x, torch.Tensor)
     if not point.observes:
-        return (x * ((2 ** point.require_config().bit_type.bits - 1) / x.amax(-1, keepdim=True))).round().long()
+        return (x * (((1 << point.require_config().bit_type.bits) - 1) / x.amax(-1, keepdim=True))).round().long()
     return on(x, point.require_params()).codes.long()
 
 
@@ -255,7 +256,8 @@ def test_weights_are_integers_in_the_file() -> None:
         assert len(parts) == (3 if "attn_qkv" in layer else 1)
         codes = np.concatenate([numpy_helper.to_array(stored[name]) for name in parts])
         assert codes.dtype == np.int8
-        np.testing.assert_array_equal(codes, model.get_submodule(layer_path(layer)).weight_codes.numpy())
+        linear: Any = model.get_submodule(layer_path(layer))
+        np.testing.assert_array_equal(codes, linear.weight_codes.numpy())
         bias = numpy_helper.to_array(stored[f"{layer}.bias/codes" if len(parts) == 1 else f"{layer}.bias/q/codes"])
         assert bias.dtype == np.int32
     floats = sum(t.ByteSize() for t in graph.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
