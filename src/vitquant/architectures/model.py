@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -44,6 +44,11 @@ class QuantModel(Composite):
 
     config: ResolvedConfig
     preprocessing: Preprocessing
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """The layers of the family, such as ``blocks``."""
 
     def close(self, settings: OpenConfig, preprocessing: Preprocessing) -> None:
         """End the construction: every point has its settings now.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from vitquant.architectures.float_vit import Block, LayerScale, VisionTransformer, ViTSpec
@@ -289,14 +288,3 @@ def require_plain(attn: FloatAttention) -> None:
             got=", ".join(found),
             expected="softmax(Q K^T) V without norms inside",
         )
-
-
-def shapes_only(spec: ViTSpec, config: ModelConfig, preprocessing: Preprocessing | None = None) -> QuantViT:
-    """A model that is not calibrated, without numbers: its tensors are on torch's meta device.
-
-    Raises:
-        ConfigError: the settings do not fit the architecture.
-    """
-    anything = Preprocessing(spec.img_size, (0.5,) * spec.in_chans, (0.5,) * spec.in_chans)
-    with torch.device("meta"):
-        return QuantViT(VisionTransformer(spec).float(), config, preprocessing or anything)
