@@ -89,8 +89,8 @@ def test_missing(tmp_path: Path) -> None:
 
 def test_newer_version(tmp_path: Path) -> None:
     told = json.loads(MANIFEST)
-    told["format_version"] = 2
-    with pytest.raises(ValueError, match=r"another version of the format. Got 2, expected version 1; install"):
+    told["format_version"] = 3
+    with pytest.raises(ValueError, match=r"another version of the format. Got 3, expected version 1 or 2; install"):
         vitquant_runtime.load(write(tmp_path, sealed(told)))
 
 

@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests:runtime/tests python runtime/tests/native/make_programs.py FOLDER
 
-Each of its folders holds a program, ``images.u8`` and ``logits.i32``, what the reference makes of the images;
+Each of its folders holds a program, ``images.u8``, and ``output0.i32`` and so on, what they make of the images;
 ``seeds/`` holds both files of each program in one, for the fuzzing of the loader.
 """
 
@@ -41,7 +41,7 @@ def main(folder: Path) -> None:
         save_program(program, folder / name)
         images = images_for(program)
         (folder / name / "images.u8").write_bytes(images.tobytes())
-        (folder / name / "logits.i32").write_bytes(expected(program, images).astype("<i4").tobytes())
+        (folder / name / "output0.i32").write_bytes(expected(program, images).astype("<i4").tobytes())
         manifest, tensors = encode_program(program)
         if len(tensors) < 2**17:
             (folder / "seeds" / name).write_bytes(struct.pack("<I", len(manifest)) + manifest + tensors)
