@@ -90,8 +90,11 @@ private:
     Attention attention(const Operation& mix) const {
         const Operation* softmax = mix.is("mix") ? private_softmax(mix.reads[0]) : nullptr;
         const Operation* scores = softmax ? private_maker(softmax->reads[0], "scores") : nullptr;
-        // The kernels know one width of a head; V may have another. What scores are of has channels, so it was made.
-        if (!scores || maker_of(scores->reads[0])->out.shape[1] != mix.out.shape[1]) return {};
+        // The kernels know one width of a head, and one set of windows; V may have others. What scores are of has
+        // channels, so it was made.
+        if (!scores || maker_of(scores->reads[0])->out.shape[1] != mix.out.shape[1] ||
+            scores->number("windows") != mix.number("windows"))
+            return {};
         return {scores, softmax};
     }
 
