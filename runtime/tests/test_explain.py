@@ -14,7 +14,7 @@ from block_programs import Sizes, block_program
 from saved_programs import forced, load
 from support.random_programs import PLAIN
 from vitquant.program import ops
-from vitquant.program.program import IntegerProgram
+from vitquant.program.program import IntegerProgram, Output
 from vitquant.program.storage import save_program
 from vitquant.program.values import Value
 
@@ -48,15 +48,15 @@ def small_program() -> IntegerProgram:
         ops.Patches(values["patches"], "image", 2, 4),
         layer("tokens", "patches"),
         layer("q", "tokens"),
-        ops.Scores(values["scores"], "q", "tokens", *half),
+        ops.Scores(values["scores"], "q", "tokens", 1, ops.NO_TABLE, *half),
         ops.SoftmaxRow(values["weights"], "scores", table),
-        ops.Mix(values["mixed"], "weights", "tokens", False, 0, 0, *half),
+        ops.Mix(values["mixed"], "weights", "tokens", 1, False, 0, 0, *half),
         layer("unread", "mixed"),
         ops.Add(values["sum"], "tokens", "mixed", *half, *half),
         ops.Take(values["first"], "sum", 0),
         layer("logits", "first"),
     )
-    return IntegerProgram(values["image"], operations, "logits", {"model": "small"})
+    return IntegerProgram(values["image"], operations, (Output("logits", "logits"),), {"model": "small"})
 
 
 @pytest.fixture(scope="module")

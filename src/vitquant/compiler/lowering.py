@@ -39,7 +39,9 @@ from vitquant.numerics.limits import ADDEND_LIMIT, EXPONENTIAL_BITS, INT32_MAX
 from vitquant.numerics.pairing import product_per_head
 from vitquant.numerics.quantized import centred_limit
 from vitquant.numerics.softmax import LOG2_MAX, division_bits, exponential_table, row_codes
+from vitquant.program.checks import require_int32
 from vitquant.program.ops import (
+    NO_TABLE,
     Add,
     Embed,
     LayerNorm,
@@ -56,8 +58,8 @@ from vitquant.program.ops import (
     SoftmaxUniform,
     Take,
 )
-from vitquant.program.program import IntegerProgram
-from vitquant.program.validate import require_int32, validate
+from vitquant.program.program import IntegerProgram, Output
+from vitquant.program.validate import validate
 from vitquant.program.values import Array, Value, narrowest
 from vitquant.runs import KEY
 from vitquant.version import __version__
@@ -94,7 +96,8 @@ def compile(model: QuantModel, *, name: str = "vit") -> IntegerProgram:  # noqa:
         "classes": model.num_classes,
         KEY: run_id(model),
     }
-    program = IntegerProgram(lowering.image, tuple(lowering.operations), output.name, metadata)
+    outputs = (Output("logits", output.name),)
+    program = IntegerProgram(lowering.image, tuple(lowering.operations), outputs, metadata)
     validate(program)
     return program
 
@@ -249,7 +252,7 @@ class Lowering:
         limit = np.array([INT32_MAX])
 
         def write(out: Value) -> Value:
-            return self.emit(Scores(out, q.name, k.name, *rescale(unit / scales(out), out.name)))
+            return self.emit(Scores(out, q.name, k.name, 1, NO_TABLE, *rescale(unit / scales(out), out.name)))
 
         return Sums(layer.name, unit, limit, write)
 
@@ -288,7 +291,7 @@ class Lowering:
 
         def write(out: Value) -> Value:
             real = unit / scales(out)
-            return self.emit(Mix(out, p.name, v.name, by_row, reciprocal, fraction, *rescale(real, out.name)))
+            return self.emit(Mix(out, p.name, v.name, 1, by_row, reciprocal, fraction, *rescale(real, out.name)))
 
         return Sums(layer.name, unit, np.array([INT32_MAX]), write)
 
