@@ -171,7 +171,8 @@ def names_of_outputs(outputs: str | Iterable[str] | None) -> list[str]:
             f"outputs: not names of outputs. Got {clipped(repr(outputs))}, "
             f"expected a name or several, or None for the program's first output."
         )
-    return [name.encode(errors="backslashreplace").decode() for name in names]  # half surrogates fit no C++ string
+    # Each once; half surrogates fit no string of C++.
+    return [name.encode(errors="backslashreplace").decode() for name in dict.fromkeys(names)]
 
 
 def number_of_threads(threads: object) -> int:
