@@ -52,7 +52,7 @@ def test_both_forms_share_a_report(tmp_path: Path) -> None:
 def test_a_graph_that_disagrees_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = vitquant.compile(quantized(seed=1))
     export: Callable[..., Any] = job.export_integer  # type: ignore[attr-defined]
-    monkeypatch.setattr(job, "export_integer", lambda program: export(other))
+    monkeypatch.setattr(job, "export_integer", lambda program, outputs: export(other, outputs))
     with pytest.raises(AgreementError, match="does not match the reference executor; it is marked as failed"):
         export_onnx_integer(vitquant.compile(quantized()), tmp_path / "m.onnx", count=3)
     assert entries(tmp_path)["m.onnx"]["ok"] is False
