@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -56,8 +56,7 @@ def decode(kind: type[T], told: Any, where: str, **given: Any) -> T:
     required = {key for key, part in parts.items() if part.default is MISSING}
     if unknown := sorted(set(told) - set(parts)):
         raise ArtifactError("unknown keys", where=where, got=", ".join(map(ascii, unknown[:5])), fix=FIX)
-    if missing := sorted(required - set(told)):
-        raise ArtifactError("missing keys", where=where, expected=", ".join(map(ascii, missing[:5])), fix=FIX)
+    require_keys(told, required, where)
     types = hints(cast(Any, kind))
     names = {key: part.name for key, part in parts.items()}
     found = {names[key]: decode_value(types[names[key]], value, f"{where}.{key}") for key, value in told.items()}
@@ -94,6 +93,16 @@ def decode_value(kind: Any, told: Any, where: str) -> Any:
     if type(told) is not kind and (kind is not float or type(told) is not int):
         refuse(told, where, EXPECTED[kind])
     return kind(told)
+
+
+def require_keys(told: Mapping[str, Any], keys: Collection[str], where: str) -> None:
+    """Check that an object has these keys.
+
+    Raises:
+        ArtifactError: some are missing.
+    """
+    if missing := sorted(set(keys) - set(told)):
+        raise ArtifactError("missing keys", where=where, expected=", ".join(map(ascii, missing[:5])), fix=FIX)
 
 
 @cache

@@ -15,7 +15,7 @@ from vitquant.config import ModelConfig, QuantConfig, ResolvedConfig
 from vitquant.config.resolve import Resolution
 from vitquant.errors import ArtifactError, ConfigError
 from vitquant.report.compare import RunComparison
-from vitquant.report.json_fields import FIX, Bounds, decode, decode_value, encode
+from vitquant.report.json_fields import FIX, Bounds, decode, decode_value, encode, require_keys
 from vitquant.report.run_tables import run_tables
 from vitquant.report.tables import as_text
 from vitquant.results import IDENTICAL_DB, Divergence, Evaluation, IntegerEvaluation, PointMetrics
@@ -172,7 +172,7 @@ class RunRecord:
         return sorted((p for p in self.points.values() if p.active), key=lambda p: p.isolated_db)[:count]
 
     def compare(self, before: RunRecord) -> RunComparison:
-        """What is better and what is worse than in an earlier run, in all and at each point."""
+        """What is better and what is worse than in an earlier run, overall and at each point."""
         return RunComparison(require_kind(before, RunRecord, "before"), self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,12 +195,13 @@ class RunRecord:
             ArtifactError: a key is unknown or missing, or a value cannot be.
         """
         rest = dict(decode_value(Mapping[str, Any], told, where))
-        given = decode_value(Mapping[str, Any], rest.pop("points", None), f"{where}.points")
+        require_keys(rest, ("run", "points", "integer"), where)
+        given = decode_value(Mapping[str, Any], rest.pop("points"), f"{where}.points")
         configs = resolved(decode_value(str | None, rest.pop("config", None), f"{where}.config"), list(given), where)
         points = {
             name: point_from_dict(name, part, configs[name], f"{where}.points.{name}") for name, part in given.items()
         }
-        found, refusal = rest.pop("integer", None), None
+        found, refusal = rest.pop("integer"), None
         if isinstance(found, dict) and set(found) == {"refused"}:
             refusal, integer = decode_value(str | None, found["refused"], f"{where}.integer.refused"), None
         else:

@@ -20,6 +20,7 @@ from vitquant.report.record import (
     IntegerRecord,
     PointRecord,
     PreprocessingRecord,
+    RepairRecord,
     RunRecord,
     SimulatedRecord,
 )
@@ -39,6 +40,7 @@ def run_record(
     seed: int,
     calibration_images: int,
     seconds: Mapping[str, float],
+    repair: tuple[RepairRecord, ...] = (),
 ) -> RunRecord:
     """The record of a run. SQNRs are rounded to thousandths of a dB."""
     return RunRecord(
@@ -64,6 +66,7 @@ def run_record(
         float_bytes=float_bytes(original),
         seconds={name: round(value, 3) for name, value in seconds.items()},
         peak_rss_mb=round(peak_rss_mb(), 1),
+        repair=repair,
     )
 
 
