@@ -14,7 +14,7 @@ from support.file_mutations import places
 from support.run_records import OUTPUT, WEIGHT, record, records
 from vitquant.errors import ArtifactError
 from vitquant.files import json_text
-from vitquant.report.record import RunRecord
+from vitquant.report.record import RepairStepRecord, RunRecord
 from vitquant.results import IDENTICAL_DB
 
 
@@ -162,3 +162,8 @@ def test_points_are_those_of_the_configuration() -> None:
     told = record(OUTPUT).to_dict()
     told["points"] = {"nothing": told["points"]["head.output"]}
     assert "the configuration is damaged" in refusal(points=told["points"])
+
+
+def test_a_repair_step_is_its_name_and_two_figures() -> None:
+    told = record().to_dict() | {"repair": [{"step": "x", "sqnr_before_db": 30, "sqnr_after_db": 31.5}]}
+    assert RunRecord.from_dict(told, "summary").repair == (RepairStepRecord("x", 30.0, 31.5),)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from support.run_records import OUTPUT, record
-from vitquant.report.record import FloatRecord, FloatShareRecord, RepairRecord, SimulatedRecord
+from vitquant.report.record import FloatRecord, FloatShareRecord, RepairStepRecord, SimulatedRecord
 from vitquant.results import Divergence
 
 WHOLE = """\
@@ -72,7 +72,9 @@ def test_a_divergence() -> None:
 
 
 def test_repair_steps() -> None:
-    shown = str(record(repair=(RepairRecord("bias_correction", 35.0, 36.25), RepairRecord("none", 300.0, 300.0))))
+    shown = str(
+        record(repair=(RepairStepRecord("bias_correction", 35.0, 36.25), RepairStepRecord("none", 300.0, 300.0)))
+    )
     assert "│ bias_correction │     35.0 dB │    36.2 dB │" in shown
     assert "│ none            │   identical │  identical │" in shown
 

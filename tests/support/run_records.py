@@ -14,7 +14,7 @@ from vitquant.report.record import (
     IntegerRecord,
     PointRecord,
     PreprocessingRecord,
-    RepairRecord,
+    RepairStepRecord,
     RunRecord,
     SimulatedRecord,
 )
@@ -105,6 +105,16 @@ integers = st.builds(
 )
 
 
+repair_steps = st.builds(
+    RepairStepRecord,
+    *(words, sqnrs, sqnrs),
+    settings=st.dictionaries(words, numbers | words | st.booleans() | st.lists(numbers, max_size=2), max_size=2),
+    images=st.none() | counts,
+    changed=st.lists(words, max_size=2).map(tuple),
+    seconds=st.none() | numbers,
+)
+
+
 @st.composite
 def records(draw: st.DrawFn) -> RunRecord:
     """Any record: with and without labels, program, points, metrics and configuration."""
@@ -141,5 +151,5 @@ def records(draw: st.DrawFn) -> RunRecord:
         refusal=draw(st.none() | words) if integer is None else None,
         float_bytes=draw(st.none() | counts),
         calibration_images=draw(st.none() | counts),
-        repair=tuple(draw(st.lists(st.builds(RepairRecord, words, sqnrs, sqnrs), max_size=2))),
+        repair=tuple(draw(st.lists(repair_steps, max_size=2))),
     )

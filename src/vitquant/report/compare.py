@@ -161,7 +161,8 @@ def comparison_tables(found: RunComparison) -> Iterator[Part]:
             yield points_table(points, what)
     rest = len(found.points) - len(found.worse) - len(found.better)
     yield f"The isolated SQNR of {rest} of {len(found.points)} points changed by less than {MIN_CHANGE_DB} dB."
-    if changed := [name for name in new.points if name in {p.name for p in found.points if p.reconfigured}]:
+    reconfigured = {point.name for point in found.points if point.reconfigured}
+    if changed := [name for name in new.points if name in reconfigured]:
         yield f"The settings differ at {first_names(changed)}."
     if alone := [name for name in {**old.points, **new.points} if name not in old.points or name not in new.points]:
         yield f"Only one of the runs has {first_names(alone)}."

@@ -53,7 +53,7 @@ def decode(kind: type[T], told: Any, where: str, **given: Any) -> T:
     if not isinstance(told, dict):
         refuse(told, where, "an object")
     parts = {key_of(part): part for part in fields(cast(Any, kind)) if part.name not in given}
-    required = {key for key, part in parts.items() if part.default is MISSING}
+    required = {key for key, part in parts.items() if part.default is part.default_factory is MISSING}
     if unknown := sorted(set(told) - set(parts)):
         raise ArtifactError("unknown keys", where=where, got=", ".join(map(ascii, unknown[:5])), fix=FIX)
     require_keys(told, required, where)

@@ -78,12 +78,16 @@ class FloatShareRecord:
 
 
 @dataclass(frozen=True)
-class RepairRecord:
-    """One repair step, and the SQNR of the output before and after it."""
+class RepairStepRecord:
+    """One repair step: the SQNR of the output before and after it, and, if known, its settings and what it changed."""
 
     step: str
     sqnr_before_db: float
     sqnr_after_db: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    images: Count | None = None
+    changed: tuple[str, ...] = ()
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class RunRecord:
     refusal: str | None
     float_bytes: Count | None = None
     calibration_images: Count | None = None
-    repair: tuple[RepairRecord, ...] = ()
+    repair: tuple[RepairStepRecord, ...] = ()
 
     def __repr__(self) -> str:
         return f"<RunRecord {self.run} of {self.model}, {len(self.points)} points>"

@@ -20,7 +20,7 @@ from vitquant.report.record import (
     IntegerRecord,
     PointRecord,
     PreprocessingRecord,
-    RepairRecord,
+    RepairStepRecord,
     RunRecord,
     SimulatedRecord,
 )
@@ -40,7 +40,7 @@ def run_record(
     seed: int,
     calibration_images: int,
     seconds: Mapping[str, float],
-    repair: tuple[RepairRecord, ...] = (),
+    repair: tuple[RepairStepRecord, ...] = (),
 ) -> RunRecord:
     """The record of a run. SQNRs are rounded to thousandths of a dB."""
     return RunRecord(
