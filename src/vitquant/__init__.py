@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from vitquant.measure import evaluate, profile
     from vitquant.program.program import IntegerProgram
     from vitquant.program.storage import load_program, save_program
-    from vitquant.workflows.quantize import calibrate, prepare, quantize
+    from vitquant.workflows.quantize import calibrate, prepare, quantize, repair
 
 _HOMES = {
-    "vitquant.workflows.quantize": ("calibrate", "prepare", "quantize"),
+    "vitquant.workflows.quantize": ("calibrate", "prepare", "quantize", "repair"),
     "vitquant.config": ("ModelConfig", "QuantConfig", "load_config_from_yaml"),
     "vitquant.data": ("Preprocessing", "open_images"),
     "vitquant.errors": ("VitquantError",),
@@ -75,6 +75,7 @@ __all__ = [
     "prepare",
     "profile",
     "quantize",
+    "repair",
     "save",
     "save_program",
 ]

@@ -190,6 +190,8 @@ def print_result(result: JobResult, as_json: bool) -> None:
         rows.append(("size", f"{result.float_bytes / 1e6:.1f} MB", "", f"{program.nbytes / 1e6:.1f} MB"))
     print_table(f"{result.summary['model']} on {found.images} images", COMPARED, rows)
     console(sys.stdout).print(worst_table(result.profile))
+    for record in result.repairs:
+        say(f"{record}.")
     active = sum(p.active for p in result.profile.points)
     say(f"{active} of {len(result.profile.points)} points are quantized; {result.kept_float}.")
     if program is not None and result.comparison is not None:

@@ -1,9 +1,10 @@
 """What quantization costs, point by point and in the end."""
 
 from vitquant.measure.evaluate import Evaluation, IntegerEvaluation, evaluate
-from vitquant.measure.meters import PointMetrics, SqnrMeter
+from vitquant.measure.meters import PointMetrics
 from vitquant.measure.outliers import Outlier, OutlierWarning
 from vitquant.measure.profile import ModelProfile, PointProfile, profile
+from vitquant.numerics.sqnr import SqnrMeter
 
 __all__ = [
     "Evaluation",

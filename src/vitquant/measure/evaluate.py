@@ -18,8 +18,8 @@ from vitquant.errors import DataError, NumericsError
 from vitquant.layers import Point, QuantNorm, hooked, only
 from vitquant.layers.layer import entered
 from vitquant.layers.undisturbed import undisturbed
-from vitquant.measure.meters import SqnrMeter
 from vitquant.numerics.quantized import real
+from vitquant.numerics.sqnr import SqnrMeter
 from vitquant.progress import track
 
 Executor: TypeAlias = Callable[[Tensor], Tensor]

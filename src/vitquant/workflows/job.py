@@ -19,6 +19,7 @@ from vitquant.adapters.adapt import FloatModel
 from vitquant.architectures.vit import QuantViT
 from vitquant.arguments import require_count, require_kind, require_path, require_whole
 from vitquant.artifact.storage import TENSORS, encode_model, run_id
+from vitquant.calibration.repair import RepairRecord
 from vitquant.compiler.float_share import FloatShare, float_share
 from vitquant.compiler.lowering import compile  # noqa: A004
 from vitquant.data import ImagesLike, SharedImages, open_images
@@ -34,7 +35,7 @@ from vitquant.program.program import IntegerProgram
 from vitquant.report.points import points_csv
 from vitquant.runs import KEY, MANIFEST, POINTS, SUMMARY
 from vitquant.version import __version__
-from vitquant.workflows.quantize import ConfigLike, as_config, calibrate, prepare
+from vitquant.workflows.quantize import ConfigLike, as_config, calibrate_and_repair, prepare
 
 RESULTS = {
     SUMMARY: "all metrics",
@@ -50,7 +51,7 @@ class JobResult:
     """What the job found, and where it put it.
 
     ``program`` and ``comparison`` are ``None`` where integers cannot execute the configuration; ``refusal`` says why.
-    ``kept_float`` is what the configuration leaves in floating point.
+    ``kept_float`` is what the configuration leaves in floating point; ``repairs`` tells what each repair step did.
     """
 
     model: QuantViT
@@ -63,6 +64,7 @@ class JobResult:
     out: Path
     float_bytes: int
     kept_float: FloatShare
+    repairs: tuple[RepairRecord, ...]
 
     @property
     def files(self) -> dict[str, str]:
@@ -134,7 +136,7 @@ def run(
             fix="pass a list, a tensor, a DataLoader, a folder or an .npz file",
         )
     with stopwatch(seconds, "calibrate"):
-        calibrate(quantized, calib_source, batch_size=batch_size)
+        repairs = calibrate_and_repair(quantized, calib_source, batch_size=batch_size)
     with stopwatch(seconds, "compile"):
         program, refusal = lower(quantized, model.name)
     with stopwatch(seconds, "evaluate"):
@@ -152,6 +154,7 @@ def run(
 
     summary = {KEY: run_id(quantized)} | summarize(model, evaluated, profiled, seconds, seed)
     summary["float"] = {"points": list(kept_float.points), "multiplications": round(kept_float.share, 6)}
+    summary["repair"] = [repair_summary(record) for record in repairs]
     summary["integer"] = integer_summary(program, refusal, comparison)
     files = encode_model(quantized) | {
         "config.resolved.yaml": quantized.config.to_yaml(),
@@ -163,7 +166,17 @@ def run(
     # A program that lies there and is not replaced is that of another model.
     write_folder(out, files, remove=[name for name in storage.FILES if name not in files])
     return JobResult(
-        quantized, evaluated, profiled, program, refusal, comparison, summary, out, float_bytes(model), kept_float
+        quantized,
+        evaluated,
+        profiled,
+        program,
+        refusal,
+        comparison,
+        summary,
+        out,
+        float_bytes(model),
+        kept_float,
+        repairs,
     )
 
 
@@ -246,6 +259,20 @@ def integer_summary(
         "points_compared": comparison.compared,
         "first_divergence": asdict(comparison.divergences[0]) if comparison.divergences else None,
         "bytes": program.nbytes,
+    }
+
+
+def repair_summary(record: RepairRecord) -> dict[str, Any]:
+    """What ``summary.json`` says of a repair step."""
+    before, after, seconds = (round(v, 3) for v in (record.sqnr_before_db, record.sqnr_after_db, record.seconds))
+    return {
+        "step": record.step,
+        "settings": record.settings,
+        "images": record.images,
+        "changed": list(record.changed),
+        "sqnr_before_db": before,
+        "sqnr_after_db": after,
+        "seconds": seconds,
     }
 
 

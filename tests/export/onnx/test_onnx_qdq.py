@@ -21,8 +21,8 @@ from vitquant.architectures.vit import QuantViT
 from vitquant.errors import ConfigError, LifecycleError, MissingDependencyError
 from vitquant.export.onnx.qdq import export_qdq, notes
 from vitquant.layers import IntSoftmax, Point, QuantEmbedding, QuantResidual, hooked, points_of
-from vitquant.measure.meters import SqnrMeter
 from vitquant.numerics.quantized import QuantizedTensor, Value, on, real
+from vitquant.numerics.sqnr import SqnrMeter
 
 Array = NDArray[Any]
 
