@@ -6,7 +6,7 @@ under the same name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from pydantic import Field
@@ -57,61 +57,63 @@ def read_repair(node: Node, name: str = "repair") -> tuple[RepairSettings, ...]:
     """The settings of the steps in a list, in order.
 
     An item is the name of a step, or a mapping with one entry: the name, and the settings that differ from their
-    defaults. In Python, an item may also be a :class:`RepairSettings`.
+    defaults. In Python, an item may also be a :class:`RepairSettings`. ``name`` is what messages call the list.
 
     Raises:
         ConfigError: not such a list, an unknown step or setting, or a value that is not allowed.
     """
     if not isinstance(node, Items):
-        got = show(plain(node))
-        raise ConfigError("not a list of steps", where=f"{node.location} {name}", got=got, fix=EXAMPLE)
-    return tuple(_read_steps(node.items, name))
+        where, got = f"{node.location} {name}", show(plain(node))
+        raise ConfigError("not a list of steps", where=where, got=got, fix=EXAMPLE)
+    return tuple(_read_step(item, name) for item in node.items)
 
 
-def repair_settings(steps: object, name: str = "steps") -> tuple[RepairSettings, ...]:
-    """The same for a Python list."""
-    return read_repair(tree(steps, Location(name)), name)
+def repair_settings(step: object) -> RepairSettings:
+    """The same for one step in Python."""
+    return _read_step(tree(step, Location("step")), "")
 
 
-def _read_steps(items: Sequence[Node], name: str) -> Iterator[RepairSettings]:
-    for item in items:
-        where = f"{item.location} {name}"
-        if isinstance(item, Table) and len(item.entries) == 1:
-            ((step, settings),) = item.entries.items()
-            yield _settings(step, settings, f"{settings.location} {name}")
-        elif isinstance(item, Leaf) and isinstance(item.value, RepairSettings):
-            yield item.value
-        elif isinstance(item, Leaf) and isinstance(item.value, str):
-            yield _settings(item.value, Table({}, item.location), where)
-        else:
-            names = ", ".join(item.entries) if isinstance(item, Table) else ""
-            expected = "the name of one step, or one name with its settings"
-            fix = "write each step as an item of its own" if names else None
-            raise ConfigError(
-                "not a repair step", where=where, got=names or show(plain(item)), expected=expected, fix=fix
-            )
+def _read_step(item: Node, name: str) -> RepairSettings:
+    if isinstance(item, Table) and len(item.entries) == 1:
+        ((step, settings),) = item.entries.items()
+        return _settings(step, settings, name)
+    if isinstance(item, Leaf) and isinstance(item.value, RepairSettings):
+        return item.value
+    if isinstance(item, Leaf) and isinstance(item.value, str):
+        return _settings(item.value, Table({}, item.location), name)
+    names = ", ".join(item.entries) if isinstance(item, Table) else ""
+    raise ConfigError(
+        "not a repair step",
+        where=_where(item.location, name),
+        got=names or show(plain(item)),
+        expected="the name of one step, or one name with its settings",
+        fix="write each step as an item of its own" if names else None,
+    )
 
 
-def _settings(step: str, node: Node, where: str) -> RepairSettings:
+def _settings(step: str, node: Node, name: str) -> RepairSettings:
     if step not in REPAIR_SETTINGS:
         near = closest(step, REPAIR_SETTINGS)
         near = near and near.split(", ")[0]
         raise ConfigError(
             f"unknown repair step `{brief(step)}`" + (f", did you mean `{near}`" if near else ""),
-            where=where,
+            where=_where(node.location, name),
             expected=f"one of {', '.join(REPAIR_SETTINGS)}",
             fix=f"write {near}" if near else None,
         )
     if not isinstance(node, Table):
         fix = "remove the colon for the defaults" if plain(node) is None else None
-        got = show(plain(node))
-        raise ConfigError("not a mapping of settings", where=f"{where}.{step}", got=got, expected="a mapping", fix=fix)
+        where, got = _where(node.location, name, step), show(plain(node))
+        raise ConfigError("not a mapping of settings", where=where, got=got, expected="a mapping", fix=fix)
     try:
         return REPAIR_SETTINGS[step].model_validate({key: plain(child) for key, child in node.entries.items()})
     except FieldError as error:
-        location = node.entries[error.key].location if error.key in node.entries else None
-        field_where = where if location is None else f"{location} {where.rpartition(' ')[2]}"
-        raise error.at(f"{field_where}.{step}.{error.key}") from error
+        location = node.entries[error.key].location if error.key in node.entries else node.location
+        raise error.at(_where(location, name, step, error.key)) from error
+
+
+def _where(location: Location, *keys: str) -> str:
+    return f"{location} {'.'.join(filter(None, keys))}".rstrip()
 
 
 def repair_section(steps: Sequence[RepairSettings]) -> dict[str, object]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from vitquant.calibration.calibrate import unchanged_if_it_fails
 from vitquant.calibration.repair.step import Block, LayerInputs, RepairStep
 from vitquant.calibration.repair.stream import Stream
-from vitquant.layers import QuantLinear, points_of
+from vitquant.layers import Point, QuantLinear, points_of
 from vitquant.layers.graph import Stage, graph_of
 from vitquant.layers.layer import Layer
 from vitquant.layers.memory import memory_named
@@ -24,8 +24,8 @@ from vitquant.numerics.quantized import real
 from vitquant.numerics.sqnr import SqnrMeter
 from vitquant.progress import track
 
-WORSE_DB = 0.1
-"""A smaller loss of SQNR is none."""
+WORSE_DB = 0.5
+"""A smaller loss of SQNR is not significant: every change of the integers moves it a little, up or down."""
 
 
 class RepairWarning(UserWarning):
@@ -36,7 +36,7 @@ class RepairWarning(UserWarning):
 class RepairRecord:
     """What one repair step did.
 
-    ``changed`` names the linear layers and points that it changed. The two SQNRs are those of the model's output
+    ``changed`` names the layers that it changed. The two SQNRs are those of the model's output
     before and after the step, on the images that the step used: on other images the gain is usually smaller.
     """
 
@@ -49,10 +49,12 @@ class RepairRecord:
     seconds: float
 
     def __str__(self) -> str:
-        count = f"{len(self.changed)} {'layer or point' if len(self.changed) == 1 else 'layers and points'}"
-        images = f"{self.images} image{'' if self.images == 1 else 's'}"
+        layers, images = (
+            f"{count} {noun}{'' if count == 1 else 's'}"
+            for count, noun in ((len(self.changed), "layer"), (self.images, "image"))
+        )
         gain = f"{self.sqnr_before_db:.2f} dB before, {self.sqnr_after_db:.2f} dB after"
-        return f"{self.step} changed {count}; SQNR of the output on its {images}: {gain}"
+        return f"{self.step} changed {layers}; SQNR of the output on its {images}: {gain}"
 
 
 def repair_images(
@@ -106,10 +108,10 @@ def repair_images(
                     seconds=time.perf_counter() - start,
                 )
             )
-    for record in records:
-        if record.sqnr_after_db < record.sqnr_before_db - WORSE_DB:
-            message = f"{record}. Fix: give the step more images, or remove it from repair."
-            warnings.warn(message, RepairWarning, stacklevel=3)
+        for record in records:
+            if record.sqnr_after_db < record.sqnr_before_db - WORSE_DB:
+                message = f"{record}. Fix: give the step more images, or remove it from repair."
+                warnings.warn(message, RepairWarning, stacklevel=3)
     return tuple(records)
 
 
@@ -167,10 +169,15 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 
 
 def snapshot(model: Layer) -> dict[str, list[Tensor]]:
-    """The tensors that a step may change, by the name of the linear layer or point."""
-    found = {p.name: [p.params.scale, p.params.zero_point] for p in points_of(model) if p.params is not None}
-    linears = [m for m in model.modules() if isinstance(m, QuantLinear) and m.weight.active]
-    return found | {m.layer_name: [m.weight_codes, m.bias_hat] for m in linears}
+    """The tensors that a step may change, by the name of the layer."""
+    found: dict[str, list[Tensor]] = {}
+    for module in model.modules():
+        if isinstance(module, Point) and module.params is not None:
+            name = module.name.removesuffix(".weight").removesuffix(".output")  # the points of a linear layer
+            found.setdefault(name, []).extend((module.params.scale, module.params.zero_point))
+        elif isinstance(module, QuantLinear) and module.weight.active:
+            found.setdefault(module.layer_name, []).extend((module.weight_codes, module.bias_hat))
+    return found
 
 
 def differ(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
