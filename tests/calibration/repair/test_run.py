@@ -74,9 +74,9 @@ class Nudge(RepairStep):
 @pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> Log:
     """Two toy steps, registered, and a log of what all steps are called with."""
-    for settings, step in ((CoarserSettings, Coarser), (NudgeSettings, Nudge)):
+    for settings, toy in ((CoarserSettings, Coarser), (NudgeSettings, Nudge)):
         monkeypatch.setitem(REPAIR_SETTINGS, settings.name, settings)
-        monkeypatch.setitem(REPAIR_STEPS, settings.name, step)
+        monkeypatch.setitem(REPAIR_STEPS, settings.name, toy)
     log: Log = []
     for step in REPAIR_STEPS.values():
         block, layer = step.repair_block, step.repair_layer
@@ -166,7 +166,9 @@ def test_a_step_gets_the_inputs_and_outputs_of_each_block() -> None:
     model, images, watch = quantized(), pixels(5), Watch()
     vitquant.repair(model, images, [watch], batch_size=2)
     assert [name for name, *_ in watch.blocks] == [name for name in ORDER if " to " in name or name.count(".") == 1]
-    for (_, _, _, exact, rounded), (_, next_exact, next_rounded, *_) in zip(watch.blocks, watch.blocks[1:], strict=False):
+    for (_, _, _, exact, rounded), (_, next_exact, next_rounded, *_) in zip(
+        watch.blocks, watch.blocks[1:], strict=False
+    ):
         assert all(torch.equal(a, b) for a, b in zip(exact, next_exact, strict=True))
         assert all(torch.equal(real(a), real(b)) for a, b in zip(rounded, next_rounded, strict=True))
     _, first, *_, exact, rounded = (*watch.blocks[0][:2], *watch.blocks[-1][3:])
@@ -280,7 +282,10 @@ def test_without_steps_nothing_happens() -> None:
         ("bias_correction", r"steps: not a list of steps\. Got str, expected a list, such as \['bias_correction'\]"),
         (3, r"steps: not a list of steps\. Got int"),
         (["bias_corection"], r"^step: unknown repair step `bias_corection`, did you mean `bias_correction`"),
-        ([{"bias_correction": {"images": 0}}], r"^step bias_correction\.images: value not allowed\. Got 0, expected an int"),
+        (
+            [{"bias_correction": {"images": 0}}],
+            r"^step bias_correction\.images: value not allowed\. Got 0, expected an int",
+        ),
         ([3], r"not a repair step\. Got 3, expected the name of one step"),
     ],
 )
