@@ -10,6 +10,16 @@ from torch import Tensor
 from vitquant.data.sources import Batch
 
 
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most ``most`` of the numbers below ``count``.
+
+    >>> evenly_spaced(10, 4)
+    [0, 2, 5, 7]
+    """
+    size = min(count, most)
+    return [i * count // size for i in range(size)]
+
+
 class ImageSample:
     """Keeps at most ``most`` of the images that are read: evenly spaced ones, or the first ones of an unknown number.
 
@@ -19,8 +29,7 @@ class ImageSample:
     """
 
     def __init__(self, most: int, count: int | None) -> None:
-        size = most if count is None else min(most, count)
-        self.places = range(most) if count is None else {i * count // size for i in range(size)}
+        self.places = set(range(most) if count is None else evenly_spaced(count, most))
         self.read = 0
         self.kept: list[Tensor] = []
 

@@ -207,6 +207,18 @@ def test_two_float_heads() -> None:
     check_codes(CHANGES["float weights"], dist_token=True)
 
 
+@pytest.mark.usefixtures("float_between_points")
+@pytest.mark.filterwarnings("ignore::vitquant.calibration.repair.run.RepairWarning")
+def test_corrected_biases_are_in_the_graph() -> None:
+    changes = {"repair": ["bias_correction"]}
+    check_codes(changes)
+    graphs = [export_qdq(quantized(settings)) for settings in (changes, {})]
+    arrays = [{array.name: numpy_helper.to_array(array) for array in graph.graph.initializer} for graph in graphs]
+    moved = {name for name, array in arrays[0].items() if not np.array_equal(array, arrays[1][name])}
+    assert moved
+    assert all(".bias" in name for name in moved)
+
+
 @pytest.mark.parametrize("changes", [{}, ALL_UNSIGNED, CHANGES["paired"], CHANGES["outputs too"]], ids=str)
 def test_close_to_the_simulation(changes: dict[str, Any]) -> None:
     """Integer LayerNorm and requantization move some codes by one: less than quantization costs, by far."""

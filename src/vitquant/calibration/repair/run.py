@@ -14,6 +14,7 @@ from torch import Tensor
 from vitquant.calibration.calibrate import unchanged_if_it_fails
 from vitquant.calibration.repair.step import Block, LayerInputs, RepairStep
 from vitquant.calibration.repair.stream import Stream
+from vitquant.data.sample import evenly_spaced
 from vitquant.layers import Point, QuantLinear, points_of
 from vitquant.layers.graph import Stage, graph_of
 from vitquant.layers.layer import Layer
@@ -156,16 +157,6 @@ def owner(stage: Stage) -> str:
     while all(len(path) > shared and path[shared] == paths[0][shared] for path in paths):
         shared += 1
     return ".".join(paths[0][:shared])
-
-
-def evenly_spaced(count: int, most: int) -> list[int]:
-    """At most ``most`` of the numbers below ``count``.
-
-    >>> evenly_spaced(10, 4)
-    [0, 2, 5, 7]
-    """
-    size = min(count, most)
-    return [i * count // size for i in range(size)]
 
 
 def snapshot(model: Layer) -> dict[str, list[Tensor]]:

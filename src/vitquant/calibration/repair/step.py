@@ -136,9 +136,8 @@ class Block:
         point.params = params
         after = graph.params()
         for step in graph.steps:
-            source = step.inputs[0]
-            if isinstance(step.layer, QuantLinear) and not same(before[source], after[source]):
-                step.layer.fold(after[source])
+            if isinstance(step.layer, QuantLinear) and not same(before[step.inputs[0]], after[step.inputs[0]]):
+                step.layer.fold(after[step.inputs[0]])
 
 
 def same(a: QuantParams | None, b: QuantParams | None) -> bool:
