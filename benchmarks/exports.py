@@ -48,7 +48,8 @@ def graphs(model: FloatModel, calibration: Tensor, folder: Path, threads: int) -
 
     qmodel = vitquant.quantize(model, "vit_int8.yaml", calibration=calibration)
     program = vitquant.compile(qmodel)
-    scale = torch.from_numpy(program.output_value.spread(program.output_value.scale).copy())
+    logits = program.values()[program.outputs[0].value]
+    scale = torch.from_numpy(logits.spread(logits.scale).copy())
     integer = SESSIONS["onnxruntime"](export_integer(program).SerializeToString(), threads=threads)
     theirs = peers.runnable(model.vit, normalize(calibration), folder, threads)
     ours = {name: export_qdq(qmodel, target=name).SerializeToString() for name in ("onnxruntime", "openvino")}

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "program.hpp"
@@ -49,7 +50,13 @@ struct Codes {
         });
     }
 
-    // Clamped to the value's range. Numbers are int64 or int32.
+    // Codes of another value, which are all in the range of this one.
+    void convert(const Codes& other, const uint8_t* from, size_t count, uint8_t* to) const {
+        if (type == other.type) return void(std::memcpy(to, from, count * size_of(type)));
+        with_codes(other.type, from, [&](const auto* x) { store(x, count, to); });
+    }
+
+    // Clamped to the value's range. Numbers are of any type.
     template <typename Number>
     void store(const Number* x, size_t count, uint8_t* to) const {
         with_codes(type, to, [&](auto* out) {

@@ -64,6 +64,52 @@ std::string wanted_isa() {
     return isa ? isa : "";
 }
 
+// The outputs of these names, in this order; the first of the program if there are none.
+std::vector<const Output*> chosen(const Program& program, const std::vector<std::string>& names) {
+    if (names.empty()) return {&program.outputs.front()};
+    std::vector<const Output*> found;
+    for (const std::string& name : names) {
+        const auto output = std::find_if(program.outputs.begin(), program.outputs.end(),
+                                         [&](const Output& o) { return o.name == name; });
+        if (output == program.outputs.end()) {
+            std::string known;
+            for (const Output& o : program.outputs) known += (known.empty() ? "" : ", ") + o.name;
+            refuse("outputs", "the program has no output of this name", name, "one of " + known);
+        }
+        if (std::find(found.begin(), found.end(), &*output) != found.end())
+            refuse("outputs", "an output is named twice", name);
+        found.push_back(&*output);
+    }
+    return found;
+}
+
+std::vector<std::string> values_of(const std::vector<const Output*>& outputs) {
+    std::vector<std::string> names;
+    for (const Output* output : outputs) names.push_back(output->value);
+    return names;
+}
+
+Engine::Output described(const Output& output, const Value& value, int number) {
+    Engine::Output found{output.name, value.shape, value.scale, value.spread_zero(), value.type(), number};
+    if (output.pooled) found.shape = {value.shape[1]};
+    const size_t groups = value.scale.size(), channels = found.zero.size();
+    if (groups > 1) {
+        found.scale.clear();
+        for (size_t c = 0; c < channels; ++c) found.scale.push_back(value.scale[c / (channels / groups)]);
+    }
+    return found;
+}
+
+// Rows of codes less their zero points.
+void write_output(const Engine::Output& output, const uint8_t* codes, size_t images, int32_t* to) {
+    const size_t channels = output.zero.size(), rows = images * output.elements() / channels;
+    const int32_t* zero = output.zero.data();
+    with_codes(output.type, codes, [&](const auto* from) {
+        for (size_t r = 0; r < rows; ++r, from += channels, to += channels)
+            for (size_t c = 0; c < channels; ++c) to[c] = from[c] - zero[c];
+    });
+}
+
 size_t checked_threads(size_t threads) {
     if (threads > kMaxThreads)
         refuse("threads", "too many", std::to_string(threads), "at most " + std::to_string(kMaxThreads));
@@ -133,22 +179,25 @@ private:
     size_t images_, threads_;
 };
 
-Engine::Engine(const Program& program, size_t threads, const std::string& isa, Interrupt* interrupt)
-    : image_shape_(program.image.shape), image_bytes_(size_t(program.image.elements())), output_type_(),
-      metadata_(program.metadata), pool_(checked_threads(threads)) {
+size_t Engine::Output::elements() const {
+    size_t count = 1;
+    for (int64_t n : shape) count *= size_t(n);
+    return count;
+}
+
+Engine::Engine(const Program& program, const std::vector<std::string>& outputs, size_t threads, const std::string& isa,
+               Interrupt* interrupt)
+    : image_shape_(program.image.shape), image_bytes_(size_t(program.image.elements())), metadata_(program.metadata),
+      pool_(checked_threads(threads)) {
+    const std::vector<const vitquant::Output*> given = chosen(program, outputs);
     const Choice choice = choose(isa);
     isa_ = choice.name;
-    plan_ = make_plan(program, choice.kernels, choice.fusion, interrupt);
-    const auto output = std::find_if(program.operations.begin(), program.operations.end(),
-                                     [&](const Operation& op) { return op.out.name == program.output; });
-    output_zero_ = output->out.spread_zero();
-    output_type_ = output->out.type();
-    scale_ = output->out.scale;
-    if (scale_.size() > 1) {
-        const size_t run = output_zero_.size() / scale_.size();
-        scale_.resize(output_zero_.size());
-        for (size_t i = scale_.size(); i-- > 0;) scale_[i] = scale_[i / run];
+    plan_ = make_plan(program, values_of(given), choice.kernels, choice.fusion, interrupt);
+    for (size_t i = 0; i < given.size(); ++i) {
+        const int number = plan_.outputs[i];
+        outputs_.push_back(described(*given[i], program.operations[size_t(number - 1)].out, number));
     }
+    for (const vitquant::Output& output : program.outputs) output_names_.push_back(output.name);
     images_at_once_ = std::max<size_t>(1, kArenaBytes / std::max<size_t>(plan_.arena_bytes, 1));
 }
 
@@ -167,11 +216,11 @@ void Engine::give_back(std::unique_ptr<Workspace> workspace) const {
     if (lock.owns_lock()) spare_.push_back(std::move(workspace));
 }
 
-void Engine::run(const uint8_t* images, size_t count, int32_t* logits, Interrupt* interrupt) const {
+void Engine::run(const uint8_t* images, size_t count, int32_t* const* results, size_t written,
+                 Interrupt* interrupt) const {
     if (!count) return;
     std::unique_ptr<Workspace> workspace = take_workspace();
     workspace->reserve(plan_, std::min(count, images_at_once_), threads());
-    const size_t outputs = output_zero_.size();
     // As equal portions as possible: none is left with a single image for all threads.
     const size_t portions = (count + images_at_once_ - 1) / images_at_once_;
     for (size_t i = 0; i < portions; ++i) {
@@ -179,10 +228,11 @@ void Engine::run(const uint8_t* images, size_t count, int32_t* logits, Interrupt
         workspace->lay_out(plan_, images + portion.first * image_bytes_, portion.count());
         Run run(plan_, *workspace, portion.count(), threads());
         pool_.run(run, interrupt);
-        int32_t* out = logits + portion.first * outputs;
-        with_codes(output_type_, workspace->value(plan_.output), [&](const auto* codes) {
-            for (size_t n = 0; n < portion.count() * outputs; ++n) out[n] = codes[n] - output_zero_[n % outputs];
-        });
+        for (size_t n = 0; n < written; ++n) {
+            const Output& output = outputs_[n];
+            write_output(output, workspace->value(output.value), portion.count(),
+                         results[n] + portion.first * output.elements());
+        }
     }
     give_back(std::move(workspace));
 }
@@ -210,23 +260,26 @@ std::vector<Engine::Timing> Engine::profile(const uint8_t* images, size_t count,
     return found;
 }
 
-std::unique_ptr<Engine> load_engine(const std::string& path, size_t threads, Interrupt* interrupt) {
-    const ProgramFiles files = read_program_files(path, interrupt);
-    const Program program = decode_program(files.manifest, files.tensors, files.where, Digests::checked, interrupt);
-    return std::make_unique<Engine>(program, threads, wanted_isa(), interrupt);
-}
-
-std::unique_ptr<Engine> load_engine(std::string_view manifest, std::string_view tensors, size_t threads,
+std::unique_ptr<Engine> load_engine(const std::string& path, const std::vector<std::string>& outputs, size_t threads,
                                     Interrupt* interrupt) {
-    const Program program = decode_program(manifest, tensors, "program.json", Digests::checked, interrupt);
-    return std::make_unique<Engine>(program, threads, wanted_isa(), interrupt);
-}
-
-std::string explain_program(const std::string& path, Interrupt* interrupt) {
     const ProgramFiles files = read_program_files(path, interrupt);
     const Program program = decode_program(files.manifest, files.tensors, files.where, Digests::checked, interrupt);
+    return std::make_unique<Engine>(program, outputs, threads, wanted_isa(), interrupt);
+}
+
+std::unique_ptr<Engine> load_engine(std::string_view manifest, std::string_view tensors,
+                                    const std::vector<std::string>& outputs, size_t threads, Interrupt* interrupt) {
+    const Program program = decode_program(manifest, tensors, "program.json", Digests::checked, interrupt);
+    return std::make_unique<Engine>(program, outputs, threads, wanted_isa(), interrupt);
+}
+
+std::string explain_program(const std::string& path, const std::vector<std::string>& outputs, Interrupt* interrupt) {
+    const ProgramFiles files = read_program_files(path, interrupt);
+    const Program program = decode_program(files.manifest, files.tensors, files.where, Digests::checked, interrupt);
+    const std::vector<const Output*> given = chosen(program, outputs);
     const Choice choice = choose(wanted_isa());
-    return explain(program, make_plan(program, choice.kernels, choice.fusion, interrupt), choice.name);
+    const Plan plan = make_plan(program, values_of(given), choice.kernels, choice.fusion, interrupt);
+    return explain(program, given, plan, choice.name);
 }
 
 }  // namespace vitquant

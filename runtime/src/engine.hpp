@@ -18,14 +18,32 @@ namespace vitquant {
 
 class Engine {
 public:
-    // `threads` of 0 takes all processors that this process may use; an empty `isa` the quickest that the machine has.
-    // Keeps nothing of the program's files. Throws Error, and Interrupted.
-    Engine(const Program& program, size_t threads, const std::string& isa, Interrupt* interrupt = nullptr);
+    // Computes the named outputs of the program; the first one if none is named. `threads` of 0 takes all processors
+    // that this process may use; an empty `isa` the quickest that the machine has. Keeps nothing of the program's
+    // files. Throws Error, and Interrupted.
+    Engine(const Program& program, const std::vector<std::string>& outputs, size_t threads, const std::string& isa,
+           Interrupt* interrupt = nullptr);
     ~Engine();
 
-    // uint8 images [count, ...image_shape] to logits int32 [count, outputs]. From any number of threads at once. Throws
-    // Interrupted, with some of the logits written, std::bad_alloc, and std::system_error if threads cannot be started.
-    void run(const uint8_t* images, size_t count, int32_t* logits, Interrupt* interrupt = nullptr) const;
+    struct Output {
+        std::string name;
+        std::vector<int64_t> shape;  // of an image: [C] of a pooled output, else [N, C]
+        std::vector<float> scale;    // 1, or one per channel
+        std::vector<int32_t> zero;   // one per channel
+        DType type;                  // of the codes
+        int value;                   // its number in the plan
+
+        size_t elements() const;
+    };
+
+    // uint8 images [count, ...image_shape] to the first `written` of the outputs, int32 [count, ...shape] each. From
+    // any number of threads at once. Throws Interrupted, with some of the results written, std::bad_alloc, and
+    // std::system_error if threads cannot be started.
+    void run(const uint8_t* images, size_t count, int32_t* const* results, size_t written,
+             Interrupt* interrupt = nullptr) const;
+    void run(const uint8_t* images, size_t count, int32_t* first, Interrupt* interrupt = nullptr) const {
+        run(images, count, &first, 1, interrupt);
+    }
 
     struct Timing {
         std::string label;  // of the operations that are executed together, such as `linear+add`
@@ -36,9 +54,9 @@ public:
     std::vector<Timing> profile(const uint8_t* images, size_t count, Interrupt* interrupt = nullptr) const;
 
     const std::vector<int64_t>& image_shape() const { return image_shape_; }
-    size_t outputs() const { return output_zero_.size(); }
-    const std::vector<float>& scale() const { return scale_; }  // 1, or one for each output
-    const std::string& metadata() const { return metadata_; }   // JSON
+    const std::vector<Output>& outputs() const { return outputs_; }                 // that are computed
+    const std::vector<std::string>& output_names() const { return output_names_; }  // that the program has
+    const std::string& metadata() const { return metadata_; }                       // JSON
     const std::string& isa() const { return isa_; }
     size_t threads() const { return pool_.threads(); }
 
@@ -51,11 +69,10 @@ private:
 
     std::vector<int64_t> image_shape_;
     size_t image_bytes_ = 0;
-    std::vector<int32_t> output_zero_;
-    DType output_type_;
-    std::vector<float> scale_;
     std::string metadata_, isa_;
     Plan plan_;
+    std::vector<Output> outputs_;
+    std::vector<std::string> output_names_;
     size_t images_at_once_ = 1;
     mutable ThreadPool pool_;
 
@@ -64,14 +81,17 @@ private:
 };
 
 // Reads, checks and prepares a program; `path` is a folder or its program.json. VITQUANT_ISA in the environment names
-// the instruction set. Throws Error, and Interrupted.
-std::unique_ptr<Engine> load_engine(const std::string& path, size_t threads, Interrupt* interrupt = nullptr);
+// the instruction set; `outputs` are those of the engine. Throws Error, and Interrupted.
+std::unique_ptr<Engine> load_engine(const std::string& path, const std::vector<std::string>& outputs, size_t threads,
+                                    Interrupt* interrupt = nullptr);
 
 // The same for the bytes of its two files.
-std::unique_ptr<Engine> load_engine(std::string_view manifest, std::string_view tensors, size_t threads,
+std::unique_ptr<Engine> load_engine(std::string_view manifest, std::string_view tensors,
+                                    const std::vector<std::string>& outputs, size_t threads,
                                     Interrupt* interrupt = nullptr);
 
 // How a program would be executed, for people: steps, phases, memory. Throws as `load_engine`.
-std::string explain_program(const std::string& path, Interrupt* interrupt = nullptr);
+std::string explain_program(const std::string& path, const std::vector<std::string>& outputs,
+                            Interrupt* interrupt = nullptr);
 
 }  // namespace vitquant

@@ -3,12 +3,14 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <new>
 #include <string_view>
 #include <system_error>
+#include <tuple>
 
 #include "engine.hpp"
 #include "error.hpp"
@@ -18,7 +20,8 @@ namespace nb = nanobind;
 using vitquant::Engine;
 
 using Images = nb::ndarray<const uint8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
-using Logits = nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Result = nb::ndarray<int32_t, nb::c_contig, nb::device::cpu>;
+using Names = std::vector<std::string>;
 
 namespace {
 
@@ -49,25 +52,26 @@ auto interruptible(bool in_main_thread, Work work) {
     }
 }
 
-std::unique_ptr<Engine> load(const nb::bytes& path, size_t threads, bool in_main_thread) {
+std::unique_ptr<Engine> load(const nb::bytes& path, const Names& outputs, size_t threads, bool in_main_thread) {
     const std::string given(path.c_str(), path.size());
     return interruptible(in_main_thread, [&](vitquant::Interrupt* interrupt) {
-        return vitquant::load_engine(given, threads, interrupt);
+        return vitquant::load_engine(given, outputs, threads, interrupt);
     });
 }
 
-std::unique_ptr<Engine> loads(const nb::bytes& manifest, const nb::bytes& tensors, size_t threads,
+std::unique_ptr<Engine> loads(const nb::bytes& manifest, const nb::bytes& tensors, const Names& outputs, size_t threads,
                               bool in_main_thread) {
     const std::string_view first(manifest.c_str(), manifest.size()), second(tensors.c_str(), tensors.size());
     return interruptible(in_main_thread, [&](vitquant::Interrupt* interrupt) {
-        return vitquant::load_engine(first, second, threads, interrupt);
+        return vitquant::load_engine(first, second, outputs, threads, interrupt);
     });
 }
 
-std::string explain(const nb::bytes& path, bool in_main_thread) {
+std::string explain(const nb::bytes& path, const Names& outputs, bool in_main_thread) {
     const std::string given(path.c_str(), path.size());
-    return interruptible(in_main_thread,
-                         [&](vitquant::Interrupt* interrupt) { return vitquant::explain_program(given, interrupt); });
+    return interruptible(in_main_thread, [&](vitquant::Interrupt* interrupt) {
+        return vitquant::explain_program(given, outputs, interrupt);
+    });
 }
 
 std::vector<std::pair<std::string, double>> profile(const Engine& engine, Images images, bool in_main_thread) {
@@ -80,13 +84,29 @@ std::vector<std::pair<std::string, double>> profile(const Engine& engine, Images
     return found;
 }
 
-void run(const Engine& engine, Images images, Logits logits, bool in_main_thread) {
+// Fills the results, which are those of the first outputs.
+void run(const Engine& engine, Images images, const std::vector<Result>& results, bool in_main_thread) {
     check_images(engine, images);
-    if (logits.shape(0) != images.shape(0) || logits.shape(1) != engine.outputs())
-        throw vitquant::Error("logits of another shape than the program's");
+    bool fits = results.size() <= engine.outputs().size();
+    std::vector<int32_t*> to;
+    for (size_t i = 0; fits && i < results.size(); ++i) {
+        const std::vector<int64_t>& shape = engine.outputs()[i].shape;
+        fits = results[i].ndim() == shape.size() + 1 && results[i].shape(0) == images.shape(0);
+        for (size_t axis = 0; fits && axis < shape.size(); ++axis)
+            fits = int64_t(results[i].shape(axis + 1)) == shape[axis];
+        to.push_back(results[i].data());
+    }
+    if (!fits) throw vitquant::Error("results of another shape than the program's outputs");
     interruptible(in_main_thread, [&](vitquant::Interrupt* interrupt) {
-        engine.run(images.data(), images.shape(0), logits.data(), interrupt);
+        engine.run(images.data(), images.shape(0), to.data(), to.size(), interrupt);
     });
+}
+
+// Name, shape and scale of each chosen output.
+std::vector<std::tuple<std::string, std::vector<int64_t>, std::vector<float>>> outputs(const Engine& engine) {
+    std::vector<std::tuple<std::string, std::vector<int64_t>, std::vector<float>>> found;
+    for (const Engine::Output& output : engine.outputs()) found.emplace_back(output.name, output.shape, output.scale);
+    return found;
 }
 
 }  // namespace
@@ -108,14 +128,15 @@ NB_MODULE(_native, module) {
         nullptr);
     nb::class_<Engine>(module, "Engine")
         .def_prop_ro("image_shape", &Engine::image_shape)
-        .def_prop_ro("outputs", &Engine::outputs)
-        .def_prop_ro("scale", &Engine::scale)
+        .def_prop_ro("outputs", &outputs)
+        .def_prop_ro("output_names", &Engine::output_names)
         .def_prop_ro("metadata", &Engine::metadata)
         .def_prop_ro("isa", &Engine::isa)
         .def_prop_ro("threads", &Engine::threads)
         .def("profile", &profile, nb::arg("images").noconvert(), nb::arg("in_main_thread"))
-        .def("run", &run, nb::arg("images").noconvert(), nb::arg("logits").noconvert(), nb::arg("in_main_thread"));
-    module.def("load", &load, nb::arg("path"), nb::arg("threads"), nb::arg("in_main_thread"));
-    module.def("loads", &loads, nb::arg("manifest"), nb::arg("tensors"), nb::arg("threads"), nb::arg("in_main_thread"));
-    module.def("explain", &explain, nb::arg("path"), nb::arg("in_main_thread"));
+        .def("run", &run, nb::arg("images").noconvert(), nb::arg("results").noconvert(), nb::arg("in_main_thread"));
+    module.def("load", &load, nb::arg("path"), nb::arg("outputs"), nb::arg("threads"), nb::arg("in_main_thread"));
+    module.def("loads", &loads, nb::arg("manifest"), nb::arg("tensors"), nb::arg("outputs"), nb::arg("threads"),
+               nb::arg("in_main_thread"));
+    module.def("explain", &explain, nb::arg("path"), nb::arg("outputs"), nb::arg("in_main_thread"));
 }

@@ -45,11 +45,17 @@ struct Operation {
     const Tensor& constant(std::string_view key) const { return constants.find(key)->second; }
 };
 
+// A value that the program gives, less its zero points: one vector for the whole image if `pooled`.
+struct Output {
+    std::string name, value;
+    bool pooled = false;
+};
+
 struct Program {
     Value image;
     std::vector<Operation> operations;
-    std::string output;
-    std::string metadata;  // JSON
+    std::vector<Output> outputs;  // the first is the one that is given if nothing else is asked for
+    std::string metadata;         // JSON
 };
 
 }  // namespace vitquant

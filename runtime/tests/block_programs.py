@@ -8,7 +8,7 @@ import numpy as np
 
 from support.random_programs import PLAIN, Maker
 from vitquant.program import ops
-from vitquant.program.program import IntegerProgram
+from vitquant.program.program import IntegerProgram, Output
 from vitquant.program.values import Value
 
 EIGHT_BITS = ((0, 255), (-128, 127))
@@ -63,7 +63,7 @@ class Blocks(Maker):
         q, k, v = (self.projection(normed, channels, EIGHT_BITS) for _ in range(3))
         scores = self.value((sizes.heads, tokens, tokens), 0, 255)
         limit = q.centred_limit * k.centred_limit * channels // sizes.heads // 8
-        self.emit(ops.Scores(scores, q.name, k.name, *self.rescale(sizes.heads, limit, scores)))
+        self.emit(ops.Scores(scores, q.name, k.name, 1, ops.no_table(), *self.rescale(sizes.heads, limit, scores)))
         mixed = self.mix(self.softmax(scores), v)
         x = self.add_to(x, self.projection(mixed, channels, ADDENDS))
         hidden = self.lookup(self.projection(self.layernorm(x), sizes.hidden, EIGHT_BITS))
@@ -90,4 +90,4 @@ def block_program(seed: int, sizes: Sizes) -> IntegerProgram:
     else:
         x = make.emit(ops.Pool(token, x.name, min(sizes.prefix, x.shape[0] - 1)))
     x = make.projection(x, sizes.classes, ADDENDS)
-    return IntegerProgram(image, tuple(make.operations), x.name, {"model": "blocks"})
+    return IntegerProgram(image, tuple(make.operations), (Output("logits", x.name),), {"model": "blocks"})

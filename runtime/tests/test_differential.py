@@ -23,7 +23,7 @@ import pytest
 
 import vitquant
 import vitquant_runtime
-from saved_programs import expected
+from saved_programs import all_expected
 from support import mutations
 from support.integer_models import quantized
 from support.mutations import Files
@@ -40,14 +40,18 @@ SLOWEST = 5.0
 
 @lru_cache(maxsize=1)
 def originals() -> list[Files]:
-    """A small model with each form of softmax, and random programs."""
+    """A small model with each form of softmax, random programs, and some of version 1."""
     small: dict[str, Any] = {"depth": 1, "embed_dim": 6, "num_heads": 2, "mlp_hidden": 6, "patch_size": (8, 8)}
     kinds: dict[str, dict[str, Any]] = {"row": {}, "uniform": {"pool": "avg"}, "log2": {"dist_token": True}}
     models = [quantized({"intSoft": {"softmax": form}}, **small, **more) for form, more in kinds.items()]
     programs = [vitquant.compile(model) for model in models]
     programs += [random_program(seed, STEPS) for seed in range(3)]
     programs += [tangled_program(seed, 14) for seed in range(6)]
-    return [encode_program(program) for program in programs]
+    golden = sorted((Path(mutations.__file__).parents[1] / "golden").glob("program_v*"))
+    return [
+        *(encode_program(program) for program in programs),
+        *(((path / "program.json").read_bytes(), (path / "program.safetensors").read_bytes()) for path in golden),
+    ]
 
 
 def by_vitquant(folder: Path) -> IntegerProgram | str:
@@ -60,7 +64,8 @@ def by_vitquant(folder: Path) -> IntegerProgram | str:
 
 def by_runtime(folder: Path) -> vitquant_runtime.Runtime | str:
     try:
-        return vitquant_runtime.load(folder, threads=1)
+        names = vitquant_runtime.load(folder, threads=1).output_names
+        return vitquant_runtime.load(folder, threads=1, outputs=names)
     except ValueError as error:
         return str(error)
 
@@ -93,7 +98,8 @@ def difference(files: Files, folder: Path) -> tuple[str, bool]:
         said = str(runtime)
         return ("" if said.isascii() and said.isprintable() and len(said) < 1000 else f"message {said!r}"), False
     images = np.random.default_rng(0).integers(0, 256, (2, *program.image.shape), dtype=np.uint8)
-    return ("" if np.array_equal(runtime(images), expected(program, images)) else "other logits"), True
+    wanted, found = all_expected(program, images), runtime.run(images)
+    return ", ".join(f"other {name}" for name in wanted if not np.array_equal(found[name], wanted[name])), True
 
 
 def compare(rounds: int, seed: int, folder: Path) -> Counter[str]:
@@ -238,8 +244,8 @@ TEXTS: dict[str, tuple[Callable[[bytes], bytes], bool]] = {
     "a second document": (lambda text: text + b"{}", False),
     "the largest": (lambda text: text + b" " * (2**22 - len(text)), True),
     "larger than the largest": (lambda text: text + b" " * (2**22 + 1 - len(text)), False),
-    "a version with a point": (replaced(b'"format_version": 1', b'"format_version": 1.0'), False),
-    "a version that is true": (replaced(b'"format_version": 1', b'"format_version": true'), False),
+    "a version with a point": (replaced(b'"format_version": 2', b'"format_version": 2.0'), False),
+    "a version that is true": (replaced(b'"format_version": 2', b'"format_version": true'), False),
     "another file": (replaced(b'"file": "', b'"file": "../'), False),
     "bytes with a point": (lambda text: text.replace(b'"bytes": ', b'"bytes": 1.0e0, "x": ', 1), False),
     "many lists": (replaced(b'"metadata": {', b'"metadata": {"x": [' + b"[]," * 300_000 + b"0], "), True),

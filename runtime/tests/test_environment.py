@@ -341,7 +341,7 @@ def test_what_an_object_says_of_itself_is_one_line(tmp_path: Path) -> None:
     for name in ("a\nb\x1b[31m\u202e", "x" * 10**5, 5, None, ["deit"]):
         save_program(vitquant.compile(quantized(depth=1)), tmp_path)
         program = vitquant.load_program(tmp_path)
-        changed = IntegerProgram(program.image, program.operations, program.output, {"model": name})
+        changed = IntegerProgram(program.image, program.operations, program.outputs, {"model": name})
         save_program(changed, tmp_path)
         said = repr(load(tmp_path))
         assert said.isascii()

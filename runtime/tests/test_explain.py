@@ -14,7 +14,7 @@ from block_programs import Sizes, block_program
 from saved_programs import forced, load
 from support.random_programs import PLAIN
 from vitquant.program import ops
-from vitquant.program.program import IntegerProgram
+from vitquant.program.program import IntegerProgram, Output
 from vitquant.program.storage import save_program
 from vitquant.program.values import Value
 
@@ -48,15 +48,15 @@ def small_program() -> IntegerProgram:
         ops.Patches(values["patches"], "image", 2, 4),
         layer("tokens", "patches"),
         layer("q", "tokens"),
-        ops.Scores(values["scores"], "q", "tokens", *half),
+        ops.Scores(values["scores"], "q", "tokens", 1, ops.no_table(), *half),
         ops.SoftmaxRow(values["weights"], "scores", table),
-        ops.Mix(values["mixed"], "weights", "tokens", False, 0, 0, *half),
+        ops.Mix(values["mixed"], "weights", "tokens", 1, False, 0, 0, *half),
         layer("unread", "mixed"),
         ops.Add(values["sum"], "tokens", "mixed", *half, *half),
         ops.Take(values["first"], "sum", 0),
         layer("logits", "first"),
     )
-    return IntegerProgram(values["image"], operations, "logits", {"model": "small"})
+    return IntegerProgram(values["image"], operations, (Output("logits", "logits"),), {"model": "small"})
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_small_program(folder: Path) -> None:
             == """\
 model            small
 image            uint8 [1, 4, 8]
-output           logits, 3 logits
+output           logits [3]
 instruction set  portable (the environment variable VITQUANT_ISA selects another)
 operations       10 operations, executed as 7 steps in 7 phases
 
@@ -105,7 +105,7 @@ offset  bytes  value    type   shape            phases
      0     64  logits   int8   [1, 3]           7 to end
 
 LEFT OUT
-Not computed, as the output does not depend on it: unread
+Not computed, as no chosen output depends on it: unread
 Computed for a single row, as nothing reads the others: q, mixed, sum
 Never stored, as one step makes and uses it: 2 results
 """
@@ -118,7 +118,7 @@ def test_plain_fuses_nothing(folder: Path) -> None:
     assert "10 operations, executed as 9 steps in 9 phases" in text
     assert "+" not in text.split("STEPS")[1].split("\n\n")[1]
     assert "row 0 of" not in text
-    assert text.endswith("LEFT OUT\nNot computed, as the output does not depend on it: unread\n")
+    assert text.endswith("LEFT OUT\nNot computed, as no chosen output depends on it: unread\n")
 
 
 def test_panels_code_and_steps(tmp_path: Path) -> None:

@@ -14,15 +14,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 import vitquant
 import vitquant_runtime
+from support import integer_models
 from support.integer_models import quantized
 from vitquant.errors import VitquantError
 from vitquant.program.storage import decode_program, encode_program
 
 PROGRAM = vitquant.compile(quantized(depth=1))
 MANIFEST, TENSORS = encode_program(PROGRAM)
+GOLDEN = sorted((Path(integer_models.__file__).parents[1] / "golden").glob("program_v*"))
 
 
 NAMES = sorted(PROGRAM.values())
@@ -87,10 +90,19 @@ def test_missing(tmp_path: Path) -> None:
         vitquant_runtime.load(tmp_path)
 
 
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.name)
+def test_golden_programs(path: Path) -> None:
+    """Written once, in whatever version was current; they stay readable, and what they make stays the same."""
+    known = load_file(path / "expected.safetensors")
+    images = known.pop("images")
+    found = vitquant_runtime.load(path, threads=1, outputs=list(known)).run(images)
+    assert all(np.array_equal(found[name], codes) for name, codes in known.items())
+
+
 def test_newer_version(tmp_path: Path) -> None:
     told = json.loads(MANIFEST)
-    told["format_version"] = 2
-    with pytest.raises(ValueError, match=r"another version of the format. Got 2, expected version 1; install"):
+    told["format_version"] = 3
+    with pytest.raises(ValueError, match=r"another version of the format. Got 3, expected version 1 or 2; install"):
         vitquant_runtime.load(write(tmp_path, sealed(told)))
 
 
@@ -141,9 +153,10 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "empty range": lambda told: operation(told, "take")["out"].update(low=5, high=5),
     "narrow range": lambda told: operation(told, "take")["out"].update(low=0, high=1),
     "wide range": lambda told: operation(told, "linear")["out"].update(low=-(2**31), high=2**31),
-    "unknown output": lambda told: told["program"].update(output="nothing"),
-    "image as output": lambda told: told["program"].update(output="image"),
-    "output of many rows": lambda told: told["program"].update(output="patch_embed"),
+    "unknown output": lambda told: told["program"]["outputs"][0].update(value="nothing"),
+    "image as output": lambda told: told["program"]["outputs"][0].update(value="image"),
+    "output of many rows": lambda told: told["program"]["outputs"][0].update(value="patch_embed"),
+    "output of version 1": lambda told: told["program"].update(output="class_token"),
     "no operations": lambda told: told["program"].update(operations=[]),
     "metadata that are a list": lambda told: told["program"].update(metadata=[]),
     "image of another type": lambda told: told["program"]["image"].update(high=127),

@@ -19,7 +19,7 @@ from block_programs import Sizes, block_program
 from saved_programs import expected, forced, images_for, load
 from support.random_programs import PLAIN, Maker
 from vitquant.program import ops
-from vitquant.program.program import IntegerProgram
+from vitquant.program.program import IntegerProgram, Output
 from vitquant.program.storage import save_program
 from vitquant.program.values import Value
 
@@ -180,7 +180,7 @@ def wide_program(width: int, layers: int) -> IntegerProgram:
     for _ in range(layers):
         out = make.value((1, width), 0, 255)
         x = make.emit(ops.Linear(out, x.name, weight, bias, *make.rescale(1, 2**20, out)))
-    return IntegerProgram(image, tuple(make.operations), x.name)
+    return IntegerProgram(image, tuple(make.operations), (Output("logits", x.name),))
 
 
 def test_loading_is_interrupted(tmp_path: Path) -> None:

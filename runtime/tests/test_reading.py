@@ -13,7 +13,7 @@ from saved_programs import available, disagreements, images_for
 from support.random_programs import PLAIN, Maker, Tangle, tangled_program, tangled_programs
 from vitquant.program import ops
 from vitquant.program.ops import KINDS
-from vitquant.program.program import IntegerProgram
+from vitquant.program.program import IntegerProgram, Output
 from vitquant.program.storage import save_program
 from vitquant.program.validate import validate
 from vitquant.program.values import Value
@@ -37,13 +37,14 @@ def test_tangled_programs_hold_all_that_they_are_for() -> None:
     found: Counter[str] = Counter()
     for seed in range(240):
         program = tangled_program(seed, 1 + seed % 24)
+        output = program.outputs[0].value
         reads = Counter(name for op in program.operations for name in op.inputs())
         found["image, several times"] += reads["image"] > 1
         found["one operation"] += len(program.operations) == 1
-        found["output read by others"] += reads[program.output] > 0
-        found["output before the end"] += program.output != program.operations[-1].out.name
+        found["output read by others"] += reads[output] > 0
+        found["output before the end"] += output != program.operations[-1].out.name
         for op in program.operations:
-            found[f"{op.kind}, unread"] += not reads[op.out.name] and op.out.name != program.output
+            found[f"{op.kind}, unread"] += not reads[op.out.name] and op.out.name != output
             found[f"{op.kind}, several times"] += reads[op.out.name] > 1
             found["one value twice"] += len(set(op.inputs())) < len(op.inputs())
     assert {f"{kind}, {how}" for kind in KINDS for how in ("unread", "several times")} <= set(+found)
@@ -59,7 +60,9 @@ def start(shape: tuple[int, int, int], patch: tuple[int, int]) -> tuple[Maker, T
 
 
 def finished(tangle: Tangle, output: Value) -> IntegerProgram:
-    program = IntegerProgram(tangle.image, tuple(tangle.make.operations), output.name, {"model": "odd"})
+    program = IntegerProgram(
+        tangle.image, tuple(tangle.make.operations), (Output("logits", output.name),), {"model": "odd"}
+    )
     validate(program)
     return program
 
@@ -103,7 +106,7 @@ def test_patches_of_what_is_no_image(low: int, high: int, tmp_path: Path, isas: 
     """Of scores, whose codes have another type than pixels."""
     make, tangle, tokens = start((1, 4, 4), (2, 2))
     scores = make.value((2, 4, 4), low, high)
-    make.emit(ops.Scores(scores, tokens.name, tokens.name, *make.rescale(2, 2**16, scores)))
+    make.emit(ops.Scores(scores, tokens.name, tokens.name, 1, ops.no_table(), *make.rescale(2, 2**16, scores)))
     program = finished(tangle, make.patches(scores, 4, 4))
     assert not disagreements(program, images_for(program), tmp_path, isas)
 
@@ -119,8 +122,8 @@ def test_exponentials_with_a_zero_point(read_by_others: bool, tmp_path: Path, is
     make.emit(ops.SoftmaxRow(weights, scores.name, table))
     mixed = make.value(x.shape, -128, 127)
     rescale = make.rescale(x.shape[1], 255 * x.centred_limit, mixed)
-    make.emit(ops.Mix(mixed, weights.name, x.name, False, 0, 0, *rescale))
+    make.emit(ops.Mix(mixed, weights.name, x.name, 1, False, 0, 0, *rescale))
     if read_by_others:
-        make.emit(ops.Mix(make.value(x.shape, -128, 127), weights.name, x.name, False, 0, 0, *rescale))
+        make.emit(ops.Mix(make.value(x.shape, -128, 127), weights.name, x.name, 1, False, 0, 0, *rescale))
     program = finished(tangle, make.take(mixed))
     assert not disagreements(program, images_for(program), tmp_path, isas)

@@ -44,7 +44,7 @@ def test_run_prints_a_line_an_image(job: Path, run: Callable[..., Any]) -> None:
     with np.load("logits.npz") as arrays:
         codes, logits = arrays["codes"], arrays["logits"]
     assert codes.dtype == np.int32
-    scale = load_program("out").output_value.scale
+    scale = load_program("out").values()["logits"].scale
     np.testing.assert_array_equal(logits, codes.astype(np.float32) * scale)
     assert f"{logits[0].argmax()} ({logits[0].max():.2f})" in lines[0]
     found = json.loads(run("run", "out/program.json", "photos", "--json", "--limit", "1").out)

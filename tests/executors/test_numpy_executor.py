@@ -33,7 +33,7 @@ SPECS: list[dict[str, Any]] = [
     {"num_heads": 1, "depth": 1},
 ]
 
-RANDOM = settings(max_examples=2 * settings().max_examples, suppress_health_check=list(HealthCheck))
+RANDOM = settings(max_examples=4 * settings().max_examples, suppress_health_check=list(HealthCheck))
 
 
 def images_for(program: IntegerProgram, count: int = 2) -> Tensor:
@@ -50,10 +50,11 @@ def differences(program: IntegerProgram, images: Tensor, varied: Counter[str] | 
     ``varied`` counts the operations whose codes are neither all the same nor all at the ends of their range.
     """
     independent = NumpyExecutor(*encode_program(program))
-    found = Reference(program).run(images, keep=list(program.values()))
+    names = [output.name for output in program.outputs]
+    found = Reference(program, outputs=names).run(images, keep=list(program.values()))
     different: set[str] = set()
     for index, image in enumerate(images.numpy()):
-        expected = {**independent.run(image), program.output: independent.logits(image)}
+        expected = {**independent.run(image), **independent.outputs(image)}
         different |= {name for name in expected if not np.array_equal(found[name][index].numpy(), expected[name])}
     if varied is None:
         return sorted(different)

@@ -11,12 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from safetensors.numpy import load, save
+from safetensors.torch import load_file
 
 import vitquant
 from support import mutations
+from support.documents import TESTS
 from support.integer_models import pixels, quantized
 from support.mutations import Files
 from support.numpy_executor import NumpyExecutor
@@ -34,6 +38,10 @@ SLOWEST = 1.0
 """Seconds that reading or running a tiny program may take, on a busy machine too."""
 
 
+GOLDEN = TESTS / "golden"
+GOLDEN_PROGRAMS = sorted(path.name for path in GOLDEN.glob("program_v*"))
+
+
 @pytest.fixture(scope="module")
 def originals() -> list[Files]:
     """A small model with each form of softmax, and random programs with every step."""
@@ -41,7 +49,49 @@ def originals() -> list[Files]:
     changes: dict[str, dict[str, Any]] = {"row": {}, "uniform": {"pool": "avg"}, "log2": {"dist_token": True}}
     models = [quantized({"intSoft": {"softmax": form}}, **small, **more) for form, more in changes.items()]
     compiled = [vitquant.compile(model) for model in models]
-    return [encode_program(program) for program in [*compiled, *(random_program(seed, STEPS) for seed in range(3))]]
+    programs = [*compiled, *(random_program(seed, STEPS) for seed in range(3))]
+    return [*(encode_program(program) for program in programs), *(golden(name) for name in GOLDEN_PROGRAMS)]
+
+
+def golden(name: str) -> Files:
+    """The files of a program that an earlier version wrote."""
+    folder = GOLDEN / name
+    return (folder / MANIFEST).read_bytes(), (folder / TENSORS).read_bytes()
+
+
+@pytest.mark.parametrize("name", GOLDEN_PROGRAMS)
+def test_golden_programs(name: str) -> None:
+    """Written once by the code that had this version; whatever comes later must read them and agree."""
+    program = decode_program(*golden(name))
+    expected = load_file(GOLDEN / name / "expected.safetensors")
+    names = [output.name for output in program.outputs]
+    found = Reference(program, outputs=names).all(expected["images"])
+    for output in names:
+        assert torch.equal(found[output].codes, expected[output])
+    again = decode_program(*encode_program(program))
+    assert str(again) == str(program)
+
+
+@pytest.mark.parametrize("name", ["program_v1_vit", "program_v1_every_kind"])
+def test_version_1_has_nothing_of_version_2(name: str) -> None:
+    """Not its kinds, keys, tensors or outputs, whatever else the file is."""
+    program, tensors = mutations.parts(golden(name))
+    arrays = load(tensors)
+    scores = next(op for op in program["operations"] if op["op"] == "scores")
+    mix = next(op for op in program["operations"] if op["op"] == "mix")
+    table = {f"{scores['out']['name']}/table": np.zeros((1, 1, 1), np.int8)}
+    with pytest.raises(ProgramError, match="the tensor file holds what no operation uses"):
+        decode_program(*mutations.signed(program, save({**arrays, **table})))
+    for op in (scores, mix):
+        op["windows"] = 1
+        with pytest.raises(ProgramError, match=r"unknown or missing keys\. Got windows"):
+            decode_program(*mutations.signed(program, tensors))
+        del op["windows"]
+    decode_program(*mutations.signed(program, tensors))
+    for kind in ("gather", "constant", "multiply", "rotary"):
+        scores["op"] = kind
+        with pytest.raises(ProgramError, match=rf"version 1 of the format has no such kind\. Got {kind}"):
+            decode_program(*mutations.signed(program, tensors))
 
 
 def read(files: Files) -> IntegerProgram | None:
@@ -116,16 +166,20 @@ def test_headers_that_some_readers_would_take(put: bytes, message: str, original
 @pytest.mark.parametrize(
     ("find", "put", "message"),
     [
-        (b'"format_version": 1', b'"format_version": 2', r"another version of the format\. Got 2, expected version 1"),
-        (b'"format_version": 1', b'"format_version": true', r"another version of the format\. Got True"),
-        (b'"format_version": 1', b'"format_version": 1.0', r"another version of the format\. Got 1\.0"),
+        (
+            b'"format_version": 2',
+            b'"format_version": 3',
+            r"another version .*\. Got 3, expected version 1 or 2",
+        ),
+        (b'"format_version": 2', b'"format_version": true', r"another version of the format\. Got True"),
+        (b'"format_version": 2', b'"format_version": 1.0', r"another version of the format\. Got 1\.0"),
         (b"vitquant-program", b"vitquant-model", "not an integer program"),
-        (b'"output": "logits"', b'"output": "norm"', "the program was changed after it was written"),
+        (b'"value": "logits"', b'"value": "norm"', "the program was changed after it was written"),
         (b"{", b"[", "the manifest is not JSON"),
-        (b'"output": ', b'"output": "x", "output": ', "an object has a duplicate key"),
-        (b'"output": ', b'"output": Infinity, "x": ', "Infinity is not allowed"),
-        (b'"output": ', b'"output": 1e999, "x": ', "a number is too large"),
-        (b'"output": ', b'"output": [[[[[[[1]]]]]]], "x": ', "the manifest is nested too deeply"),
+        (b'"outputs": ', b'"outputs": "x", "outputs": ', "an object has a duplicate key"),
+        (b'"outputs": ', b'"outputs": Infinity, "x": ', "Infinity is not allowed"),
+        (b'"outputs": ', b'"outputs": 1e999, "x": ', "a number is too large"),
+        (b'"outputs": ', b'"outputs": [[[[[[[1]]]]]]], "x": ', "the manifest is nested too deeply"),
     ],
 )
 def test_what_is_said(find: bytes, put: bytes, message: str, originals: list[Files]) -> None:

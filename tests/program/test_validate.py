@@ -13,8 +13,9 @@ import vitquant
 from support.integer_models import quantized
 from vitquant.errors import DeployabilityError, ProgramError
 from vitquant.program import ops
-from vitquant.program.program import IntegerProgram
-from vitquant.program.validate import accumulator_limit, validate
+from vitquant.program.checks import accumulator_limit
+from vitquant.program.program import IntegerProgram, Output
+from vitquant.program.validate import validate
 from vitquant.program.values import Value
 
 SMALL: dict[str, Any] = {"depth": 1, "embed_dim": 6, "num_heads": 2, "mlp_hidden": 6, "patch_size": (8, 8)}
@@ -88,20 +89,20 @@ CASES: list[tuple[str, str, Callable[[Any], dict[str, Any]], str]] = [
     ("row", "linear", field("shift", edited(53)), "out of range"),
     ("row", "linear", field("shift", lambda s: s[:1] if len(s) > 1 else s.repeat(6)), "wrong|differ in length"),
     ("row", "linear", field("bias", edited(2**31 - 1)), "an accumulator could overflow"),
-    ("row", "patches", lambda op: {"height": 5}, "the patches do not tile the image"),
-    ("row", "patches", lambda op: {"height": 0}, "patches are cut from an image"),
+    ("row", "patches", lambda op: {"height": 5}, "not the shape that patches makes"),
+    ("row", "patches", lambda op: {"height": 0}, r"`height` is out of range\. Got 0, expected at least 1"),
     ("row", "patches", of_out(high=254), "the range does not hold all codes"),
-    ("row", "embed", lambda op: {"prefix": -1}, "a negative number of prefix tokens"),
-    ("row", "embed", lambda op: {"prefix": 2}, "not the shape that embed makes"),
+    ("row", "embed", lambda op: {"prefix": -1}, "`prefix` is out of range"),
+    ("row", "embed", lambda op: {"prefix": 2}, "wrong constant"),
     ("row", "layernorm", lambda op: {"headroom": op.headroom + 2}, "would overflow"),
     ("row", "layernorm", lambda op: {"headroom": 1}, "not an integer LayerNorm"),
-    ("row", "layernorm", lambda op: {"headroom": 2**40}, "not an integer LayerNorm"),
+    ("row", "layernorm", lambda op: {"headroom": 2**40}, "`headroom` is out of range"),
     ("row", "layernorm", lambda op: {"epsilon": np.array([2**62])}, "would overflow"),
     ("row", "layernorm", lambda op: {"epsilon": np.array([-1])}, "not an integer LayerNorm"),
-    ("row", "layernorm", field("gain", edited(2**36 + 1)), "gain, offset or shift out of range"),
-    ("row", "layernorm", field("offset", edited(-(2**60) - 1)), "gain, offset or shift out of range"),
-    ("row", "layernorm", field("shift", edited(0)), "gain, offset or shift out of range"),
-    ("row", "scores", lambda op: {"k": "patches"}, "Q and K do not fit the heads"),
+    ("row", "layernorm", field("gain", edited(2**36 + 1)), "out of range"),
+    ("row", "layernorm", field("offset", edited(-(2**60) - 1)), "out of range"),
+    ("row", "layernorm", field("shift", edited(0)), "out of range"),
+    ("row", "scores", lambda op: {"k": "patches"}, "its operands do not fit each other"),
     ("row", "softmax_row", field("table", lambda t: t[:, :-1]), "wrong constant"),
     ("row", "softmax_row", field("table", edited(0)), "above 0 at distance 0"),
     ("row", "softmax_row", field("table", edited(256)), "out of range"),
@@ -113,7 +114,7 @@ CASES: list[tuple[str, str, Callable[[Any], dict[str, Any]], str]] = [
     ("uniform", "mix", lambda op: {"normalize": True}, "only what softmax_row makes can be normalised"),
     ("uniform", "softmax_uniform", field("multiplier", lambda m: m[0].reshape(())), "wrong constant"),
     ("uniform", "softmax_uniform", field("table", edited(2**15)), "out of range"),
-    ("log2", "softmax_log2", lambda op: {"last": 16}, "the last exponent is out of range"),
+    ("log2", "softmax_log2", lambda op: {"last": 16}, "`last` is out of range"),
     ("log2", "softmax_log2", of_out(high=2**15 - 1), "the range does not hold all codes"),
     ("log2", "softmax_log2", of_out(zero_point=zeros(1)), "powers of two have no zero point"),
     ("row", "lookup", field("tables", lambda t: t.astype(np.int64)), "wrong constant"),
@@ -160,7 +161,7 @@ def two_layers(weight: Any, bias: Any, low: int = 0, high: int = 255) -> Integer
         ops.Requantize(value("x", (1, 1), low, high), "patches", 0, *rescale),
         ops.Linear(value("y", (1, len(weight)), -128, 127), "x", weight, bias, *rescale),
     )
-    return IntegerProgram(value("image", (1, 1, 1), 0, 255), operations, "y")
+    return IntegerProgram(value("image", (1, 1, 1), 0, 255), operations, (Output("logits", "y"),))
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -190,11 +191,18 @@ def test_the_image_and_the_output() -> None:
         with pytest.raises(ProgramError, match="the image must be uint8"):
             validate(replace(program, image=bad))
     for output in ("image", "z"):
-        with pytest.raises(ProgramError, match="output: not a value that an operation makes"):
-            validate(replace(program, output=output))
+        with pytest.raises(ProgramError, match="output logits: not a value that an operation makes"):
+            validate(replace(program, outputs=(Output("logits", output),)))
     tokens = vitquant.compile(quantized(**SMALL))
+    validate(replace(tokens, outputs=(Output("tokens", "final_norm", pooled=False),)))
     with pytest.raises(ProgramError, match="the output must have one row"):
-        validate(replace(tokens, output="final_norm"))
+        validate(replace(tokens, outputs=(Output("tokens", "final_norm"),)))
+    scores = next(op.out.name for op in tokens.operations if op.kind == "scores")
+    with pytest.raises(ProgramError, match="the output must have tokens"):
+        validate(replace(tokens, outputs=(Output("scores", scores, pooled=False),)))
+    for outputs in ((), (*tokens.outputs, *tokens.outputs)):
+        with pytest.raises(ProgramError, match="outputs need names of their own"):
+            validate(replace(tokens, outputs=outputs))
 
 
 def test_the_bound_itself_does_not_overflow() -> None:

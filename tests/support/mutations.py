@@ -25,7 +25,8 @@ def signed(program: dict[str, Any], tensors: bytes) -> Files:
     if isinstance(program.get("tensors"), dict):
         told = {"sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)}
         program = {**program, "tensors": {**program["tensors"], **told}}
-    blank = {"format": "vitquant-program", "format_version": 1, "sha256": "0" * 64, "program": program}
+    version = 1 if "output" in program and "outputs" not in program else 2
+    blank = {"format": "vitquant-program", "format_version": version, "sha256": "0" * 64, "program": program}
     return resigned(json.dumps(blank).encode(), "0" * 64), tensors
 
 
@@ -122,10 +123,8 @@ def rewired(files: Files, rng: random.Random) -> Files:
         index = rng.randrange(len(program["operations"]))
         op = program["operations"][index]
         match rng.randrange(5):
-            case 0 | 1:
-                op[rng.choice([key for key in ("x", "q", "k", "p", "v", "a", "b") if key in op])] = rng.choice(
-                    names[: index + 1]
-                )
+            case 0 | 1 if operands := [key for key in ("x", "q", "k", "p", "v", "a", "b") if key in op]:
+                op[rng.choice(operands)] = rng.choice(names[: index + 1])
             case 2:
                 other = rng.choice(program["operations"])["out"]
                 op["out"]["low"], op["out"]["high"] = rng.choice(
@@ -134,6 +133,8 @@ def rewired(files: Files, rng: random.Random) -> Files:
             case 3 if numbers := [key for key, value in op.items() if isinstance(value, int)]:
                 key = rng.choice(numbers)
                 op[key] = not op[key] if isinstance(op[key], bool) else op[key] + rng.choice((-2, -1, 1, 2, 20))
+            case _ if "outputs" in program:
+                rng.choice(program["outputs"])["value"] = rng.choice(names)
             case _:
                 program["output"] = rng.choice(names)
     return signed(program, tensors)

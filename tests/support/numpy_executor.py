@@ -23,12 +23,20 @@ class NumpyExecutor:
 
     def __init__(self, manifest: bytes, tensors: bytes) -> None:
         told = json.loads(manifest)
-        assert (told["format"], told["format_version"]) == ("vitquant-program", 1)
+        assert told["format"] == "vitquant-program"
+        assert told["format_version"] in (1, 2)
         blank = manifest.replace(told["sha256"].encode(), b"0" * 64, 1)
         assert hashlib.sha256(blank).hexdigest() == told["sha256"]
         self.program = told["program"]
         assert hashlib.sha256(tensors).hexdigest() == self.program["tensors"]["sha256"]
         self.arrays = load(tensors)
+        if told["format_version"] == 1:
+            self.program["outputs"] = [{"name": "logits", "value": self.program["output"], "pooled": True}]
+            for op in self.program["operations"]:
+                if op["op"] in ("scores", "mix"):
+                    op["windows"] = 1
+                if op["op"] == "scores":
+                    self.arrays[f"{op['out']['name']}/table"] = np.zeros((1, 1, 1), dtype=np.int8)
         self.meanings = {
             v["name"]: v for v in (self.program["image"], *(op["out"] for op in self.program["operations"]))
         }
@@ -45,15 +53,19 @@ class NumpyExecutor:
             codes[out["name"]] = made
         return codes
 
+    def outputs(self, image: NDArray[np.uint8]) -> dict[str, Codes]:
+        """The outputs' codes less their zero points, ``[C]`` if they are pooled, else ``[N, C]``."""
+        codes = self.run(image)
+        found = {output["name"]: self.centred(output["value"], codes) for output in self.program["outputs"]}
+        return {o["name"]: found[o["name"]][0] if o["pooled"] else found[o["name"]] for o in self.program["outputs"]}
+
     def logits(self, image: NDArray[np.uint8]) -> Codes:
-        """The output's codes less their zero point, ``[K]``."""
-        name = self.program["output"]
-        logits: Codes = self.centred(name, self.run(image))[0]
-        return logits
+        """The first output."""
+        return next(iter(self.outputs(image).values()))
 
     # What the operations share
 
-    def constant(self, op: dict[str, Any], field: str) -> Codes:
+    def tensor(self, op: dict[str, Any], field: str) -> Codes:
         array: Codes = self.arrays[f"{op['out']['name']}/{field}"].astype(np.int64)
         return array
 
@@ -70,7 +82,7 @@ class NumpyExecutor:
         return centred
 
     def rescale(self, acc: Codes, op: dict[str, Any], suffix: str = "") -> Codes:
-        m, n = self.constant(op, "multiplier" + suffix), self.constant(op, "shift" + suffix)
+        m, n = self.tensor(op, "multiplier" + suffix), self.tensor(op, "shift" + suffix)
         if acc.ndim == 3 and len(m) > 1:
             m, n = m[:, None, None], n[:, None, None]
         assert np.abs(acc).max() < 2**31
@@ -85,7 +97,7 @@ class NumpyExecutor:
         return self.clamp(self.zero(op["out"]["name"]) + self.rescale(acc, op), op)
 
     def exponentials(self, op: dict[str, Any], x: Codes) -> Codes:
-        table = self.constant(op, "table")
+        table = self.tensor(op, "table")
         heads_a_table = len(x) // len(table)
         return np.stack([table[h // heads_a_table][row.max(-1, keepdims=True) - row] for h, row in enumerate(x)])
 
@@ -103,17 +115,17 @@ class NumpyExecutor:
         )
 
     def linear(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
-        return self.requantized(self.constant(op, "bias") + codes[op["x"]] @ self.constant(op, "weight").T, op)
+        return self.requantized(self.tensor(op, "bias") + codes[op["x"]] @ self.tensor(op, "weight").T, op)
 
     def embed(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
-        total = self.constant(op, "table")
+        total = self.tensor(op, "table")
         total[op["prefix"] :] += self.rescale(self.centred(op["x"], codes), op)
         return self.clamp(total, op)
 
     def layernorm(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
         names = ("gain", "offset", "shift")
-        channels = list(zip(*(self.constant(op, name).tolist() for name in names), strict=True))
-        epsilon, headroom = self.constant(op, "epsilon").tolist()[0], op["headroom"]
+        channels = list(zip(*(self.tensor(op, name).tolist() for name in names), strict=True))
+        epsilon, headroom = self.tensor(op, "epsilon").tolist()[0], op["headroom"]
         rows = []
         for token in codes[op["x"]].tolist():
             c = len(token)
@@ -140,7 +152,43 @@ class NumpyExecutor:
     def scores(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
         heads = op["out"]["shape"][0]
         q, k = (np.split(self.centred(op[name], codes), heads, axis=1) for name in ("q", "k"))
-        return self.requantized(np.stack([a @ b.T for a, b in zip(q, k, strict=True)]), op)
+        windows = op["windows"]
+        acc = np.stack(
+            [
+                np.concatenate([a @ b.T for a, b in zip(np.split(x, windows), np.split(y, windows), strict=True)])
+                for x, y in zip(q, k, strict=True)
+            ]
+        )
+        table, (_, queries, keys) = self.tensor(op, "table"), acc.shape
+        added = [
+            [
+                [table[h // (heads // len(table)), n % table.shape[1], min(m, table.shape[2] - 1)] for m in range(keys)]
+                for n in range(queries)
+            ]
+            for h in range(heads)
+        ]
+        return self.clamp(self.zero(op["out"]["name"]) + np.array(added) + self.rescale(acc, op), op)
+
+    def multiply(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
+        return self.requantized(self.centred(op["a"], codes) * self.centred(op["b"], codes), op)
+
+    def rotary(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
+        x, partner = self.centred(op["x"], codes), self.tensor(op, "partner")
+        cos, sin, width = self.tensor(op, "cos"), self.tensor(op, "sin"), len(partner)
+        acc = np.empty_like(x)
+        for c in range(x.shape[1]):
+            d = c % width
+            acc[:, c] = x[:, c] * cos[:, d] + x[:, c - d + partner[d]] * sin[:, d]
+        return self.requantized(acc, op)
+
+    def constant(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
+        return self.tensor(op, "table")
+
+    def gather(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
+        x, zero = codes[op["x"]], self.zero(op["x"])
+        rows = [x[i] if i >= 0 else zero for i in self.tensor(op, "index").tolist()]
+        gathered: Codes = np.concatenate(rows).reshape(op["out"]["shape"])
+        return gathered
 
     def softmax_row(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
         return self.exponentials(op, codes[op["x"]])
@@ -158,7 +206,13 @@ class NumpyExecutor:
     def mix(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
         p = self.centred(op["p"], codes)
         v = np.split(self.centred(op["v"], codes), len(p), axis=1)
-        acc = np.stack([a @ b for a, b in zip(p, v, strict=True)])
+        windows = op["windows"]
+        acc = np.stack(
+            [
+                np.concatenate([a @ b for a, b in zip(np.split(x, windows), np.split(y, windows), strict=True)])
+                for x, y in zip(p, v, strict=True)
+            ]
+        )
         assert np.abs(acc).max() < 2**31
         if op["normalize"]:
             bits, fraction = op["reciprocal_bits"], op["fraction_bits"]
@@ -170,8 +224,8 @@ class NumpyExecutor:
         return self.clamp(self.zero(op["out"]["name"]) + a + b, op)
 
     def lookup(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
-        table_of, x = self.constant(op, "table_of"), codes[op["x"]] - self.meanings[op["x"]]["low"]
-        found: Codes = self.constant(op, "tables")[table_of, x]
+        table_of, x = self.tensor(op, "table_of"), codes[op["x"]] - self.meanings[op["x"]]["low"]
+        found: Codes = self.tensor(op, "tables")[table_of, x]
         return found
 
     def take(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from vitquant.numerics.limits import ADDEND_LIMIT, INT32_MAX
 from vitquant.numerics.softmax import division_bits
 from vitquant.program import ops
-from vitquant.program.program import IntegerProgram
-from vitquant.program.validate import OPERAND_LIMIT
+from vitquant.program.checks import OPERAND_LIMIT
+from vitquant.program.program import IntegerProgram, Output
 from vitquant.program.values import Array, Value, narrowest
 
 Choice = TypeVar("Choice")
@@ -163,6 +163,33 @@ class Maker:
         rescales = (self.rescale(a.shape[1], x.centred_limit, out) for x in (a, b))
         return self.emit(ops.Add(out, a.name, b.name, *(array for pair in rescales for array in pair)))
 
+    def multiply(self, x: Value, y: Value | None = None) -> Value:
+        x = self.narrow(x, 2**15)
+        y = x if y is None or self.chance(0.1) else self.narrow(y, 2**15)
+        out = self.value(x.shape)
+        rescale = self.rescale(x.shape[1], x.centred_limit * y.centred_limit, out)
+        return self.emit(ops.Multiply(out, x.name, y.name, *rescale))
+
+    def rotary(self, x: Value) -> Value:
+        x = self.narrow(x, 2**14)
+        out, width = self.value(x.shape), self.pick(*(d for d in range(1, x.shape[1] + 1) if x.shape[1] % d == 0))
+        cos, sin = (self.numbers(-(2**15), 2**15 - 1, x.shape[0], width).astype(np.int16) for _ in range(2))
+        partner = self.random.integers(0, width, width).astype(np.int32)
+        rescale = self.rescale(x.shape[1], x.centred_limit << 14, out)
+        return self.emit(ops.Rotary(out, x.name, cos, sin, partner, *rescale))
+
+    def gather(self, x: Value, count: int | None = None) -> Value:
+        together = 1 if count else self.pick(1, 1, 2)
+        count = count or self.size(1, 6)
+        index = self.random.integers(-1, x.shape[0], count * together).astype(np.int32)
+        tiled = (np.tile(a, together if len(a) > 1 else 1) for a in (x.scale, x.zero_point))
+        out = Value(f"v{len(self.operations)}", (count, together * x.shape[1]), x.low, x.high, *tiled)
+        return self.emit(ops.Gather(out, x.name, index))
+
+    def constant(self, shape: tuple[int, ...]) -> Value:
+        out = self.value(shape)
+        return self.emit(ops.Constant(out, self.numbers(out.low, out.high, *shape).astype(out.dtype)))
+
     def attention(self, x: Value) -> Value:
         tokens, heads = x.shape[0], self.size(1, 3)
         shape = (tokens, heads * self.size(1, 5))
@@ -170,13 +197,24 @@ class Maker:
         limit = min(2**15, int(np.sqrt(INT32_MAX // shape[1])))
         q, k, v = (self.narrow(self.linear(x, shape[1]), limit) for _ in range(3))
         k = q if self.chance(0.1) else k
-        return self.mix(self.softmax(self.scores(q, k, heads)), v)
+        windows = 1
+        if self.chance(0.3):  # other keys than queries, and windows of both
+            windows = self.size(1, 3)
+            q = self.gather(q, windows * self.size(1, 3))
+            k, v = (self.gather(y, windows * count) for count in [self.size(1, 3)] for y in (k, v))
+        return self.mix(self.softmax(self.scores(q, k, heads, windows)), v, windows)
 
-    def scores(self, q: Value, k: Value, heads: int) -> Value:
-        tokens, channels = q.shape
-        out = self.value((heads, tokens, tokens), *self.pick((0, 255), (-128, 127), (-3, 60), (0, 1000)))
+    def scores(self, q: Value, k: Value, heads: int, windows: int = 1) -> Value:
+        (queries, channels), keys = q.shape, k.shape[0] // windows
+        out = self.value((heads, queries, keys), *self.pick((0, 255), (-128, 127), (-3, 60), (0, 1000)))
         largest = channels // heads * q.centred_limit * k.centred_limit >> self.size(0, 8)
-        return self.emit(ops.Scores(out, q.name, k.name, *self.rescale(heads, largest, out)))
+        table = ops.no_table()
+        if self.chance(0.3):
+            rows = self.pick(*(r for r in range(1, queries + 1) if queries % r == 0))
+            spread = self.pick(1, out.high - out.low, ADDEND_LIMIT)
+            table = self.numbers(-spread, spread, self.pick(1, heads), rows, self.pick(1, keys))
+            table = table.astype(narrowest(int(table.min()), int(table.max())).name.replace("uint8", "int16"))
+        return self.emit(ops.Scores(out, q.name, k.name, windows, table, *self.rescale(heads, largest, out)))
 
     def softmax(self, x: Value) -> Value:
         heads = x.shape[0]
@@ -197,18 +235,37 @@ class Maker:
         out = self.value(x.shape, 0, 2 ** self.size(1, 16) - 1)
         return self.emit(ops.SoftmaxUniform(out, x.name, table, *self.rescale(heads, 2**30, out)))
 
-    def mix(self, p: Value, v: Value) -> Value:
+    def mix(self, p: Value, v: Value, windows: int = 1) -> Value:
         made_by = next((type(op) for op in self.operations if op.out is p), None)
-        row = 46341 if made_by is ops.SoftmaxLog2 else v.shape[0] * p.centred_limit
+        row = 46341 if made_by is ops.SoftmaxLog2 else p.shape[2] * p.centred_limit
         v = self.narrow(v, min(INT32_MAX // row, 2**17))
-        out = self.value(v.shape)
+        out = self.value((p.shape[1], v.shape[1]))
         normalize = made_by is ops.SoftmaxRow and self.chance()
         bits = division_bits(v.centred_limit) if normalize else (0, 0)
         limit = v.centred_limit << bits[1] if normalize else row * v.centred_limit
-        return self.emit(ops.Mix(out, p.name, v.name, normalize, *bits, *self.rescale(v.shape[1], limit, out)))
+        return self.emit(ops.Mix(out, p.name, v.name, windows, normalize, *bits, *self.rescale(v.shape[1], limit, out)))
 
 
-STEPS = (Maker.attention, Maker.attention, Maker.layernorm, Maker.lookup, Maker.add, Maker.requantize)
+def product_with_constant(make: Maker, x: Value) -> Value:
+    return make.multiply(x, make.constant(x.shape))
+
+
+def gathered(make: Maker, x: Value) -> Value:
+    return make.gather(x)
+
+
+STEPS = (
+    Maker.attention,
+    Maker.attention,
+    Maker.attention,
+    Maker.layernorm,
+    Maker.lookup,
+    Maker.add,
+    Maker.requantize,
+    Maker.rotary,
+    product_with_constant,
+    gathered,
+)
 
 
 def random_program(seed: int, steps: Sequence[Callable[[Maker, Value], Value]]) -> IntegerProgram:
@@ -223,7 +280,7 @@ def random_program(seed: int, steps: Sequence[Callable[[Maker, Value], Value]]) 
         x = step(make, x)
     x = make.take(x) if make.chance() else make.pool(x)
     x = make.linear(make.narrow(x, 2**16), make.size(1, 5))
-    return IntegerProgram(image, tuple(make.operations), x.name, {"model": "random"})
+    return IntegerProgram(image, tuple(make.operations), (Output("logits", x.name),), {"model": "random"})
 
 
 def programs() -> st.SearchStrategy[IntegerProgram]:
@@ -231,7 +288,7 @@ def programs() -> st.SearchStrategy[IntegerProgram]:
     return st.builds(
         random_program,
         st.integers(0, 2**32 - 1),
-        st.lists(st.sampled_from(STEPS), min_size=1, max_size=4),
+        st.lists(st.sampled_from(STEPS), min_size=1, max_size=6),
     )
 
 
@@ -274,24 +331,36 @@ class Tangle:
             return
         elif kind == "linear":
             make.linear(make.narrow(tokens, 2**16), make.size(1, 9))
-        elif kind in ("embed", "layernorm", "lookup", "requantize", "take", "pool"):
+        elif kind == "constant":
+            make.constant(tokens.shape)
+        elif kind in ("embed", "layernorm", "lookup", "requantize", "rotary", "gather", "take", "pool"):
             getattr(make, kind)(tokens)
         elif kind == "add":
             make.sum(tokens, make.pick(*self.values(lambda v: v.shape == tokens.shape)))
+        elif kind == "multiply":
+            make.multiply(tokens, make.pick(*self.values(lambda v: v.shape == tokens.shape)))
         elif kind == "scores":
             limit = min(2**15, int(np.sqrt(INT32_MAX // tokens.shape[1])))
-            other = make.pick(*self.values(lambda v: v.shape == tokens.shape))
+            n, c = tokens.shape
+            other = make.pick(*self.values(lambda v: len(v.shape) == 2 and v.shape[1] == c))
             q = make.narrow(tokens, limit)
-            make.scores(q, q if other is tokens else make.narrow(other, limit), divisor(make, tokens.shape[1]))
+            k = q if other is tokens else make.narrow(other, limit)
+            windows = divisor(make, int(np.gcd(n, k.shape[0]))) if make.chance(0.3) else 1
+            make.scores(q, k, divisor(make, c), windows)
         elif kind == "mix":
             n, c = tokens.shape
-            fits = self.values(lambda v: len(v.shape) == 3 and v.shape[1:] == (n, n) and c % v.shape[0] == 0)
+            fits = self.values(lambda v: len(v.shape) == 3 and n % v.shape[2] == 0 and c % v.shape[0] == 0)
+            fits = [v for v in fits if v.shape[1] % (n // v.shape[2]) == 0]
             fits = [v for v in fits if v.centred_limit <= min(OPERAND_LIMIT - 1, INT32_MAX // n)]
             if fits:
-                make.mix(make.pick(*fits, *fits[-2:]), tokens)
+                p = make.pick(*fits, *fits[-2:])
+                make.mix(p, tokens, n // p.shape[2])
 
 
-GROWTH = ("patches", "linear", "embed", "layernorm", "requantize", "scores", "softmax", "mix", "add", "lookup")
+GROWTH = (
+    *("patches", "linear", "embed", "layernorm", "requantize", "scores", "softmax", "mix", "add", "lookup"),
+    *("rotary", "multiply", "constant", "gather"),
+)
 ENDS = ("take", "pool")
 
 
@@ -322,7 +391,11 @@ def tangled_program(seed: int, size: int) -> IntegerProgram:
     if not candidates():
         tangle.grow(make.pick(*ENDS))
     output = make.pick(candidates()[0], *candidates(), *candidates()[-1:] * 3)
-    return IntegerProgram(tangle.image, tuple(make.operations), output.name, {"model": "tangled"})
+    outputs = [Output("logits", output.name)]
+    for number in range(make.pick(0, 0, 1, 2)):
+        other = make.pick(*(op.out for op in make.operations if len(op.out.shape) == 2))
+        outputs.append(Output(f"more{number}", other.name, pooled=other.shape[0] == 1 and make.chance()))
+    return IntegerProgram(tangle.image, tuple(make.operations), tuple(outputs), {"model": "tangled"})
 
 
 def tangled_programs() -> st.SearchStrategy[IntegerProgram]:

@@ -19,9 +19,15 @@ def main() -> int:
         required=True,
         help="print the steps, phases and memory of a program (a folder, or the path of its program.json)",
     )
+    parser.add_argument(
+        "--output",
+        metavar="NAME",
+        action="append",
+        help="an output that is computed; may be given several times (default: the program's first)",
+    )
     args = parser.parse_args()
     try:
-        print(explain(args.explain), end="")
+        print(explain(args.explain, args.output), end="")
     except (ValueError, MemoryError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -12,6 +12,7 @@
 #include "format/safetensors.hpp"
 #include "format/sha256.hpp"
 #include "format/validate.hpp"
+#include "format/versions.hpp"
 #include "ops/kind.hpp"
 
 namespace vitquant {
@@ -20,7 +21,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kFormat = "vitquant-program";
-constexpr int64_t kVersion = 1;
 constexpr const char* kManifest = "program.json";
 constexpr const char* kTensors = "program.safetensors";
 constexpr uintmax_t kMaxManifest = 1u << 22;
@@ -87,10 +87,11 @@ Json read_manifest(std::string_view manifest, const std::string& where, Digests 
     if (!format || format->type != Json::Type::string || format->text != kFormat)
         refuse(where, "not an integer program", "", std::string("\"format\": \"") + kFormat + "\"");
     const Json* version = told.find("format_version");
-    if (!version || version->type != Json::Type::integer || version->integer != kVersion)
+    if (!version || version->type != Json::Type::integer || version->integer < kOldestVersion ||
+        version->integer > kNewestVersion)
         refuse(where, "the program was written in another version of the format",
                version ? std::string(version->source) : "none",
-               "version " + std::to_string(kVersion) +
+               "version " + std::to_string(kOldestVersion) + " or " + std::to_string(kNewestVersion) +
                    "; install the vitquant-runtime that goes with the vitquant that wrote it, or compile it again");
     told.require_keys({"format", "format_version", "sha256", "program"}, where);
     const std::string& digest = told.string("sha256", where);
@@ -131,19 +132,20 @@ Value read_value(const Json& told, Tensors& left) {
     return value;
 }
 
-const OperationKind& kind_of(const Json& told) {
+const OperationKind& kind_of(const Json& told, int64_t version) {
     const Json* name = told.type == Json::Type::object ? told.find("op") : nullptr;
-    if (name && name->type == Json::Type::string)
+    if (name && name->type == Json::Type::string && has_kind(version, name->text))
         if (const OperationKind* kind = find_kind(name->text)) return *kind;
     refuse("operation", "unknown kind", name ? name->text : "");
 }
 
-Operation read_operation(const Json& told, Tensors& left) {
-    const OperationKind& kind = kind_of(told);
+Operation read_operation(const Json& told, int64_t version, Tensors& left) {
+    const OperationKind& kind = kind_of(told, version);
     const std::string kind_name(kind.name);
     std::vector<std::string_view> keys = {"op", "out"};
     for (const auto* more : {&kind.reads, &kind.numbers, &kind.flags})
-        keys.insert(keys.end(), more->begin(), more->end());
+        for (std::string_view key : *more)
+            if (!implied_number(version, key)) keys.push_back(key);
     told.require_keys(keys, kind_name);
     Operation op;
     op.kind = &kind;
@@ -152,11 +154,30 @@ Operation read_operation(const Json& told, Tensors& left) {
         op.reads.push_back(told.string(key, op.out.name));
         check_name(op.reads.back());
     }
-    for (std::string_view key : kind.numbers) op.numbers.emplace(key, told.whole(key, op.out.name));
+    for (std::string_view key : kind.numbers) {
+        const auto implied = implied_number(version, key);
+        op.numbers.emplace(key, implied ? *implied : told.whole(key, op.out.name));
+    }
     for (std::string_view key : kind.flags) op.numbers.emplace(key, told.flag(key, op.out.name));
-    for (const Constant& constant : kind.constants)
-        op.constants.emplace(constant.name, take(left, op.out.name + "/" + std::string(constant.name)));
+    for (const Constant& constant : kind.constants) {
+        const auto implied = implied_constant(version, kind.name, constant.name);
+        op.constants.emplace(constant.name,
+                             implied ? *implied : take(left, op.out.name + "/" + std::string(constant.name)));
+    }
     return op;
+}
+
+// Version 1 has one output, and no name for it.
+std::vector<Output> read_outputs(const Json& body, int64_t version, const std::string& where) {
+    if (version == 1) return {{"logits", body.string("output", where), true}};
+    std::vector<Output> outputs;
+    for (const Json& told : body.array("outputs", where).items) {
+        told.require_keys({"name", "value", "pooled"}, "output");
+        const std::string& name = told.string("name", "output");
+        check_name(name);
+        outputs.push_back({name, told.string("value", name), told.flag("pooled", name)});
+    }
+    return outputs;
 }
 
 }  // namespace
@@ -181,8 +202,9 @@ ProgramFiles read_program_files(const std::string& given, Interrupt* interrupt) 
 Program decode_program(std::string_view manifest, std::string_view tensors, const std::string& where, Digests digests,
                        Interrupt* interrupt) {
     const Json told = read_manifest(manifest, where, digests);
+    const int64_t version = told.whole("format_version", where);
     const Json& body = told.object("program", where);
-    body.require_keys({"image", "operations", "output", "metadata", "tensors"}, where);
+    body.require_keys({"image", "operations", version == 1 ? "output" : "outputs", "metadata", "tensors"}, where);
     const Json& file = body.object("tensors", where);
     file.require_keys({"file", "sha256", "bytes"}, where);
     bool same = file.string("file", where) == kTensors;
@@ -199,9 +221,9 @@ Program decode_program(std::string_view manifest, std::string_view tensors, cons
     program.image = read_value(body.object("image", where), left);
     for (const Json& operation : body.array("operations", where).items) {
         go_on(interrupt);
-        program.operations.push_back(read_operation(operation, left));
+        program.operations.push_back(read_operation(operation, version, left));
     }
-    program.output = body.string("output", where);
+    program.outputs = read_outputs(body, version, where);
     program.metadata = std::string(body.object("metadata", where).source);
     if (!left.empty()) refuse(where, "the tensor file holds what no operation uses", left.begin()->first);
     validate(program, interrupt);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <unordered_set>
 
 #include "error.hpp"
 #include "ops/check.hpp"
@@ -10,6 +11,22 @@ namespace vitquant {
 namespace {
 
 constexpr size_t kMaxName = 200;
+
+void check_outputs(const Program& program, const KnownValues& known) {
+    if (program.outputs.empty()) refuse("outputs", "a program has at least one");
+    std::unordered_set<std::string_view> names;
+    for (const Output& output : program.outputs) {
+        const std::string where = "output " + output.name;
+        if (!names.insert(output.name).second) refuse(where, "two outputs have the same name");
+        const auto found = known.find(output.value);
+        if (found == known.end() || output.value == program.image.name)
+            refuse(where, "not a value that an operation makes", output.value);
+        const Value& value = *found->second.value;
+        if (value.shape.size() != 2) refuse(where, "an output has two axes", describe_shape(value.shape));
+        if (output.pooled && value.shape[0] != 1)
+            refuse(where, "a pooled output must have one row", describe_shape(value.shape));
+    }
+}
 
 }  // namespace
 
@@ -64,11 +81,7 @@ void validate(const Program& program, Interrupt* interrupt) {
             if (!known.count(name)) refuse(op.out.name, "it reads a value that does not exist yet", name);
         Check(op, known).run();
     }
-    if (!known.count(program.output) || program.output == image.name)
-        refuse("output", "not a value that an operation makes", program.output);
-    const Value& output = *known.at(program.output).value;
-    if (output.shape.size() != 2 || output.shape[0] != 1)
-        refuse(program.output, "the output must have one row", describe_shape(output.shape));
+    check_outputs(program, known);
 }
 
 }  // namespace vitquant

@@ -1,4 +1,4 @@
-// Proof that a program is well formed: names, shapes, ranges, and accumulators that cannot overflow.
+// Proof that a program is well formed: names, shapes, ranges, outputs, and accumulators that cannot overflow.
 // The loader ends here, so the engine trusts what it is given.
 #pragma once
 

@@ -78,6 +78,12 @@ void score_tile(const Head& h, const ScoreCodes<Reals>& codes, size_t row, size_
         }
         each<rows>([&](auto i) INLINE {
             each<vectors>([&](auto j) INLINE { tile.sum[i][j] = twice_rescaled(tile.sum[i][j], codes.constants); });
+            if (h.addends != nullptr) {
+                const int32_t* addends = h.addends[row + i] + key;
+                each<vectors>([&](auto j) INLINE {
+                    tile.sum[i][j] = _mm512_add_epi32(tile.sum[i][j], _mm512_load_si512(addends + 16 * j));
+                });
+            }
             const __m512i bytes = halves_to_bytes(tile.sum[i], codes.range);
             _mm512_store_si512(to + i * h.padded_tokens, _mm512_maskz_mov_epi8(inside, bytes));
         });
@@ -166,6 +172,9 @@ void run_head(const AttentionPlan& plan, const AttentionRun& run, size_t head, H
         stage(q, run.q_stride, rows, h.width, flip_to_unsigned(plan.q_type), h.rows, h.width_steps * 4);
         if (h.has_row_term) {
             for (size_t i = 0; i < rows; ++i) h.row_term[i] = dot(h.rows + i * h.width_steps * 4, h.zero_k, h.width);
+        }
+        if (h.addends != nullptr) {
+            for (size_t i = 0; i < rows; ++i) h.addends[i] = plan.addends.of(head, first + i);
         }
         for (size_t key = 0; key < h.tokens; key += 64) {
             by_tiles(rows, [&](auto count, size_t row) { score_tile<count>(h, codes, row, key); });

@@ -10,13 +10,14 @@ namespace {
 constexpr int share_reciprocal_bits = 50, share_bits = 30;  // of the shares of exponentials
 constexpr int log2_max = 15;
 
-// Codes of the scores of a query with all keys; both less their zero points.
-inline void score_row(const Requantizer& r, size_t head, const int32_t* q, const int32_t* keys, size_t tokens,
-                      size_t width, int32_t* codes) {
-    for (size_t t = 0; t < tokens; ++t, keys += width) {
+// Codes of the scores of a query with all keys; both less their zero points. `row` is the number of the query.
+inline void score_row(const Requantizer& r, const ScoreAddends& addends, size_t head, size_t row, const int32_t* q,
+                      const int32_t* keys, size_t tokens, size_t width, int32_t* codes) {
+    const int32_t* addend = addends.of(head, row);
+    for (size_t t = 0; t < tokens; ++t, keys += width, addend += addends.step) {
         int32_t sum = 0;
         for (size_t d = 0; d < width; ++d) sum += q[d] * keys[d];
-        codes[t] = static_cast<int32_t>(to_code(r, sum, head));
+        codes[t] = static_cast<int32_t>(clamp(rescale(r, sum, head) + r.zero[head] + *addend, r.low, r.high));
     }
 }
 

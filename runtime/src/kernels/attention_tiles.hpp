@@ -31,7 +31,7 @@ struct Head {
 template <class V>
 Head<V> lay_out(const AttentionPlan& plan, void* scratch) {
     Head<V> h{};
-    h.tokens = plan.tokens, h.width = plan.channels / plan.heads;
+    h.tokens = plan.keys, h.width = plan.channels / plan.heads;
     h.key_inputs = round_up(h.width, V::unit), h.value_inputs = round_up(h.tokens, V::unit);
     h.padded_tokens = round_up(h.tokens, V::bytes);
     const size_t padded_width = round_up(h.width, tile_columns);
@@ -131,19 +131,34 @@ int32_t stage_query(const AttentionPlan& plan, const AttentionRun& run, const He
     return start;
 }
 
+// What belongs to the queries of a panel.
+struct Panel {
+    int32_t starts[panel_rows];          // what their scores have of them and the keys' zero points
+    const int32_t* addends[panel_rows];  // of their scores, if there are any
+    int32_t sums[panel_rows];            // of the exponentials
+};
+
 // Scores of a tile's rows with 16 keys.
 template <class V>
-void score_tile(const AttentionPlan& plan, const Head<V>& h, size_t head, const int32_t* starts, size_t row,
-                size_t rows, size_t key) {
+void score_tile(const AttentionPlan& plan, const Head<V>& h, size_t head, const Panel& panel, size_t row, size_t rows,
+                size_t key) {
     Tile<V> tile;
     multiply<V>(rows, h.rows + row * h.key_inputs, h.key_inputs, h.keys + key * h.key_inputs, h.key_inputs,
                 h.key_start + key, tile);
     const auto factors = V::same_factors(plan.scores, head);
     const auto zero = V::same(plan.scores.zero[head] - plan.scores.low);
+    const auto centred = [&](auto sum, size_t i) INLINE {
+        if constexpr (!V::centred) sum = V::add(sum, V::same(panel.starts[row + i]));
+        return V::add(V::rescaled(sum, factors), zero);
+    };
+    const auto clamped = [&](auto score) INLINE { return V::clamped(score, 0, plan.scores.high - plan.scores.low); };
     for (size_t j = 0; j < tile_columns; j += V::lanes) {
+        if (plan.addends.table == nullptr) {
+            change_columns<V>(tile, rows, j, [&](auto sum, size_t i) INLINE { return clamped(centred(sum, i)); });
+            continue;
+        }
         change_columns<V>(tile, rows, j, [&](auto sum, size_t i) INLINE {
-            if constexpr (!V::centred) sum = V::add(sum, V::same(starts[row + i]));
-            return V::clamped(V::add(V::rescaled(sum, factors), zero), 0, plan.scores.high - plan.scores.low);
+            return clamped(V::add(centred(sum, i), V::load(panel.addends[row + i] + key + j)));
         });
     }
     for (size_t i = 0; i < rows; ++i) V::to_bytes(tile.sum[i], h.scores + (row + i) * h.padded_tokens + key);
@@ -201,14 +216,18 @@ void mix_tile(const AttentionPlan& plan, const AttentionRun& run, const Head<V>&
 template <class V>
 void run_panel(const AttentionPlan& plan, const AttentionRun& run, const Head<V>& h, size_t head, size_t first,
                size_t rows) {
-    int32_t starts[panel_rows], sums[panel_rows];
-    for (size_t i = 0; i < rows; ++i) starts[i] = stage_query(plan, run, h, first + i, h.rows + i * h.key_inputs);
-    for (size_t key = 0; key < h.padded_tokens; key += tile_columns) {
-        in_pieces(0, rows, V::rows, [&](size_t i, size_t count) { score_tile(plan, h, head, starts, i, count, key); });
+    Panel panel;
+    for (size_t i = 0; i < rows; ++i) panel.starts[i] = stage_query(plan, run, h, first + i, h.rows + i * h.key_inputs);
+    if (plan.addends.table != nullptr) {
+        for (size_t i = 0; i < rows; ++i) panel.addends[i] = plan.addends.of(head, first + i);
     }
-    for (size_t i = 0; i < rows; ++i) sums[i] = exponentials(plan.bytes + head * 256, h, i);
+    for (size_t key = 0; key < h.padded_tokens; key += tile_columns) {
+        in_pieces(0, rows, V::rows, [&](size_t i, size_t count) { score_tile(plan, h, head, panel, i, count, key); });
+    }
+    for (size_t i = 0; i < rows; ++i) panel.sums[i] = exponentials(plan.bytes + head * 256, h, i);
     for (size_t c = 0; c < h.width; c += tile_columns) {
-        in_pieces(0, rows, V::rows, [&](size_t i, size_t count) { mix_tile(plan, run, h, sums, first, i, count, c); });
+        in_pieces(0, rows, V::rows,
+                  [&](size_t i, size_t count) { mix_tile(plan, run, h, panel.sums, first, i, count, c); });
     }
 }
 

@@ -29,6 +29,7 @@ struct Head {
     uint8_t* weights;                    // [panel][padded_tokens]
     int32_t* row_term;                   // [panel]
     int32_t* sums;                       // [panel]
+    const int32_t** addends;             // of scores, the row of each query, [panel]; null if nothing is added
     bool has_row_term, has_zero_v;       // some of them are not zero
 
     size_t bytes;
@@ -36,7 +37,7 @@ struct Head {
 
 Head lay_out(const AttentionPlan& plan, void* scratch) {
     Head h{};
-    h.tokens = plan.tokens, h.width = plan.channels / plan.heads;
+    h.tokens = plan.keys, h.width = plan.channels / plan.heads;
     h.width_steps = (h.width + 3) / 4, h.token_steps = (h.tokens + 3) / 4;
     h.padded_tokens = round_up(h.tokens, 64), h.padded_width = round_up(h.width, 64);
     const size_t panel = panel_rows(h.tokens);
@@ -58,6 +59,7 @@ Head lay_out(const AttentionPlan& plan, void* scratch) {
     h.weights = take(panel * h.padded_tokens);
     h.row_term = reinterpret_cast<int32_t*>(take(panel * 4));
     h.sums = reinterpret_cast<int32_t*>(take(panel * 4));
+    if (plan.addends.table != nullptr) h.addends = reinterpret_cast<const int32_t**>(take(panel * sizeof(int32_t*)));
     return h;
 }
 

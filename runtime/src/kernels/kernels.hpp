@@ -111,15 +111,23 @@ struct LayerNormSpec {
 
 struct LayerNormPlan;
 
-// ---- Attention: scores, softmax and the product with V; the N x N matrix never exists ----
+// ---- Attention: scores, softmax and the product with V; the matrix of queries and keys never exists ----
 
 enum class Softmax : uint8_t { row, uniform, log2 };
 
+// What is added to the scores once they are rescaled: [heads, rows, keys], of magnitudes up to 2^30. `heads` divides
+// those of the attention, query n has row `n mod rows`, and there is one key for all, or one per key.
+struct ScoreTable {
+    const int32_t* addends;
+    size_t heads, rows, keys;
+};
+
 struct AttentionSpec {
-    size_t tokens, channels, heads;
+    size_t keys, channels, heads;  // any number of queries
     Grid q, k, v;
     Rescale scores_rescale;  // 1 or heads
     Grid scores;             // zero points along the heads
+    ScoreTable score_table;
     Softmax softmax;
     const int32_t* table;     // [table_count, scores.high - scores.low + 1]
     size_t table_count;       // divides heads
@@ -132,8 +140,9 @@ struct AttentionSpec {
     Grid out;
 };
 
-// One image. Rows [first_row, last_row) of the heads [first_head, last_head) of `out` are written; `out` points at row
-// 0, channel 0. Prefer ranges of heads: K and V of a head are packed anew in every call that touches it.
+// One image. Rows [first_row, last_row) of the heads [first_head, last_head) of `out` are written; `q` and `out` point
+// at row 0, channel 0, and `k` and `v` at the first of the keys. Prefer ranges of heads: K and V of a head are packed
+// anew in every call that touches it.
 struct AttentionRun {
     const void *q, *k, *v;
     size_t q_stride, k_stride, v_stride;

@@ -13,6 +13,8 @@ namespace {
 constexpr double narrow_limit = 1 << 30;
 constexpr double float_limit = 1 << 21;     // of results, by which floats leave their halves
 constexpr double exact_in_float = 1 << 24;  // of sums
+constexpr int32_t addend_limit = 1 << 29;   // of scores in vectors: a code that is this far out of its range is clamped
+constexpr size_t addend_count = 1 << 26;    // of them at most, as their rows are padded
 
 bool is_byte(Type type) { return type == Type::i8 || type == Type::u8; }
 
@@ -98,6 +100,25 @@ bool is_zero(const Grid& grid) {
         if (grid.zero_point[i] != 0) return false;
     }
     return true;
+}
+
+bool is_zero(const ScoreTable& table) {
+    const size_t count = table.heads * table.rows * table.keys;
+    return std::all_of(table.addends, table.addends + count, [](int32_t x) { return x == 0; });
+}
+
+// As it is, for the scalar functions; or for vectors, in rows that are padded, and doubled where scores are.
+ScoreAddends make_addends(Arena& arena, Layout layout, const ScoreTable& table, size_t heads, bool quick) {
+    const int32_t limit = quick ? addend_limit : INT32_MAX, factor = quick && layout == Layout::avx512vnni ? 2 : 1;
+    ScoreAddends found{nullptr, heads / table.heads, table.rows, quick ? padded(table.keys) : table.keys,
+                       table.keys > 1 ? size_t{1} : 0};
+    if (quick && is_zero(table)) return found;
+    auto* rows = arena.array<int32_t>(table.heads * table.rows * found.stride);
+    for (size_t r = 0; r < table.heads * table.rows; ++r)
+        for (size_t i = 0; i < table.keys; ++i)
+            rows[r * found.stride + i] = std::clamp(table.addends[r * table.keys + i], -limit, limit) * factor;
+    found.table = rows;
+    return found;
 }
 
 AdditionPlan make_addition(Arena& arena, Layout layout, const Addition& addition, const Grid& b, size_t channels) {
@@ -284,7 +305,7 @@ Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
     Owned<AttentionPlan> plan(new AttentionPlan{});
     Arena& arena = plan->arena;
     const size_t channels = spec.channels, heads = spec.heads;
-    plan->tokens = spec.tokens, plan->channels = channels, plan->heads = heads;
+    plan->keys = spec.keys, plan->channels = channels, plan->heads = heads;
     plan->q_type = spec.q.type, plan->k_type = spec.k.type, plan->v_type = spec.v.type;
     plan->zero_q = zeros(arena, spec.q, channels);
     plan->zero_k = zeros(arena, spec.k, channels);
@@ -318,14 +339,20 @@ Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
         quick = e <= 255;
         bytes[i / distances * 256 + i % distances] = static_cast<uint8_t>(e);
     }
-    plan->quick = quick, plan->bytes = bytes;
+    plan->bytes = bytes;
     auto* score_scale = arena.array<double>(heads);
     auto* score_start = arena.array<double>(heads);
+    double reach = 0;  // of a score before anything is added
     for (size_t h = 0; h < heads; ++h) {
         const size_t at = layout == Layout::avx512vnni ? interleaved(h) : h;
         score_scale[h] = plan->scores.scale[at], score_start[h] = plan->scores.start[at];
+        reach = std::fmax(reach, score_limit * score_scale[h] + std::fabs(plan->scores.zero[h]) + 1);
     }
     plan->score_scale = score_scale, plan->score_start = score_start;
+    const ScoreTable& added = spec.score_table;
+    plan->quick = quick && (is_zero(added) || (added.keys == spec.keys && reach < addend_limit - 256 &&
+                                               added.heads * added.rows <= addend_count / padded(added.keys)));
+    plan->addends = make_addends(arena, layout, added, heads, plan->quick);
     return plan;
 }
 

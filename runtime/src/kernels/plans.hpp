@@ -122,6 +122,17 @@ struct SoftmaxRows {
     int last;           // log2
 };
 
+// A table of scores: [heads / sharing, rows, stride].
+struct ScoreAddends {
+    const int32_t* table;  // null: nothing is added
+    size_t sharing, rows, stride;
+    size_t step;  // from one key to the next: 0 where all have the same addend
+
+    const int32_t* of(size_t head, size_t query) const {
+        return table + (head / sharing * rows + query % rows) * stride;
+    }
+};
+
 // The division of weighted sums by the sum of the weights, if there is any.
 struct Division {
     bool normalize;
@@ -130,10 +141,11 @@ struct Division {
 
 struct AttentionPlan {
     Arena arena;
-    size_t tokens, channels, heads;
+    size_t keys, channels, heads;
     Type q_type, k_type, v_type;
     const int32_t *zero_q, *zero_k, *zero_v;  // [channels]
     Requantizer scores;                       // [heads]
+    ScoreAddends addends;                     // quick: rows padded to vectors; AVX-512: doubled
     SoftmaxRows softmax;
     const int32_t* zero_weights;
     Division division;

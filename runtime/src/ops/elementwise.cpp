@@ -1,4 +1,4 @@
-// Operations on each code by itself: requantization, addition, look-up.
+// Operations within a row: requantization, addition, product, look-up, rotary positions.
 #include "kernels/scalar.hpp"
 #include "ops/check.hpp"
 #include "ops/constants.hpp"
@@ -67,6 +67,88 @@ private:
     Requantization a_, b_;
 };
 
+// ---- multiply: two values, code by code ----
+
+void check_multiply(Check& check) {
+    const Value &a = check.in(0), &b = check.in(1);
+    check.tokens(a);
+    if (a.shape != b.shape)
+        check.fail("the factors differ in shape", describe_shape(a.shape) + ", " + describe_shape(b.shape));
+    check.shape(a.shape);
+    check.rescale(a.shape[1]);
+    check.operand(0, std::max(a.centred_limit(), b.centred_limit()));
+    check.accumulator(Wide{a.centred_limit()} * b.centred_limit());
+}
+
+class Multiply final : public ScalarRowStep {
+public:
+    Multiply(const Operation& op, const Context& context)
+        : ScalarRowStep(op, context), zero_a_(context.value(op.reads[0]).spread_zero()),
+          zero_b_(context.value(op.reads[1]).spread_zero()), requantization_(op, op.out.shape[1]) {}
+
+private:
+    void make_row(const Frame& frame, size_t image, size_t row, int64_t* codes) const override {
+        const int32_t *a = load(frame, 0, image, row), *b = load(frame, 1, image, row);
+        for (size_t c = 0; c < width(); ++c)
+            codes[c] = kernels::to_code(requantization_.at, int64_t{a[c] - zero_a_[c]} * (b[c] - zero_b_[c]), c);
+    }
+
+    std::vector<int32_t> zero_a_, zero_b_;
+    Requantization requantization_;
+};
+
+// ---- rotary: each channel turned with its partner, by an angle of the token and the channel ----
+
+void check_rotary(Check& check) {
+    const Value& x = check.in();
+    check.tokens(x);
+    check.shape(x.shape);
+    const int64_t n = x.shape[0], c = x.shape[1];
+    const Tensor& cos = check.constant("cos", {n, kAny});
+    const int64_t d = cos.shape[1];
+    const Tensor& sin = check.constant("sin", {n, d});
+    const Range partner = range_of(check.constant("partner", {d}));
+    if (c % d) check.fail("the angles do not fit the channels", std::to_string(d), "a divisor of " + std::to_string(c));
+    if (partner.low < 0 || partner.high >= d)
+        check.fail_constant("partner", "there are not so many channels", span(partner.low, partner.high),
+                            span(0, d - 1));
+    check.rescale(c);
+    check.operand(0, x.centred_limit());
+    int64_t largest = 0;
+    for (int64_t i = 0; i < cos.count; ++i) largest = std::max(largest, std::abs(cos.at(i)) + std::abs(sin.at(i)));
+    check.accumulator(Wide{x.centred_limit()} * largest);
+}
+
+class Rotary final : public ScalarRowStep {
+public:
+    Rotary(const Operation& op, const Context& context)
+        : ScalarRowStep(op, context), zero_(context.value(op.reads[0]).spread_zero()),
+          cos_(op.constant("cos").to<int16_t>()), sin_(op.constant("sin").to<int16_t>()),
+          partner_(op.constant("partner").to<int32_t>()), requantization_(op, op.out.shape[1]) {}
+
+    size_t scratch_bytes() const override { return ScalarRowStep::scratch_bytes() + width() * sizeof(int32_t); }
+
+private:
+    void make_row(const Frame& frame, size_t image, size_t row, int64_t* codes) const override {
+        const int32_t* x = load(frame, 0, image, row);
+        auto* centred = reinterpret_cast<int32_t*>(frame.scratch + ScalarRowStep::scratch_bytes());
+        for (size_t c = 0; c < width(); ++c) centred[c] = x[c] - zero_[c];
+        const size_t angles = partner_.size();
+        const int16_t *cos = cos_.data() + token_of(row) * angles, *sin = sin_.data() + token_of(row) * angles;
+        for (size_t first = 0; first < width(); first += angles)
+            for (size_t d = 0; d < angles; ++d)
+                codes[first + d] = kernels::to_code(
+                    requantization_.at,
+                    int64_t{centred[first + d]} * cos[d] + int64_t{centred[first + size_t(partner_[d])]} * sin[d],
+                    first + d);
+    }
+
+    std::vector<int32_t> zero_;
+    std::vector<int16_t> cos_, sin_;
+    std::vector<int32_t> partner_;
+    Requantization requantization_;
+};
+
 // ---- lookup: any function of a code, by tables ----
 
 void check_lookup(Check& check) {
@@ -120,6 +202,15 @@ const std::vector<OperationKind>& elementwise_kinds() {
           {"shift_b", {DType::uint8}}},
          check_add,
          make<Add>,
+         true},
+        {"multiply", {"a", "b"}, {}, {}, {kMultiplier, kShift}, check_multiply, make<Multiply>, true},
+        {"rotary",
+         {"x"},
+         {},
+         {},
+         {{"cos", {DType::int16}}, {"sin", {DType::int16}}, {"partner", {DType::int32}}, kMultiplier, kShift},
+         check_rotary,
+         make<Rotary>,
          true},
         {"lookup", {"x"}, {}, {}, {{"tables", {}}, {"table_of", {DType::int32}}}, check_lookup, make<Lookup>, true},
     };

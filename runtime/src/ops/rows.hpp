@@ -50,6 +50,9 @@ protected:
         }
     }
 
+    // The token that a row of an image stands for.
+    size_t token_of(size_t row) const { return only_row_ == kAllRows ? row : size_t(only_row_); }
+
     const uint8_t* input(const Frame& frame, size_t i) const { return frame.values[reads[i]]; }
     uint8_t* output(const Frame& frame) const { return frame.values[writes]; }
 

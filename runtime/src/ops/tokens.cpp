@@ -1,4 +1,4 @@
-// Operations that make other tokens of those they read: patches, embedding, selection, mean.
+// Operations that make other tokens of those they read, or of none: patches, embedding, selection, mean, constants.
 #include "kernels/scalar.hpp"
 #include "ops/check.hpp"
 #include "ops/constants.hpp"
@@ -30,11 +30,9 @@ public:
         channels_ = size_t(x.shape[0]), height_ = size_t(x.shape[1]);
     }
 
-    size_t scratch_bytes() const override { return patch_width_ * sizeof(int32_t); }
-
     void run_rows(const Frame& frame, Rows rows) const override {
         const size_t across = x_.width / patch_width_, in_size = size_of(x_.codes.type);
-        const size_t line = patch_width_ * size_of(out_.codes.type);
+        const size_t line = patch_width_ * size_of(out_.codes.type);  // of a patch
         for (size_t r = rows.first; r < rows.last; ++r) {
             const size_t image = r / rows_, patch = r % rows_;
             const size_t top = patch / across * patch_height_, left = patch % across * patch_width_;
@@ -42,23 +40,12 @@ public:
             for (size_t c = 0; c < channels_; ++c) {
                 const uint8_t* from = x_.at(input(frame, 0), image, c * height_ + top) + left * in_size;
                 for (size_t y = 0; y < patch_height_; ++y, from += x_.width * in_size, to += line)
-                    copy(from, to, line, frame.scratch);
+                    out_.codes.convert(x_.codes, from, patch_width_, to);
             }
         }
     }
 
 private:
-    // A line of a patch. Its codes are those of the image, but may be stored in another type.
-    void copy(const uint8_t* from, uint8_t* to, size_t bytes, uint8_t* scratch) const {
-        if (x_.codes.type == out_.codes.type) {
-            std::memcpy(to, from, bytes);
-        } else {
-            auto* line = reinterpret_cast<int32_t*>(scratch);
-            x_.codes.load(from, patch_width_, line);
-            out_.codes.store(line, patch_width_, to);
-        }
-    }
-
     Lines x_;
     size_t patch_height_, patch_width_, channels_ = 0, height_ = 0;
 };
@@ -96,6 +83,74 @@ private:
     size_t prefix_;
     std::vector<int32_t> zero_, table_;
     Requantization requantization_;
+};
+
+// ---- constant: tokens that are the same for every image ----
+
+void check_constant(Check& check) {
+    const Value& out = check.out();
+    check.tokens(out);
+    const Range codes = range_of(check.constant("table", out.shape));
+    if (codes.low < out.low || codes.high > out.high)
+        check.fail_constant("table", "out of range", span(codes.low, codes.high), span(out.low, out.high));
+}
+
+class ConstantStep final : public RowStep {
+public:
+    ConstantStep(const Operation& op, const Context& context) : RowStep(op, context) {
+        const Tensor& table = op.constant("table");
+        table_.assign(table.data, table.data + size_t(table.count) * size_of(table.type));
+    }
+
+    void run_rows(const Frame& frame, Rows rows) const override {
+        const size_t bytes = out_.width * size_of(out_.codes.type);
+        for (size_t r = rows.first; r < rows.last; ++r)
+            std::memcpy(out_.at(output(frame), r / rows_, r % rows_), table_.data() + token_of(r % rows_) * bytes,
+                        bytes);
+    }
+
+private:
+    std::vector<uint8_t> table_;
+};
+
+// ---- gather: tokens in another order, several side by side, or none ----
+
+void check_gather(Check& check) {
+    const Value &x = check.in(), &out = check.out();
+    check.tokens(x), check.tokens(out);
+    const int64_t together = out.shape[1] / x.shape[1];
+    check.shape({out.shape[0], together * x.shape[1]});
+    const Range index = range_of(check.constant("index", {out.shape[0] * together}));
+    if (index.low < -1 || index.high >= x.shape[0])
+        check.fail_constant("index", "there are not so many tokens", span(index.low, index.high),
+                            span(-1, x.shape[0] - 1));
+    check.range(x.low, x.high);
+}
+
+class Gather final : public RowStep {
+public:
+    Gather(const Operation& op, const Context& context)
+        : RowStep(op, context), x_(lines(op.reads[0], context)), index_(op.constant("index").to<int32_t>()),
+          zero_(x_.width * size_of(out_.codes.type)) {
+        out_.codes.store(context.value(op.reads[0]).spread_zero().data(), x_.width, zero_.data());
+    }
+
+    void run_rows(const Frame& frame, Rows rows) const override {
+        const size_t together = out_.width / x_.width;
+        for (size_t r = rows.first; r < rows.last; ++r) {
+            uint8_t* to = out_.at(output(frame), r / rows_, r % rows_);
+            for (size_t i = 0; i < together; ++i, to += zero_.size()) {
+                const int32_t token = index_[r % rows_ * together + i];
+                if (token < 0) std::memcpy(to, zero_.data(), zero_.size());
+                else out_.codes.convert(x_.codes, x_.at(input(frame, 0), r / rows_, size_t(token)), x_.width, to);
+            }
+        }
+    }
+
+private:
+    Lines x_;
+    std::vector<int32_t> index_;
+    std::vector<uint8_t> zero_;  // what stands where there is no token
 };
 
 // ---- take: a single token ----
@@ -168,6 +223,8 @@ const std::vector<OperationKind>& token_kinds() {
          {{"table", {DType::int8, DType::uint8, DType::int16, DType::int32}}, kMultiplier, kShift},
          check_embed,
          make<Embed>},
+        {"constant", {}, {}, {}, {{"table", {}}}, check_constant, make<ConstantStep>, true},
+        {"gather", {"x"}, {}, {}, {{"index", {DType::int32}}}, check_gather, make<Gather>},
         {"take", {"x"}, {"token"}, {}, {}, check_take, make<Take>},
         {"pool", {"x"}, {"first"}, {}, {}, check_pool, make<Pool>},
     };

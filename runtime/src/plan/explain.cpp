@@ -56,8 +56,9 @@ std::string joined(const std::vector<std::string>& parts) {
 
 class Explanation {
 public:
-    Explanation(const Program& program, const Plan& plan, const std::string& isa)
-        : program_(program), plan_(plan), isa_(isa), values_{&program.image} {
+    Explanation(const Program& program, const std::vector<const Output*>& chosen, const Plan& plan,
+                const std::string& isa)
+        : program_(program), chosen_(chosen), plan_(plan), isa_(isa), values_{&program.image} {
         for (const Operation& op : program.operations) values_.push_back(&op.out);
         for (size_t phase = 0; phase < plan.phases.size(); ++phase)
             for (const Unit& unit : plan.phases[phase])
@@ -82,15 +83,25 @@ private:
     std::string head() const {
         const Json metadata = parse_json(program_.metadata, {8, 20, program_.metadata.size()}, "metadata");
         const Json* model = metadata.find("model");
-        const Value& output = value(plan_.output);
         Table table({"model", model && model->type == Json::Type::string ? printable(model->text) : "unnamed"});
         table.add({"image", std::string(name_of(program_.image.type())) + " " + describe_shape(program_.image.shape)});
-        table.add({"output", output.name + ", " + counted(size_t(output.shape[1]), "logit")});
+        for (const Output* output : chosen_) table.add({"output", described(*output)});
+        for (const Output& output : program_.outputs)
+            if (std::find(chosen_.begin(), chosen_.end(), &output) == chosen_.end())
+                table.add({"not computed", described(output)});
         table.add({"instruction set", isa_ + " (the environment variable VITQUANT_ISA selects another)"});
         table.add({"operations", counted(program_.operations.size(), "operation") + ", executed as " +
                                      counted(plan_.steps.size(), "step") + " in " +
                                      counted(plan_.phases.size(), "phase")});
         return table.text({false, false});
+    }
+
+    std::string described(const Output& output) const {
+        const auto made =
+            std::find_if(values_.begin(), values_.end(), [&](const Value* v) { return v->name == output.value; });
+        const std::vector<int64_t>& shape = (*made)->shape;
+        return output.name + " " + describe_shape(output.pooled ? std::vector<int64_t>{shape[1]} : shape) +
+               (output.name == output.value ? "" : ", the value " + output.value);
     }
 
     std::string shape_of(int number) const {
@@ -129,7 +140,8 @@ private:
         for (const Life& life : lives_) {
             const Placement& place = plan_.values[size_t(life.value)];
             const Value& v = value(life.value);
-            const std::string last = life.value == plan_.output ? "end" : std::to_string(life.last + 1);
+            const bool stays = std::count(plan_.outputs.begin(), plan_.outputs.end(), life.value);
+            const std::string last = stays ? "end" : std::to_string(life.last + 1);
             table.add({with_commas(place.offset), with_commas(place.bytes), v.name, name_of(v.type()),
                        shape_of(life.value), std::to_string(life.first + 1) + " to " + last});
         }
@@ -143,7 +155,8 @@ private:
     }
 
     std::string left_out() const {
-        std::unordered_set<std::string> needed{program_.output};
+        std::unordered_set<std::string> needed;
+        for (const Output* output : chosen_) needed.insert(output->value);
         for (auto op = program_.operations.rbegin(); op != program_.operations.rend(); ++op)
             if (needed.count(op->out.name)) needed.insert(op->reads.begin(), op->reads.end());
         std::vector<std::string> unread, pruned;
@@ -155,13 +168,14 @@ private:
             if (plan_.only_row[i] >= 0) pruned.push_back(name);
         }
         std::string out = "LEFT OUT\n";
-        if (!unread.empty()) out += "Not computed, as the output does not depend on it: " + joined(unread) + "\n";
+        if (!unread.empty()) out += "Not computed, as no chosen output depends on it: " + joined(unread) + "\n";
         if (!pruned.empty()) out += "Computed for a single row, as nothing reads the others: " + joined(pruned) + "\n";
         if (fused) out += "Never stored, as one step makes and uses it: " + counted(fused, "result") + "\n";
         return unread.empty() && pruned.empty() && !fused ? out + "Nothing\n" : out;
     }
 
     const Program& program_;
+    const std::vector<const Output*>& chosen_;
     const Plan& plan_;
     const std::string& isa_;
     std::vector<const Value*> values_;  // by number
@@ -170,8 +184,9 @@ private:
 
 }  // namespace
 
-std::string explain(const Program& program, const Plan& plan, const std::string& isa) {
-    return Explanation(program, plan, isa).text();
+std::string explain(const Program& program, const std::vector<const Output*>& chosen, const Plan& plan,
+                    const std::string& isa) {
+    return Explanation(program, chosen, plan, isa).text();
 }
 
 }  // namespace vitquant

@@ -7,7 +7,8 @@
 
 namespace vitquant {
 
-// Several lines of ASCII. `isa` is the name of the instruction set.
-std::string explain(const Program& program, const Plan& plan, const std::string& isa);
+// Several lines of ASCII. The plan makes the outputs `chosen`; `isa` is the name of the instruction set.
+std::string explain(const Program& program, const std::vector<const Output*>& chosen, const Plan& plan,
+                    const std::string& isa);
 
 }  // namespace vitquant

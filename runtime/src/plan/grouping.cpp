@@ -9,9 +9,11 @@
 namespace vitquant {
 namespace {
 
-// The operations that the output depends on, in their order. A program may hold others, which need not be computed.
-std::vector<const Operation*> needed_operations(const Program& program) {
-    std::unordered_set<std::string> wanted{program.output};
+using Names = std::unordered_set<std::string>;
+
+// The operations that the outputs depend on, in their order. A program may hold others, which need not be computed.
+std::vector<const Operation*> needed_operations(const Program& program, const Names& outputs) {
+    Names wanted = outputs;
     std::vector<const Operation*> found;
     for (auto op = program.operations.rbegin(); op != program.operations.rend(); ++op) {
         if (!wanted.count(op->out.name)) continue;
@@ -24,8 +26,8 @@ std::vector<const Operation*> needed_operations(const Program& program) {
 
 class Grouper {
 public:
-    Grouper(const Program& program, const std::vector<const Operation*>& operations)
-        : program_(program), operations_(operations) {
+    Grouper(const Names& outputs, const std::vector<const Operation*>& operations)
+        : outputs_(outputs), operations_(operations) {
         for (const Operation* op : operations) {
             maker_[op->out.name] = op;
             for (const std::string& name : op->reads) readers_[name].push_back(op);
@@ -46,18 +48,18 @@ private:
         return found == maker_.end() ? nullptr : found->second;
     }
 
-    // One for each operand: an operation that reads a value twice is here twice. None for the output, perhaps.
+    // One for each operand: an operation that reads a value twice is here twice. None for an output, perhaps.
     const std::vector<const Operation*>& readers_of(const std::string& name) const {
         static const std::vector<const Operation*> nobody;
         const auto found = readers_.find(name);
         return found == readers_.end() ? nobody : found->second;
     }
 
-    // The operation that makes a value which nothing else reads; null if it is of another kind.
+    // The operation that makes a value which nothing else reads, and which is no output; null if it is of another kind.
     const Operation* private_maker(const std::string& name, std::string_view kind) const {
         const Operation* made = maker_of(name);
         if (!made || !made->is(kind)) return nullptr;
-        if (name == program_.output || readers_of(name).size() != 1) return nullptr;
+        if (outputs_.count(name) || readers_of(name).size() != 1) return nullptr;
         return made;
     }
 
@@ -88,8 +90,11 @@ private:
     Attention attention(const Operation& mix) const {
         const Operation* softmax = mix.is("mix") ? private_softmax(mix.reads[0]) : nullptr;
         const Operation* scores = softmax ? private_maker(softmax->reads[0], "scores") : nullptr;
-        // The kernels know one width of a head; V may have another. What scores are of has channels, so it was made.
-        if (!scores || maker_of(scores->reads[0])->out.shape[1] != mix.out.shape[1]) return {};
+        // The kernels know one width of a head, and one set of windows; V may have others. What scores are of has
+        // channels, so it was made.
+        if (!scores || maker_of(scores->reads[0])->out.shape[1] != mix.out.shape[1] ||
+            scores->number("windows") != mix.number("windows"))
+            return {};
         return {scores, softmax};
     }
 
@@ -119,7 +124,7 @@ private:
         return {{&op}, op.reads};
     }
 
-    const Program& program_;
+    const Names& outputs_;
     const std::vector<const Operation*>& operations_;
     std::unordered_map<std::string, const Operation*> maker_;
     std::unordered_map<std::string, std::vector<const Operation*>> readers_;
@@ -138,16 +143,17 @@ int64_t row_read(const Node& node, size_t operand, int64_t row) {
 
 }  // namespace
 
-Grouping group(const Program& program, bool fuse) {
+Grouping group(const Program& program, const std::vector<std::string>& outputs, bool fuse) {
     Grouping found;
-    const std::vector<const Operation*> operations = needed_operations(program);
+    const Names wanted_values(outputs.begin(), outputs.end());
+    const std::vector<const Operation*> operations = needed_operations(program, wanted_values);
     if (!fuse) {
         for (const Operation* op : operations) found.nodes.push_back({{op}, op->reads});
         return found;
     }
-    std::vector<Node> all = Grouper(program, operations).nodes();
+    std::vector<Node> all = Grouper(wanted_values, operations).nodes();
     std::unordered_map<std::string, int64_t> needed;  // by all readers of a value
-    needed[program.output] = kAllRows;
+    for (const std::string& name : outputs) needed[name] = kAllRows;
     for (auto node = all.rbegin(); node != all.rend(); ++node) {
         const auto wanted = needed.find(node->writes());
         if (wanted == needed.end()) continue;

@@ -23,7 +23,8 @@ struct Grouping {
     std::unordered_map<std::string, int64_t> only_row;
 };
 
-// Every operation that the output depends on, by itself and complete, or as `fuse` allows. Others are left out.
-Grouping group(const Program& program, bool fuse);
+// Every operation that the values in `outputs` depend on, by itself and complete, or as `fuse` allows. Others are left
+// out.
+Grouping group(const Program& program, const std::vector<std::string>& outputs, bool fuse);
 
 }  // namespace vitquant

@@ -18,13 +18,15 @@ size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 class Planner {
 public:
-    Planner(const Program& program, const kernels::Kernels& kernels, Fusion fusion)
-        : fusion_(fusion), grouping_(group(program, fusion == Fusion::all)), context_{kernels, {}, grouping_.only_row} {
+    Planner(const Program& program, const std::vector<std::string>& outputs, const kernels::Kernels& kernels,
+            Fusion fusion)
+        : fusion_(fusion), outputs_(outputs), grouping_(group(program, outputs, fusion == Fusion::all)),
+          context_{kernels, {}, grouping_.only_row} {
         add(program.image);
         for (const Operation& op : program.operations) add(op.out);
     }
 
-    Plan plan(const std::string& output, Interrupt* interrupt) {
+    Plan plan(Interrupt* interrupt) {
         Plan plan;
         for (const Node& node : grouping_.nodes) {
             go_on(interrupt);
@@ -36,7 +38,7 @@ public:
             plan.scratch_bytes = std::max(plan.scratch_bytes, rounded(step->scratch_bytes()));
             plan.steps.push_back(std::move(step));
         }
-        plan.output = numbers_.at(output);
+        for (const std::string& name : outputs_) plan.outputs.push_back(numbers_.at(name));
         for (const Value* value : values_) plan.only_row.push_back(context_.row_of(value->name));
         plan.phases = phases(plan);
         place(plan);
@@ -110,7 +112,7 @@ private:
                     last_read[step->writes] = phase;
                     lives.push_back({step->writes, phase, 0});
                 }
-        last_read[plan.output] = plan.phases.size();
+        for (int output : plan.outputs) last_read[output] = plan.phases.size();
         plan.values.resize(values_.size());
         std::vector<Life> placed;
         for (Life life : lives) {
@@ -132,6 +134,7 @@ private:
     }
 
     Fusion fusion_;
+    const std::vector<std::string>& outputs_;
     Grouping grouping_;
     Context context_;
     std::unordered_map<std::string, int> numbers_;
@@ -154,8 +157,9 @@ void Unit::run(const Frame& frame, size_t task) const {
     for (const Step* step : steps_) step->run_rows(frame, rows);
 }
 
-Plan make_plan(const Program& program, const kernels::Kernels& kernels, Fusion fusion, Interrupt* interrupt) {
-    return Planner(program, kernels, fusion).plan(program.output, interrupt);
+Plan make_plan(const Program& program, const std::vector<std::string>& outputs, const kernels::Kernels& kernels,
+               Fusion fusion, Interrupt* interrupt) {
+    return Planner(program, outputs, kernels, fusion).plan(interrupt);
 }
 
 }  // namespace vitquant

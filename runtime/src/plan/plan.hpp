@@ -39,14 +39,15 @@ struct Plan {
     std::vector<int64_t> only_row;          // by number; the only row that is computed, or kAllRows
     size_t arena_bytes = 0;                 // of one image
     size_t scratch_bytes = 0;               // of one thread
-    int output = 0;                         // number of the value that is the output
+    std::vector<int> outputs;               // numbers of the values that are given
 };
 
 // Whether each operation is executed by itself, as the format defines it, or together with others where that is
 // quicker.
 enum class Fusion { none, all };
 
-// Throws Interrupted.
-Plan make_plan(const Program& program, const kernels::Kernels& kernels, Fusion fusion, Interrupt* interrupt);
+// What makes the values in `outputs`. Throws Interrupted.
+Plan make_plan(const Program& program, const std::vector<std::string>& outputs, const kernels::Kernels& kernels,
+               Fusion fusion, Interrupt* interrupt);
 
 }  // namespace vitquant

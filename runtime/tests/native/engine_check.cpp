@@ -1,9 +1,9 @@
 // Runs programs with known results: engine_check FOLDER [THREADS]
 //
 // FOLDER is what make_programs.py wrote. Every instruction set that the machine has, 1 to 3 threads (or as many as are
-// asked for), and several callers of one engine at the same time must give the logits that are given; a second run of a
-// size must allocate nothing; and after a run that was interrupted, wherever that was, the next one is right.
-// Meant for builds with sanitizers.
+// asked for), and several callers of one engine at the same time must give the outputs that are given; a second run of
+// a size must allocate nothing; and after a run that was interrupted, wherever that was, the next one is right. Meant
+// for builds with sanitizers.
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -65,27 +65,42 @@ private:
 };
 
 struct Case {
-    std::string images, logits;
+    std::string images;
+    std::vector<std::string> outputs;  // what each output must be
     size_t count;
 
+    // Of the first outputs, as many as the engine computes.
     bool agrees(const Engine& engine, size_t first, size_t images_taken) const {
-        const size_t bytes = images.size() / count, outputs = engine.outputs();
-        std::vector<int32_t> found(images_taken * outputs);
-        engine.run(reinterpret_cast<const uint8_t*>(images.data()) + first * bytes, images_taken, found.data());
-        return std::string_view(reinterpret_cast<const char*>(found.data()), found.size() * 4) ==
-               std::string_view(logits).substr(first * outputs * 4, found.size() * 4);
+        const size_t bytes = images.size() / count;
+        std::vector<std::vector<int32_t>> found;
+        std::vector<int32_t*> to;
+        for (const Engine::Output& output : engine.outputs()) found.emplace_back(images_taken * output.elements());
+        for (std::vector<int32_t>& result : found) to.push_back(result.data());
+        engine.run(reinterpret_cast<const uint8_t*>(images.data()) + first * bytes, images_taken, to.data(), to.size());
+        for (size_t i = 0; i < found.size(); ++i) {
+            const size_t size = found[i].size() * 4;
+            if (std::string_view(reinterpret_cast<const char*>(found[i].data()), size) !=
+                std::string_view(outputs[i]).substr(first * size / images_taken, size))
+                return false;
+        }
+        return true;
     }
 };
 
 bool check(const fs::path& folder, const std::string& isa, size_t threads) {
     const vitquant::ProgramFiles files = vitquant::read_program_files(folder.string());
-    const Engine engine(vitquant::decode_program(files.manifest, files.tensors, files.where), threads, isa);
-    Case known{read(folder / "images.u8"), read(folder / "logits.i32"), 0};
-    known.count = known.logits.size() / 4 / engine.outputs();
+    const vitquant::Program program = vitquant::decode_program(files.manifest, files.tensors, files.where);
+    const Engine engine(program, {}, threads, isa);
+    Case known{read(folder / "images.u8"), {}, 0};
+    for (size_t i = 0; i < program.outputs.size(); ++i)
+        known.outputs.push_back(read(folder / ("output" + std::to_string(i) + ".i32")));
+    known.count = known.images.size() / size_t(program.image.elements());
     std::atomic<bool> right{known.agrees(engine, 0, known.count)};
-    const auto quickest = vitquant::load_engine(files.manifest, files.tensors, threads);
+    const Engine whole(program, engine.output_names(), threads, isa);
+    if (!known.agrees(whole, 0, known.count)) right = false;
+    const auto quickest = vitquant::load_engine(files.manifest, files.tensors, {}, threads);
     if (!known.agrees(*quickest, 0, known.count)) right = false;
-    std::vector<int32_t> logits(known.count * engine.outputs());
+    std::vector<int32_t> logits(known.count * engine.outputs().front().elements());
     const size_t before = allocations;
     engine.run(reinterpret_cast<const uint8_t*>(known.images.data()), known.count, logits.data());
     if (allocations != before) {
@@ -128,7 +143,7 @@ int main(int argc, char** argv) {
         for (const std::string& isa : sets) {
             for (size_t threads = only ? only : 1; threads <= (only ? only : 3); ++threads, ++checked) {
                 if (check(entry.path(), isa, threads)) continue;
-                std::printf("%s: other logits with %s on %zu threads\n", entry.path().c_str(), isa.c_str(), threads);
+                std::printf("%s: other outputs with %s on %zu threads\n", entry.path().c_str(), isa.c_str(), threads);
                 ++failures;
             }
         }

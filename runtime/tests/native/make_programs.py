@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests:runtime/tests python runtime/tests/native/make_programs.py FOLDER
 
-Each of its folders holds a program, ``images.u8`` and ``logits.i32``, what the reference makes of the images;
+Each of its folders holds a program, ``images.u8``, and ``output0.i32`` and so on, what they make of the images;
 ``seeds/`` holds both files of each program in one, for the fuzzing of the loader.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from block_programs import Sizes, block_program
-from saved_programs import expected, images_for
+from saved_programs import all_expected, images_for
 from support.random_programs import STEPS, random_program, tangled_program
 from vitquant.program.program import IntegerProgram
 from vitquant.program.storage import encode_program, save_program
@@ -41,7 +41,8 @@ def main(folder: Path) -> None:
         save_program(program, folder / name)
         images = images_for(program)
         (folder / name / "images.u8").write_bytes(images.tobytes())
-        (folder / name / "logits.i32").write_bytes(expected(program, images).astype("<i4").tobytes())
+        for number, codes in enumerate(all_expected(program, images).values()):
+            (folder / name / f"output{number}.i32").write_bytes(codes.astype("<i4").tobytes())
         manifest, tensors = encode_program(program)
         if len(tensors) < 2**17:
             (folder / "seeds" / name).write_bytes(struct.pack("<I", len(manifest)) + manifest + tensors)

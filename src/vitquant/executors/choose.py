@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from vitquant.arguments import require_kind, require_whole
 from vitquant.device import parse_device, require_device
 from vitquant.errors import ConfigError, DeviceError, MissingDependencyError
-from vitquant.executors.reference import Logits, Reference, require_pixels
-from vitquant.program.program import IntegerProgram
+from vitquant.executors.reference import IntegerOutput, Reference, require_pixels
+from vitquant.program.program import IntegerProgram, Output
 from vitquant.program.storage import encode_program
 
 Kind: TypeAlias = Literal["auto", "reference", "native"]
@@ -28,17 +28,24 @@ MAX_THREADS = 256
 
 @dataclass(frozen=True)
 class Executor:
-    """Runs a program: images ``uint8 [B, C, h, w]`` to :class:`Logits`. All executors give the same integers."""
+    """Runs a program on images ``uint8 [B, C, h, w]``. All executors give the same integers."""
 
     name: str
-    execute: Callable[[Tensor], Logits]
+    all: Callable[[Tensor], dict[str, IntegerOutput]]
+    """Gives all chosen outputs by name."""
 
-    def __call__(self, images: Tensor) -> Logits:
-        return self.execute(images)
+    def __call__(self, images: Tensor) -> IntegerOutput:
+        """The first of them."""
+        return next(iter(self.all(images).values()))
 
 
 def open_executor(
-    program: IntegerProgram, kind: Kind = "auto", *, device: torch.device | str = "cpu", threads: int | None = None
+    program: IntegerProgram,
+    kind: Kind = "auto",
+    *,
+    device: torch.device | str = "cpu",
+    threads: int | None = None,
+    outputs: Sequence[str] = (),
 ) -> Executor:
     """An executor of a program.
 
@@ -47,11 +54,12 @@ def open_executor(
         kind: ``native`` needs ``vitquant-runtime`` and the CPU; ``auto`` takes it where both are there.
         device: for the reference executor.
         threads: of the native executor, 1 to 256; torch's number if not given.
+        outputs: names of the outputs to compute; the first one, if none is named.
 
     Raises:
         MissingDependencyError: ``native``, and ``vitquant-runtime`` is not installed.
-        ConfigError: an unknown kind or device, a number of threads that cannot be, ``native`` on another device than
-            the CPU, or with ``VITQUANT_ISA`` naming an instruction set that this machine does not have.
+        ConfigError: an unknown kind, device or output, a number of threads that cannot be, ``native`` on another device
+            than the CPU, or with ``VITQUANT_ISA`` naming an instruction set that this machine does not have.
         DeviceError: the device is not there, or the native executor cannot start its threads.
     """
     require_kind(program, IntegerProgram, "program")
@@ -62,10 +70,10 @@ def open_executor(
     if kind == "auto":
         kind = "native" if on_cpu and importlib.util.find_spec(NATIVE) is not None else "reference"
     if kind == "reference":
-        return Executor("reference executor", Reference(program, require_device(device)))
+        return Executor("reference executor", Reference(program, require_device(device), outputs).all)
     if not on_cpu:
         raise ConfigError("the native executor runs on the CPU", where="executor", got=str(device), expected="cpu")
-    return native(program, threads)
+    return native(program, threads, program.choose(outputs))
 
 
 def require_threads(threads: int | None) -> int:
@@ -79,7 +87,7 @@ def require_threads(threads: int | None) -> int:
     return require_whole(threads, "threads", 1, MAX_THREADS)
 
 
-def native(program: IntegerProgram, threads: int) -> Executor:
+def native(program: IntegerProgram, threads: int, outputs: Sequence[Output]) -> Executor:
     """The native executor, which reads programs as they are saved."""
     try:
         module = importlib.import_module(NATIVE)
@@ -88,15 +96,16 @@ def native(program: IntegerProgram, threads: int) -> Executor:
             f"the native executor cannot be imported: {error}", fix="pip install vitquant-runtime"
         ) from error
     try:
-        runtime = module.loads(*encode_program(program), threads=threads)
+        runtime = module.loads(*encode_program(program), threads=threads, outputs=[o.name for o in outputs])
     except ValueError as error:  # not about the program, which was checked when it was made
         raise ConfigError(str(error).removesuffix(".")) from error
     except OSError as error:
         raise DeviceError(f"the native executor cannot start: {str(error).removesuffix('.')}") from error
-    scale = torch.from_numpy(runtime.scale)
+    scales = {name: torch.from_numpy(output.scale) for name, output in runtime.outputs.items()}
 
-    def execute(images: Tensor) -> Logits:
+    def execute(images: Tensor) -> dict[str, IntegerOutput]:
         pixels = require_pixels(program, images).cpu().contiguous().numpy()
-        return Logits(torch.from_numpy(runtime(pixels)), scale.clone())
+        found = runtime.run(pixels)
+        return {name: IntegerOutput(torch.from_numpy(found[name]), scale.clone()) for name, scale in scales.items()}
 
     return Executor(f"vitquant-runtime {module.__version__}, {runtime.isa}, {threads} threads", execute)

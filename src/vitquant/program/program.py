@@ -1,31 +1,45 @@
 """The integer program: a short typed list of operations between named tensors of codes.
 
-This module, ``values`` and ``ops`` need NumPy only. Nothing in a program refers to torch or to the model it was made
+Everything in this package needs NumPy only. Nothing in a program refers to torch or to the model it was made
 from, so an executor can live on the saved files alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vitquant.errors import ConfigError
 from vitquant.program.ops import Operation
 from vitquant.program.values import Array, Value
 
 
 @dataclass(frozen=True)
-class IntegerProgram:
-    """Image in, logits out, integers only.
+class Output:
+    """What a program gives under a name: the codes of a value less their zero points.
 
-    ``image`` is the ``uint8`` input, ``operations`` run in order, each making one new value; ``output`` names the value
-    whose codes, less their zero point, are the logits (or the pooled features of a model without a head).
-    ``metadata`` (JSON) tells what the program was made from, and how a picture becomes ``image``.
+    ``pooled`` values have one row, and are given as ``[C]`` for each image; others as ``[N, C]``.
+    """
+
+    name: str
+    value: str
+    pooled: bool = True
+
+
+@dataclass(frozen=True)
+class IntegerProgram:
+    """Image in, named outputs out, integers only.
+
+    ``image`` is the ``uint8`` input, ``operations`` run in order, each making one new value. The first of ``outputs``
+    is what an executor gives if it is not asked for another; the compiler makes it the logits (or the pooled features
+    of a model without a head). ``metadata`` (JSON) tells what the program was made from, and how a picture becomes
+    ``image``.
     """
 
     image: Value
     operations: tuple[Operation, ...]
-    output: str
+    outputs: tuple[Output, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def values(self) -> dict[str, Value]:
@@ -44,10 +58,33 @@ class IntegerProgram:
         grids = sum(v.scale.nbytes + v.zero_point.nbytes for v in self.values().values())
         return grids + sum(array.nbytes for _, array in self.tensors())
 
-    @property
-    def output_value(self) -> Value:
-        """The value that ``output`` names."""
-        return self.values()[self.output]
+    def choose(self, names: Sequence[str] = ()) -> tuple[Output, ...]:
+        """The outputs of these names, in this order; without names the first.
+
+        Raises:
+            ConfigError: the program has no such output.
+        """
+        known = {output.name: output for output in self.outputs}
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    "the program has no such output",
+                    where="output",
+                    got=ascii(name)[:100],
+                    expected=" or ".join(known),
+                    fix="" if len(known) > 1 else "compile the model again with this version",
+                )
+        return tuple(known[name] for name in dict.fromkeys(names)) or self.outputs[:1]
+
+    def needed(self, values: Iterable[str]) -> tuple[Operation, ...]:
+        """The operations that these values depend on, in order."""
+        wanted = set(values)
+        found = []
+        for op in reversed(self.operations):
+            if op.out.name in wanted:
+                wanted.update(op.inputs())
+                found.append(op)
+        return tuple(reversed(found))
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -62,8 +99,9 @@ class IntegerProgram:
             weight = getattr(op, "weight", None)
             detail = "" if weight is None else f" x {weight.dtype} {'x'.join(map(str, weight.shape))}"
             yield f"{out.name:32} {op.kind:16} {shape(out):16} {out.kind:7} {meaning(out):36} <- {made_of}{detail}"
-        logits = values[self.output]
-        yield f"output: {self.output}, less its zero point, times {meaning(logits).removeprefix('x ')}"
+        for output in self.outputs:
+            scale = meaning(values[output.value]).removeprefix("x ")
+            yield f"output {output.name}: {output.value}, less its zero point, times {scale}"
 
 
 def shape(value: Value) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,19 @@ from safetensors.numpy import save as save_tensors
 from vitquant.arguments import require_kind, require_path
 from vitquant.errors import DeployabilityError, ProgramError
 from vitquant.files import write_folder
-from vitquant.program.ops import KINDS, Operation
-from vitquant.program.program import IntegerProgram
-from vitquant.program.validate import check_name, refuse, validate
+from vitquant.program.checks import refuse
+from vitquant.program.ops import KINDS, Operation, no_table
+from vitquant.program.ops.operation import Flag, Key, Operand
+from vitquant.program.program import IntegerProgram, Output
+from vitquant.program.validate import check_name, validate
 from vitquant.program.values import Array, Value
 from vitquant.runs import PROGRAM, require_one_run
 from vitquant.strict_files import MAX_MANIFEST_BYTES, parse_json, read_file
 
-FORMAT, FORMAT_VERSION = "vitquant-program", 1
+FORMAT, FORMAT_VERSION = "vitquant-program", 2
+READABLE = (1, 2)
+"""Versions of the format: what :func:`decode_program` reads, and the last of them is written."""
+
 MANIFEST, TENSORS = PROGRAM, "program.safetensors"
 FILES = (TENSORS, MANIFEST)
 
@@ -67,7 +72,7 @@ def load_program(path: str | Path) -> IntegerProgram:
     path = path / MANIFEST if path.is_dir() else path
     manifest = read_bytes(path, MAX_MANIFEST_BYTES)
     require_one_run(path.parent)
-    size = whole(expect(read_manifest(manifest, str(path)), "tensors", dict, str(path)), "bytes", str(path))
+    size = whole(expect(read_manifest(manifest, str(path))[1], "tensors", dict, str(path)), "bytes", str(path))
     return decode_program(manifest, read_bytes(path.parent / TENSORS, size), str(path))
 
 
@@ -80,7 +85,7 @@ def encode_program(program: IntegerProgram) -> tuple[bytes, bytes]:
     body = {
         "image": value_to_json(program.image),
         "operations": [operation_to_json(op) for op in program.operations],
-        "output": program.output,
+        "outputs": [asdict(output) for output in program.outputs],
         "metadata": dict(program.metadata),
         "tensors": {"file": TENSORS, "sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)},
     }
@@ -95,7 +100,7 @@ def decode_program(manifest: bytes, tensors: bytes, where: str = MANIFEST) -> In
     Raises:
         ProgramError: as :func:`load_program`.
     """
-    body = read_manifest(manifest, where)
+    version, body = read_manifest(manifest, where)
     told = expect(body, "tensors", dict, where)
     expected = {"file": TENSORS, "sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)}
     if told != expected:
@@ -106,19 +111,23 @@ def decode_program(manifest: bytes, tensors: bytes, where: str = MANIFEST) -> In
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
         refuse(where, f"the tensor file is damaged: {str(error)[:200]}")
     try:
-        return decode_body(body, arrays, where)
+        return decode_body(body, arrays, version, where)
     except (ProgramError, DeployabilityError) as error:
         raise ProgramError(f"not a program that can be run: {error}", where=where) from error
 
 
-def decode_body(body: Mapping[str, Any], arrays: dict[str, Array], where: str) -> IntegerProgram:
+def decode_body(body: dict[str, Any], arrays: dict[str, Array], version: int, where: str) -> IntegerProgram:
     """The program that a checked manifest and its tensors tell of; every tensor must be used, once."""
-    require_keys(body, {"image", "operations", "output", "metadata", "tensors"}, where)
+    if version == 1:
+        require_keys(body, {"image", "operations", "output", "metadata", "tensors"}, where)
+        body, arrays = from_version_1(body, arrays)
+    require_keys(body, {"image", "operations", "outputs", "metadata", "tensors"}, where)
     left = dict(arrays)
     image = value_from_json(expect(body, "image", dict, where), left)
     operations = [operation_from_json(told, left) for told in expect(body, "operations", list, where)]
+    outputs = [output_from_json(told, where) for told in expect(body, "outputs", list, where)]
     metadata = expect(body, "metadata", dict, where)
-    program = IntegerProgram(image, tuple(operations), text(body, "output", where), metadata)
+    program = IntegerProgram(image, tuple(operations), tuple(outputs), metadata)
     if left:
         refuse(where, "the tensor file holds what no operation uses", got=ascii(sorted(left)[:5]))
     validate(program)
@@ -137,26 +146,25 @@ def check_header(tensors: bytes, where: str) -> None:
             require_keys(told, {"dtype", "shape", "data_offsets"}, where)
 
 
-def read_manifest(data: bytes, where: str) -> dict[str, Any]:
-    """The body of the manifest, after format, version and digest have been checked."""
+def read_manifest(data: bytes, where: str) -> tuple[int, dict[str, Any]]:
+    """Version and body of the manifest, after format and digest have been checked."""
     manifest = read_json(data, where)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         refuse(where, "not an integer program", expected=f'"format": "{FORMAT}"')
     version = manifest.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:  # True and 1.0 equal 1
+    if type(version) is not int or version not in READABLE:  # True and 1.0 equal 1
         raise ProgramError(
             "the program was written in another version of the format",
             where=where,
             got=ascii(version)[:40],
-            expected=f"version {FORMAT_VERSION}",
+            expected=f"version {' or '.join(map(str, READABLE))}",
             fix="install the vitquant that wrote it, or compile it again with this one",
         )
     require_keys(manifest, {"format", "format_version", "sha256", "program"}, where)
     given: str = expect(manifest, "sha256", str, where)
     if len(given) != len(NO_DIGEST) or given != digest(data, given):
         refuse(where, "the program was changed after it was written", expected="another sha256")
-    body: dict[str, Any] = expect(manifest, "program", dict, where)
-    return body
+    return version, expect(manifest, "program", dict, where)
 
 
 def digest(manifest: bytes, given: str) -> str:
@@ -188,7 +196,7 @@ def value_from_json(told: Mapping[str, Any], arrays: dict[str, Array]) -> Value:
 
 def operation_to_json(op: Operation) -> dict[str, Any]:
     """An operation without its tensors."""
-    plain = {f.name: getattr(op, f.name) for f in fields(op) if f.type in READERS}
+    plain = {name: getattr(op, name) for name, what in op.declarations.items() if type(what) in READERS}
     return {"op": op.kind, "out": value_to_json(op.out), **plain}
 
 
@@ -197,12 +205,46 @@ def operation_from_json(told: Any, arrays: dict[str, Array]) -> Operation:
     if not isinstance(told, dict) or not isinstance(told.get("op"), str) or told["op"] not in KINDS:
         refuse("operation", "unknown kind", got=ascii(told.get("op") if isinstance(told, dict) else told))
     kind = KINDS[told["op"]]
-    plain = {f.name: READERS[str(f.type)] for f in fields(kind) if f.type in READERS}
+    declared = kind.declarations
+    plain = {name: READERS[type(what)] for name, what in declared.items() if type(what) in READERS}
     require_keys(told, {"op", "out", *plain}, told["op"])
     out = value_from_json(expect(told, "out", dict, told["op"]), arrays)
     given = {name: read(told, name, out.name) for name, read in plain.items()}
-    tensors = {f.name: take(arrays, f"{out.name}/{f.name}") for f in fields(kind) if f.type == "Array"}
+    tensors = {name: take(arrays, f"{out.name}/{name}") for name in declared if name not in plain}
     return kind(out=out, **given, **tensors)
+
+
+def output_from_json(told: Any, where: str) -> Output:
+    """An output of the program."""
+    if not isinstance(told, dict):
+        refuse(where, "an output is not an object", got=ascii(told)[:100])
+    require_keys(told, {"name", "value", "pooled"}, "output")
+    return Output(text(told, "name", where), text(told, "value", where), flag(told, "pooled", where))
+
+
+def from_version_1(body: Mapping[str, Any], arrays: Mapping[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
+    """What version 2 writes in place of a body and tensors of version 1."""
+    told, tensors = dict(body), dict(arrays)
+    told["outputs"] = [{"name": "logits", "value": told.pop("output"), "pooled": True}]
+    told["operations"] = [version_1_operation(op, tensors) for op in expect(told, "operations", list, "program")]
+    return told, tensors
+
+
+def version_1_operation(told: Any, tensors: dict[str, Array]) -> Any:
+    """An operation as version 2 writes it."""
+    kind = told.get("op") if isinstance(told, dict) else None
+    if isinstance(kind, str) and kind in KINDS and KINDS[kind].since > 1:
+        refuse("operation", "version 1 of the format has no such kind", got=kind)
+    if kind not in ("scores", "mix"):
+        return told
+    if "windows" in told:
+        refuse(kind, "unknown or missing keys", got="windows")
+    if kind == "scores":
+        name = f"{text(expect(told, 'out', dict, 'scores'), 'name', 'value')}/table"
+        if name in tensors:
+            refuse(name, "the tensor file holds what no operation uses")
+        tensors[name] = no_table()
+    return {**told, "windows": 1}
 
 
 def take(arrays: dict[str, Array], name: str) -> Array:
@@ -247,8 +289,8 @@ def flag(told: Mapping[str, Any], key: str, where: str) -> bool:
     return value
 
 
-READERS = {"str": text, "int": whole, "bool": flag}
-"""Type of an operation's field -> what reads it."""
+READERS: Mapping[type, Callable[[Mapping[str, Any], str, str], Any]] = {Operand: text, Key: whole, Flag: flag}
+"""What a field of an operation is declared as -> what reads it from the manifest."""
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from vitquant.adapters.adapt import FloatModel, adapt
-from vitquant.architectures.vit import QuantViT
+from vitquant.architectures.families import require_family
+from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_count, require_kind, require_path
 from vitquant.calibration.calibrate import calibrate_batches, unchanged_if_it_fails
 from vitquant.calibration.repair import RepairRecord, RepairStep, make_steps, repair_images
@@ -43,7 +44,7 @@ def quantize(
     batch_size: int = 8,
     device: str | torch.device = "cpu",
     strict: bool = False,
-) -> QuantViT:
+) -> QuantModel:
     """Quantize a Vision Transformer: build, calibrate, fold, repair. The result computes what integers will.
 
     Args:
@@ -87,7 +88,7 @@ def prepare(
     img_size: int | tuple[int, int] | None = None,
     device: str | torch.device = "cpu",
     strict: bool = False,
-) -> QuantViT:
+) -> QuantModel:
     """The first step of :func:`quantize`: the model with its points, not calibrated yet, in mode ``FP32``.
 
     It owns its tensors: the float model is neither changed nor needed any more.
@@ -101,14 +102,14 @@ def prepare(
         found = model
     else:
         found = adapt(model, weights=weights, weights_entry=weights_entry, img_size=img_size)
-    qmodel: QuantViT = QuantViT(found.vit, config, found.preprocessing).to(place)
+    qmodel = require_family(found.vit).quantized(found.vit, config, found.preprocessing).to(place)
     if strict:
         require_integers(qmodel)
     return qmodel
 
 
 @plain_torch()
-def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> QuantViT:
+def calibrate(model: QuantModel, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> QuantModel:
     """The second step of :func:`quantize`: one pass over the images, after which the model is in mode ``QUANTIZED``.
 
     Then the repair steps of the model's configuration run, on some of the images.
@@ -131,10 +132,10 @@ def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, 
 
 @plain_torch()
 def calibrate_and_repair(
-    model: QuantViT, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8
+    model: QuantModel, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8
 ) -> tuple[RepairRecord, ...]:
     """What :func:`calibrate` does; returns what each repair step did."""
-    require_kind(model, QuantViT, "model")
+    require_kind(model, QuantModel, "model")
     require_count(batch_size, "batch_size")
     steps = make_steps(model.config.repair)
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
@@ -150,7 +151,7 @@ def calibrate_and_repair(
 
 @plain_torch()
 def repair(
-    model: QuantViT,
+    model: QuantModel,
     images: ImagesLike,
     steps: Sequence[StepLike] | None = None,
     *,
@@ -193,7 +194,7 @@ def repair(
     >>> record.step, record.images
     ('bias_correction', 16)
     """
-    require_kind(model, QuantViT, "model").require_calibrated()
+    require_kind(model, QuantModel, "model").require_calibrated()
     require_count(batch_size, "batch_size")
     made = make_steps(model.config.repair if steps is None else steps)
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)

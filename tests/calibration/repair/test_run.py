@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 import vitquant
 from support.integer_models import SHIPPABLE, disagreements, merged, pixels, quantized
+from vitquant.architectures.float_vit import VisionTransformer
+from vitquant.architectures.model import QuantModel
+from vitquant.architectures.vit import QuantViT
 from vitquant.artifact.storage import state
 from vitquant.calibration.calibrate import calibrate_batches
 from vitquant.calibration.repair import (
@@ -35,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::vitquant.calibration.repair.run
 Log = list[tuple[str, str]]
 
 
-def tensors(model: vitquant.QuantViT) -> dict[str, Tensor]:
+def tensors(model: QuantModel) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in state(model)}
 
 
@@ -243,14 +246,12 @@ def test_an_interrupted_repair_undoes_the_calibration_too(toys: Log, monkeypatch
 
 def test_repair_needs_a_calibrated_model() -> None:
     model = quantized()
-    fresh = vitquant.QuantViT(*float_parts(model))
+    fresh = QuantViT(*float_parts(model))
     with pytest.raises(LifecycleError, match="no statistics for"):
         vitquant.repair(fresh, pixels(2), ["bias_correction"])
 
 
-def float_parts(model: vitquant.QuantViT) -> tuple[Any, vitquant.ModelConfig, vitquant.Preprocessing]:
-    from vitquant.architectures.float_vit import VisionTransformer
-
+def float_parts(model: QuantModel) -> tuple[Any, vitquant.ModelConfig, vitquant.Preprocessing]:
     return VisionTransformer(model.spec), vitquant.ModelConfig.from_dict(SHIPPABLE), model.preprocessing
 
 
@@ -371,7 +372,7 @@ def test_a_scale_is_folded_into_the_layer_that_reads_it_in_a_later_block() -> No
 
 
 @pytest.mark.parametrize("build", [lambda: quantized(), lambda: quantized(num_classes=0, pool="avg")])
-def test_the_record_is_about_the_output(build: Callable[[], vitquant.QuantViT]) -> None:
+def test_the_record_is_about_the_output(build: Callable[[], QuantModel]) -> None:
     model, images = build(), pixels(16)
     (record,) = vitquant.repair(model, images, ["bias_correction"])
     assert record.sqnr_after_db > 10

@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 import vitquant
 from support.integer_models import ARCHITECTURES, CONFIGS, pixels, quantized
 from vitquant.errors import ProgramError
-from vitquant.executors.reference import EXECUTE, Inputs, Reference
-from vitquant.export.onnx import arithmetic
+from vitquant.executors.reference import EXECUTE, Reference
+from vitquant.executors.reference.tensors import Inputs
 from vitquant.export.onnx.graph import Graph, Tensor
-from vitquant.export.onnx.integer import EMIT, LOGITS_SCALE, METADATA, OPSET, export_integer
-from vitquant.export.onnx.operations import Known
+from vitquant.export.onnx.integer import EMIT, METADATA, OPSET, SCALES, arithmetic, export_integer
+from vitquant.export.onnx.integer.shared import Known
+from vitquant.export.onnx.integer.step import Step
 from vitquant.export.onnx.runtime import in_onnxruntime, onnx_session
-from vitquant.export.onnx.step import Step
 from vitquant.numerics.affine import QuantParams
 from vitquant.numerics.layernorm import integer_layernorm
 from vitquant.program.ops import LayerNorm, Linear, Mix, Operation, Pool, SoftmaxLog2
-from vitquant.program.program import IntegerProgram
+from vitquant.program.program import IntegerProgram, Output
 from vitquant.program.values import Array, Value
 
 onnx = pytest.importorskip("onnx")
@@ -84,7 +84,7 @@ def test_every_value_has_its_name_type_and_codes() -> None:
     """What a runtime shows between the operators are the program's values."""
     program = vitquant.compile(quantized({"intSoft": {"softmax": "log2"}}))
     model, images = export_integer(program), pixels(3, seed=3)
-    values = {name: value for name, value in program.values().items() if name not in ("image", "logits")}
+    values = {op.out.name: op.out for op in program.needed(["logits"]) if op.out.name != "logits"}
     inferred = {v.name: v for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
     model.graph.output.extend(inferred[name] for name in values)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -125,7 +125,9 @@ def test_metadata_tells_what_the_logits_mean() -> None:
     told = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert told[METADATA] == json.loads(json.dumps(program.metadata))
     assert model.graph.name == told[METADATA]["model"] == "tiny"
-    assert np.array_equal(np.array(told[LOGITS_SCALE], dtype=np.float32), Reference(program)(pixels(1)).scale.numpy())
+    assert np.array_equal(
+        np.array(told["logits" + SCALES], dtype=np.float32), Reference(program)(pixels(1)).scale.numpy()
+    )
 
 
 # --- Operations that no model above takes to their limits ---
@@ -139,10 +141,10 @@ def assert_operation(op: Operation, *inputs: tuple[Value, Array]) -> None:
     """The nodes of one operation against the reference, on codes of our choice."""
     values = {v.name: v for v, _ in inputs} | {op.out.name: op.out}
     codes = {v.name: array.astype(v.dtype) for v, array in inputs}
-    program = IntegerProgram(inputs[0][0], (op,), op.out.name)
-    constants = Reference(program).steps[0][1]
+    program = IntegerProgram(inputs[0][0], (op,), (Output(op.out.name, op.out.name),))
+    constants = Reference(program).constants[op.out.name]
     tensors = {name: torch.from_numpy(array) for name, array in codes.items()}
-    reference = EXECUTE[type(op)](op, constants, Inputs(tensors, values))
+    reference = EXECUTE[type(op)](op, constants, Inputs(tensors, values, len(codes[inputs[0][0].name])))
     graph = Graph(OPSET)
     EMIT[type(op)](Step(graph, op.out.name), op, Known(values, "image"))
     found = run_graph(graph, codes, Tensor(op.out.name, op.out.dtype, ("batch", *op.out.shape)))
@@ -209,7 +211,7 @@ def test_zero_points_of_both_sides(zero_p: tuple[int, ...], zero_v: tuple[int, .
     p, v = value("p", (2, 9, 9), -128, 127, zero_p), value("v", (9, 8), -128, 127, zero_v)
     codes = rng.integers(-128, 128, (3, 2, 9, 9)), rng.integers(-128, 128, (3, 9, 8))
     multiplier, shift = np.arange(2**21, 2**21 + 8, dtype=np.int32), np.full(8, 31, np.uint8)
-    op = Mix(value("out", (9, 8), -2000, 2000, (5,)), "p", "v", False, 0, 0, multiplier, shift)
+    op = Mix(value("out", (9, 8), -2000, 2000, (5,)), "p", "v", 1, False, 0, 0, multiplier, shift)
     assert_operation(op, (p, codes[0]), (v, codes[1]))
 
 

@@ -117,8 +117,8 @@ def repair_images(
 
 
 def run_step(model: Layer, step: RepairStep, batches: Sequence[Tensor]) -> tuple[SqnrMeter, SqnrMeter]:
-    """Run one step through the model; returns the SQNR of the output before and after it."""
-    graph, points, device = graph_of(model), points_of(model), next(model.buffers()).device
+    """Run one step through the model up to its main result; returns the SQNR of that before and after the step."""
+    graph, points, device = graph_of(model).choose(), points_of(model), next(model.buffers()).device
     original, exact, rounded = (Stream(model, graph, p, batches, device) for p in (points, [], points))
     original.advance(len(graph.steps))
     for block in track(list(blocks(exact, rounded)), step.settings.name):

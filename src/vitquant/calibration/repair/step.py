@@ -11,7 +11,7 @@ from torch import Tensor
 from vitquant.calibration.repair.stream import Stream
 from vitquant.config import RepairSettings
 from vitquant.layers import Point, QuantLinear, points_of
-from vitquant.layers.graph import Step, follow
+from vitquant.layers.graph import Step, follow, graph_of
 from vitquant.numerics.affine import QuantParams
 from vitquant.numerics.quantized import QuantizedTensor, Value, real
 
@@ -95,10 +95,9 @@ class Block:
 
     def linears(self) -> Iterator[tuple[int, Step, QuantLinear]]:
         """The linear layers with integer weights that belong to one step alone, with its position in the graph."""
-        graph = self.rounded.graph
-        uses = [module for step in graph.steps for module in step.layer.modules() if isinstance(module, QuantLinear)]
-        for position in range(self.start, self.end):
-            step = graph.steps[position]
+        everywhere = graph_of(self.rounded.model).steps
+        uses = [module for step in everywhere for module in step.layer.modules() if isinstance(module, QuantLinear)]
+        for position, step in enumerate(self.steps, start=self.start):
             for module in step.layer.modules():
                 if isinstance(module, QuantLinear) and module.weight.active and uses.count(module) == 1:
                     yield position, step, module
@@ -131,7 +130,7 @@ class Block:
         come before those that change weights and biases. Q and K with scales per channel are paired (their product
         is one constant per head): change both.
         """
-        graph = self.rounded.graph
+        graph = graph_of(self.rounded.model)
         before = graph.params()
         point.params = params
         after = graph.params()

@@ -26,7 +26,7 @@ class Stream:
 
     Args:
         model: computes the steps.
-        graph: that of the model.
+        graph: the part of the model's graph that its main result depends on.
         points: those that round; none in the float computation.
         batches: inputs of the model.
         device: where to compute.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitquant.errors import ProgramError
-from vitquant.export.onnx.step import Step
+from vitquant.export.onnx.integer.step import Step
 from vitquant.numerics.limits import INT32_MAX
 from vitquant.program.values import Array
 

@@ -1,14 +1,14 @@
-"""How the operations of attention become nodes of an ONNX graph."""
+"""The operations of attention."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from vitquant.export.onnx.arithmetic import BIT_LENGTH, constant, look_up, reached
-from vitquant.export.onnx.operations import SIGN, Known, along, as_bytes, requantized
-from vitquant.export.onnx.step import Step
+from vitquant.export.onnx.integer.arithmetic import BIT_LENGTH, constant, look_up, reached
+from vitquant.export.onnx.integer.shared import SIGN, Emit, Known, as_bytes, as_int32, requantized
+from vitquant.export.onnx.integer.step import Step
 from vitquant.numerics.limits import EXPONENTIAL_BITS, INT32_MAX
 from vitquant.numerics.softmax import LOG2_MAX, RECIPROCAL_BITS, SHARE_BITS
 from vitquant.program import ops
@@ -21,12 +21,6 @@ def byte_zero(value: Value) -> int | None:
     if value.dtype.itemsize > 1 or len(zeros) > 1:
         return None
     return int(zeros[0]) + (SIGN if value.dtype == np.int8 else 0)
-
-
-def as_int32(step: Step, x: str, value: Value) -> str:
-    """Codes less their zero point."""
-    wide = step.cast(x, "int32")
-    return wide if value.is_plain else step.node("Sub", wide, along(value, value.spread(value.zero_point)))
 
 
 def product(
@@ -42,10 +36,21 @@ def product(
     return step.node("MatMul", layout_a(left), layout_b(right))
 
 
-def split_heads(step: Step, value: Value, heads: int, perm: tuple[int, ...] = (0, 2, 1, 3)) -> Callable[[str], str]:
-    """Layout ``[B, N, C]`` to ``[B, H, N, C / H]``, or as ``perm`` says."""
+def split_heads(
+    step: Step, value: Value, heads: int, windows: int, *, transposed: bool = False
+) -> Callable[[str], str]:
+    """Layout ``[B, N, C]`` to ``[B, H, N, C / H]``, or with windows to ``[B, H, W, N / W, C / H]``; ``transposed``
+    exchanges the last two axes.
+    """
     tokens, channels = value.shape
-    return lambda x: step.node("Transpose", step.reshape(x, tokens, heads, channels // heads), perm=perm)
+    shape: tuple[int, ...]
+    perm: tuple[int, ...]
+    if windows == 1:
+        shape, perm = (tokens, heads, channels // heads), (0, 2, 3, 1) if transposed else (0, 2, 1, 3)
+    else:
+        shape = (windows, tokens // windows, heads, channels // heads)
+        perm = (0, 3, 1, 4, 2) if transposed else (0, 3, 1, 2, 4)
+    return lambda x: step.node("Transpose", step.reshape(x, *shape), perm=perm)
 
 
 def distances(step: Step, x: str, heads: int, table: Array) -> str:
@@ -59,11 +64,18 @@ def distances(step: Step, x: str, heads: int, table: Array) -> str:
 
 
 def scores(step: Step, op: ops.Scores, known: Known) -> None:
-    """Q and K, head by head."""
-    q, heads = known[op.q], op.out.shape[0]
-    limit = q.shape[1] // heads * q.centred_limit * known[op.k].centred_limit
-    layouts = split_heads(step, q, heads), split_heads(step, q, heads, (0, 2, 3, 1))
-    requantized(step, product(step, known, op.q, op.k, *layouts), op, known, limit)
+    """Q and K, head by head, each query with the keys of its window."""
+    q, k, heads = known[op.q], known[op.k], op.out.shape[0]
+    limit = q.shape[1] // heads * q.centred_limit * k.centred_limit
+    layouts = (split_heads(step, v, heads, op.windows, transposed=v_is_k) for v, v_is_k in ((q, False), (k, True)))
+    acc = product(step, known, op.q, op.k, *layouts)
+    if op.windows > 1:
+        acc = step.reshape(acc, *op.out.shape)
+    table = None
+    if not op.adds_nothing:
+        tables, rows, _ = op.table.shape
+        table = np.tile(op.table.astype(np.int64).repeat(heads // tables, 0), (1, op.out.shape[1] // rows, 1))
+    requantized(step, acc, op, known, limit, table=table)
 
 
 def softmax_row(step: Step, op: ops.SoftmaxRow, known: Known) -> None:
@@ -114,9 +126,15 @@ def softmax_log2(step: Step, op: ops.SoftmaxLog2, known: Known) -> None:
 def mix(step: Step, op: ops.Mix, known: Known) -> None:
     """The weights times V, divided by the row's sum where they are no shares yet."""
     p, v = known[op.p], known[op.v]
-    heads, tokens, _ = p.shape
-    acc = product(step, known, op.p, op.v, lambda x: x, split_heads(step, v, heads))
-    limit = min(tokens * p.centred_limit * v.centred_limit, INT32_MAX)
+    heads, tokens, keys = p.shape
+
+    def by_window(x: str) -> str:
+        return x if op.windows == 1 else step.reshape(x, heads, op.windows, tokens // op.windows, keys)
+
+    acc = product(step, known, op.p, op.v, by_window, split_heads(step, v, heads, op.windows))
+    if op.windows > 1:
+        acc = step.reshape(acc, heads, tokens, v.shape[1] // heads)
+    limit = min(keys * p.centred_limit * v.centred_limit, INT32_MAX)
     if op.normalize:
         total = step.cast(step.reduce("ReduceSum", step.cast(known.tensor(op.p), "int32")), "int64")
         reciprocal = step.node("Div", constant([2**op.reciprocal_bits]), total)
@@ -128,3 +146,12 @@ def mix(step: Step, op: ops.Mix, known: Known) -> None:
         limit = (v.centred_limit << op.fraction_bits) + 1
     acc = step.reshape(step.node("Transpose", acc, perm=[0, 2, 1, 3]), *op.out.shape)
     requantized(step, acc, op, known, limit)
+
+
+EMIT: Mapping[type[ops.Operation], Emit] = {
+    ops.Scores: scores,
+    ops.SoftmaxRow: softmax_row,
+    ops.SoftmaxUniform: softmax_uniform,
+    ops.SoftmaxLog2: softmax_log2,
+    ops.Mix: mix,
+}
