@@ -3,6 +3,7 @@
 The command line has a battery of its own, ``tests/cli/test_battery.py``.
 """
 
+import copy
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,12 @@ IN = PATHS | JUNK | PATH_TYPES
 OUT_FILE, OUT_FOLDER = TARGETS | PATH_TYPES, FOLDER_TARGETS | PATH_TYPES
 MODELS = WORDS | {"module": torch.nn.Linear(2, 2)}
 CONFIGS = IN | {"unknown key": {"wieght": {}}, "wrong value": {"weight": {"bit_type": {"bits": "x"}}}}
+STEPS = {key: value for key, value in WORDS.items() if value is not None and value != []} | {
+    "unknown step": ["bias"],
+    "unknown setting": [{"bias_correction": {"x": 1}}],
+    "wrong value": [{"bias_correction": {"images": 0}}],
+    "two in one": [{"bias_correction": {}, "other": {}}],
+}
 LABELLED = tensors((3, 16, 16)) | {key: IN[key] for key in IN if key not in ("list", "class")}
 UNKNOWN_CLASSES = {key: value for key, value in LABELLED.items() if key != "labels beyond the classes"}
 IMAGES = {key: value for key, value in LABELLED.items() if "labels" not in key}
@@ -88,6 +95,11 @@ DOORS = (
     ),
     Door(vitquant.prepare, ("model=float_model", "config"), {"model": MODELS, "config": CONFIGS, "device": PLACES}),
     Door(vitquant.calibrate, ("model=prepared", "images"), {"model": MODELS, "images": IMAGES, **SIZES}),
+    Door(
+        vitquant.repair,
+        ("model=calibrated", "images", "steps"),
+        {"model": MODELS, "images": IMAGES, "steps": STEPS, **SIZES},
+    ),
     Door(vitquant.evaluate, ("model", "images"), {"model": MODELS, "images": LABELLED, **SIZES}),
     Door(vitquant.profile, ("model", "images"), {"model": MODELS, "images": IMAGES, **SIZES}),
     Door(vitquant.save, ("model", "folder=new"), {"model": MODELS, "folder": OUT_FOLDER}),
@@ -195,6 +207,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "config": SHIPPABLE,
         "preprocessing": PREPROCESSING,
         "rounds": 1,
+        "steps": ["bias_correction"],
         "saved": str(folder / "saved"),
         "run": str(TESTS / "golden" / "run_record"),
         "new": "new",
@@ -205,7 +218,10 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def arguments(door: Door, good: Mapping[str, Any]) -> dict[str, Any]:
     pairs = [(word.partition("=")[0], word.rpartition("=")[2]) for word in door.works]
-    fresh = {"prepared": lambda: vitquant.prepare(good["float_model"], SHIPPABLE)}
+    fresh: dict[str, Callable[[], Any]] = {
+        "prepared": lambda: vitquant.prepare(good["float_model"], SHIPPABLE),
+        "calibrated": lambda: copy.deepcopy(good["model"]),
+    }
     return {name: fresh[key]() if key in fresh else good[key] for name, key in pairs}
 
 

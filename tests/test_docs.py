@@ -14,6 +14,7 @@ import pytest
 from support.documents import ROOT
 from vitquant.cli.main import build_parser, main
 from vitquant.config import LAYERS, ModelConfig, QuantConfig, point_names, shipped_names
+from vitquant.config.repair import REPAIR_SETTINGS
 
 DOCUMENTS = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
 README, CONFIGURATION = ROOT / "README.md", ROOT / "docs" / "configuration.md"
@@ -102,6 +103,15 @@ def test_the_table_of_settings_is_complete() -> None:
     assert dict(rows) == {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in expected.items()
     }
+
+
+def test_the_table_of_repair_steps_is_complete() -> None:
+    table = CONFIGURATION.read_text(encoding="utf-8").partition("| step | settings |")[2].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|", table, flags=re.MULTILINE))
+    assert list(rows) == list(REPAIR_SETTINGS)
+    for name, settings in REPAIR_SETTINGS.items():
+        for field, default in settings().model_dump().items():
+            assert f"`{field}`, default {default}" in rows[name]
 
 
 def test_the_table_of_layers_is_complete() -> None:

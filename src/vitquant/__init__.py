@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from vitquant.program.storage import load_program, save_program
     from vitquant.report.files import load_run
     from vitquant.report.record import RunRecord
-    from vitquant.workflows.quantize import calibrate, prepare, quantize
+    from vitquant.workflows.quantize import calibrate, prepare, quantize, repair
 
 _HOMES = {
-    "vitquant.workflows.quantize": ("calibrate", "prepare", "quantize"),
+    "vitquant.workflows.quantize": ("calibrate", "prepare", "quantize", "repair"),
     "vitquant.config": ("ModelConfig", "QuantConfig", "load_config_from_yaml"),
     "vitquant.data": ("Preprocessing", "open_images"),
     "vitquant.errors": ("VitquantError",),
@@ -84,6 +84,7 @@ __all__ = [
     "prepare",
     "profile",
     "quantize",
+    "repair",
     "save",
     "save_program",
 ]

@@ -47,6 +47,18 @@ def registered() -> Iterator[None]:
         d.update(old)
 
 
+@pytest.mark.filterwarnings("ignore::vitquant.calibration.repair.run.RepairWarning")
+def test_repair_steps_know_its_blocks_and_layers() -> None:
+    model, plain = quantized({"repair": ["bias_correction"]}), quantized()
+    (record,) = vitquant.repair(model, pixels(16), ["bias_correction"])
+    assert record.changed == ()
+    moved = [
+        a.layer_name for a, b in zip(model.linears(), plain.linears(), strict=True) if (a.bias_hat != b.bias_hat).any()
+    ]
+    assert moved == [linear.layer_name for linear in model.linears()]
+    assert disagreements(model, vitquant.compile(model), pixels(5, seed=1)) == {}
+
+
 def float_model(seed: int = 0) -> FloatModel:
     torch.manual_seed(seed)
     model = GatedWindows(Spec())

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,24 @@ MODEL = "deit_tiny_patch16_224"
 
 def documented(message: str) -> bool:
     return f"```text\n{message}\n```" in FAILURES
+
+
+@pytest.mark.filterwarnings("ignore::vitquant.calibration.repair.run.RepairWarning")
+def test_repair_steps_are_in_the_results(quantize: Callable[..., Any], folder: Path) -> None:
+    shipped = vitquant.ModelConfig.from_yaml("vit_int8.yaml").resolve(point_names(12)).to_yaml()
+    (folder / "repair.yaml").write_text(f"{shipped}repair:\n  - bias_correction: {{images: 3}}\n")
+    outcome = quantize("--config", "repair.yaml", "--ignore-labels")
+    assert outcome.code == 0, outcome.err
+    summary = json.loads((folder / "out" / "summary.json").read_text())
+    (record,) = summary["repair"]
+    assert (record["step"], record["settings"], record["images"]) == ("bias_correction", {"images": 3}, 3)
+    assert len(record["changed"]) == 4 * 12 + 2
+    assert re.search(r"bias_correction\W+50\W+3\W+[\d.]+ dB\W+[\d.]+ dB", outcome.out)
+    assert summary["config"] == (folder / "out" / "config.resolved.yaml").read_text()
+    assert vitquant.load_run("out").config.to_yaml() == summary["config"]
+    assert (folder / "out" / "config.resolved.yaml").read_text().endswith("repair:\n- bias_correction: {images: 3}\n")
+    assert summary["integer"]["first_divergence"] is None
+    assert vitquant.load("out").config.repair[0].images == 3
 
 
 def test_results_are_those_of_the_library(quantize: Callable[..., Any], folder: Path) -> None:

@@ -39,7 +39,16 @@ SNIPPETS = (
         "-.inf",
     ),
     *("0x" + "f" * 5000, "9" * 5000, "1:30", "0o17", "017", "1_000", "2024-01-01", "yes", '"\\UFFFFFFFF"', '"\\ud800"'),
-    *("blocks.[0-11].norm1: {}", "overrides:\n", "defaults:\n", "bits: 4", "x" * 300, "- - - -", "é"),
+    *(
+        "blocks.[0-11].norm1: {}",
+        "repair:\n- bias_correction",
+        "overrides:\n",
+        "defaults:\n",
+        "bits: 4",
+        "x" * 300,
+        "- - - -",
+        "é",
+    ),
 )
 
 
@@ -97,6 +106,8 @@ def test_mutations_of_the_shipped_files(name: str) -> None:
 def test_arbitrary_text(text: str) -> None:
     check(text)
     check(f"weight:\n  kl_bins: {text}\n")
+    check(f"repair:\n  - bias_correction: {text}\n")
+    check(f"repair:\n  - {text}\n")
     check(f"overrides:\n  {text}: {{}}\n")
 
 
@@ -111,7 +122,10 @@ SCALARS = st.one_of(
 )
 KEYS = st.one_of(
     st.sampled_from(
-        ["weight", "defaults", "overrides", "norm1", "attn_qkv", "bit_type", "bits", "kl_bins", "*", "blocks.*"]
+        [
+            *("weight", "defaults", "overrides", "norm1", "attn_qkv", "bit_type", "bits", "kl_bins", "*", "blocks.*"),
+            *("repair", "bias_correction", "images"),
+        ]
     ),
     SCALARS,
 )

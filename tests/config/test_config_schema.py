@@ -12,7 +12,14 @@ from vitquant.config import LAYERS, ModelConfig, QuantConfig, json_schema, shipp
 from vitquant.config.locate import shipped_folder
 from vitquant.errors import ConfigError
 
-TYPES: dict[str, Any] = {"object": dict, "integer": int, "number": (int, float), "boolean": bool, "string": str}
+TYPES: dict[str, Any] = {
+    "object": dict,
+    "array": list,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "string": str,
+}
 IGNORED = {"$schema", "title", "description", "default", "$defs"}
 
 
@@ -49,6 +56,10 @@ def _holds(keyword: str, value: Any, schema: dict[str, Any], root: dict[str, Any
             return not is_object or all(key in value for key in wanted)
         case "minProperties":
             return not is_object or len(value) >= wanted
+        case "maxProperties":
+            return not is_object or len(value) <= wanted
+        case "items":
+            return not isinstance(value, list) or all(valid(item, wanted, root) for item in value)
         case "anyOf":
             return any(valid(value, option, root) for option in wanted)
         case "not":
@@ -70,6 +81,7 @@ GOOD = [
     "intSoft: {softmax: row, approximation: ibert, bit_type: {signed: false}}",
     "defaults: {}",
     "overrides: {'*.weight': {kl_bins: 64}, 'blocks.0.mlp_fc1': {weight: {}, output: {}}}",
+    "repair: [bias_correction, {bias_correction: {}}, {bias_correction: {images: 16}}]",
 ]
 BAD = [
     "attn_qout: {}",
@@ -90,6 +102,13 @@ BAD = [
     "output: {}\noutputs: {}",
     "defaults: {attn_qkv: {}}",
     "overrides: {'blocks.*': {bits: 8}}",
+    "repair: bias_correction",
+    "repair: {bias_correction: {}}",
+    "repair: [bias]",
+    "repair: [{}]",
+    "repair: [{bias_correction: {images: 0}}]",
+    "repair: [{bias_correction: {image: 1}}]",
+    "repair: [[bias_correction]]",
 ]
 
 

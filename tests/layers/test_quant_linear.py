@@ -1,12 +1,14 @@
 """Quantized weights: by hand, folded, and as integers would compute them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vitquant.config import QuantConfig
 from vitquant.config.quant_config import BitType
-from vitquant.errors import NumericsError
+from vitquant.errors import LifecycleError, ModelError, NumericsError
 from vitquant.layers import Mode, QuantLinear, set_mode
 from vitquant.numerics.affine import QuantParams, dequantize, params_from_range, quantize
 from vitquant.numerics.quantized import integer_type
@@ -72,6 +74,53 @@ def test_folding_by_hand() -> None:
     # round(0.525 + 20) - 20 = 1 and round(-3.5 - 25) + 25, a tie that goes to the even -28 = -3, or -29 = -4
     assert layer.bias_hat[0].item() == pytest.approx(4 / 7)
     assert layer.bias_hat[1].item() == pytest.approx(-0.2, abs=0.2 / 7 + 1e-6)
+
+
+def test_revising_by_hand() -> None:
+    layer = QuantLinear(linear(HAND, [0.3, -0.2]), None, config(bits=4), "attn_qkv")
+    params = QuantParams(torch.tensor([0.5, 2.0]), torch.tensor([1.0, 3.0]), 0, 15)
+    layer.fold(params)
+    codes, unit = layer.weight_codes.clone(), torch.tensor([4 / 7, 0.4 / 7])
+    layer.revise(params, bias=torch.tensor([1.2, -0.3], dtype=torch.float64))  # 2.1 and -5.25 units
+    assert torch.equal(layer.weight_codes, codes)
+    torch.testing.assert_close(layer.bias_hat, torch.tensor([2.0, -5.0]) * unit)
+    layer.revise(params, codes=torch.tensor([[2, -7], [4, 6]]))
+    assert layer.weight_codes.tolist() == [[2, -7], [4, 6]]
+    assert layer.weight_codes.dtype == torch.int8
+    torch.testing.assert_close(layer.weight_hat, torch.tensor([[8 / 7 / 0.5, -4 / 2], [1.6 / 7 / 0.5, 2.4 / 7 / 2]]))
+    torch.testing.assert_close(layer.bias_hat, torch.tensor([2.0, -5.0]) * unit)
+    form = layer.integer_form(params)
+    assert form.bias.tolist() == [2 - (2 - 21), -5 - (4 + 18)]  # less what the zero points add
+    scale = layer.weight.require_params().scale
+    layer.revise(params, weight_params=replace(layer.weight.require_params(), scale=scale * 2))
+    torch.testing.assert_close(layer.weight_hat, 2 * torch.tensor([[8 / 7 / 0.5, -2], [1.6 / 7 / 0.5, 1.2 / 7]]))
+    layer.fold(params)
+    assert torch.equal(layer.weight_codes, codes)
+    assert torch.equal(layer.weight.require_params().scale, scale)
+    assert layer.revised is False
+
+
+def test_folding_starts_again_from_the_float_weights() -> None:
+    layer, fresh = (QuantLinear(random_linear(16, 8), None, config(), "attn_proj") for _ in range(2))
+    params = QuantParams(torch.tensor(0.03), torch.tensor(5.0), 0, 255)
+    layer.fold(params)
+    layer.revise(params, codes=torch.zeros_like(layer.weight_codes), bias=torch.ones(8))
+    layer.fold(params)
+    fresh.fold(params)
+    assert torch.equal(layer.weight_codes, fresh.weight_codes)
+    assert torch.equal(layer.bias_hat, fresh.bias_hat)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    layer = QuantLinear(linear(HAND), None, config(bits=4), "head")
+    with pytest.raises(ModelError, match=r"^head: codes of another shape\. Got \[2, 1\], expected \[2, 2\]"):
+        layer.revise(None, codes=torch.zeros(2, 1, dtype=torch.int8))
+    with pytest.raises(ModelError, match=r"^head: bias of another shape\. Got \[3\], expected \[2\]"):
+        layer.revise(None, bias=torch.zeros(3))
+    with pytest.raises(ModelError, match=r"^head: codes out of range\. Got -8 to 0, expected -7 to 7"):
+        layer.revise(None, codes=torch.tensor([[0, -8], [0, 0]]))
+    with pytest.raises(LifecycleError, match=r"no statistics for head\.weight"):
+        QuantLinear(linear(HAND), None, None, "head").revise(None, bias=torch.zeros(2))
 
 
 def test_one_scale_for_the_input_leaves_the_codes() -> None:

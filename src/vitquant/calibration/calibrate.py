@@ -28,7 +28,7 @@ M = TypeVar("M", bound=nn.Module)
 def calibrate_batches(module: M, batches: Iterable[Tensor | Batch]) -> M:
     """Observe the tensors that ``batches`` cause, choose all quantization parameters, and switch to ``QUANTIZED``.
 
-    Memory does not depend on the number of batches: observers keep statistics, not tensors.
+    Memory does not depend on the number of batches: observers keep statistics, not tensors. No repair steps are run.
 
     Args:
         module: a quantized model, a part of one such as :class:`QuantAttention`, or any module composed of layers.

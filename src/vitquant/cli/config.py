@@ -7,8 +7,16 @@ import sys
 
 from vitquant.arguments import require_path
 from vitquant.cli.common import CONFIG, add_command, add_output_options, depth, print_json
-from vitquant.cli.streams import note
-from vitquant.config import ModelConfig, json_schema, migrate, point_names, rich_table
+from vitquant.cli.streams import note, say
+from vitquant.config import (
+    ModelConfig,
+    json_schema,
+    migrate,
+    point_names,
+    repair_section,
+    repair_text,
+    rich_table,
+)
 from vitquant.errors import printable
 from vitquant.files import write_atomically
 from vitquant.progress import console
@@ -49,9 +57,12 @@ def run_show(args: argparse.Namespace) -> None:
     if args.names:
         print("\n".join(resolved))
     elif args.json:
-        print_json({name: config and config.model_dump() for name, config in resolved.items()})
+        table = {name: config and config.model_dump() for name, config in resolved.items()}
+        print_json(table | repair_section(resolved.repair))
     else:
         console(sys.stdout).print(rich_table(resolved, title=printable(args.file)))
+        if resolved.repair:
+            say(f"Repair steps, in order: {repair_text(resolved.repair)}.")
 
 
 def names_of(model: str | None, depth: int) -> tuple[str, ...]:

@@ -17,11 +17,13 @@ from vitquant.config.locate import find_config, shipped_names
 from vitquant.config.migrate import migrate
 from vitquant.config.model_config import ModelConfig, OpenConfig, ResolvedConfig
 from vitquant.config.quant_config import BitType, QuantConfig
+from vitquant.config.repair import BiasCorrectionSettings, RepairSettings, repair_section, repair_settings, repair_text
 from vitquant.config.show import Row, render_table, rich_table
 
 __all__ = [
     "KINDS",
     "LAYERS",
+    "BiasCorrectionSettings",
     "BitType",
     "FieldError",
     "Kind",
@@ -29,6 +31,7 @@ __all__ = [
     "ModelConfig",
     "OpenConfig",
     "QuantConfig",
+    "RepairSettings",
     "ResolvedConfig",
     "Row",
     "add_layers",
@@ -40,6 +43,9 @@ __all__ = [
     "migrate",
     "point_names",
     "render_table",
+    "repair_section",
+    "repair_settings",
+    "repair_text",
     "rich_table",
     "section_of",
     "shipped_names",

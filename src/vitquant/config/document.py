@@ -2,6 +2,7 @@
 
 *Global*: ``outputs / weight / activation / norm / intsoft``. *Per-layer*: one section per layer, with global
 sections as a fallback. *Model*: ``defaults`` (the global sections), layer sections, and ``overrides`` by point.
+Each of them may have a list of steps in ``repair``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from vitquant.config.catalogue import LAYERS, Kind, closest
 from vitquant.config.explain import FieldError, show, unknown_field
 from vitquant.config.pattern import Pattern
 from vitquant.config.quant_config import PARTIAL, SOFTMAX_FIELDS, BitType, QuantConfig
-from vitquant.config.source import MAX_DEPTH, Leaf, Location, Node, Table, check_key
+from vitquant.config.repair import RepairSettings, read_repair
+from vitquant.config.source import Leaf, Location, Node, Table, plain
 from vitquant.errors import ConfigError
 
 GLOBAL_KEYS: Mapping[str, Kind] = {"outputs": Kind.OUTPUT, **{kind.value: kind for kind in Kind}}
@@ -57,6 +59,7 @@ class Document:
     defaults: Mapping[Kind, Section]
     layers: Mapping[str, Section]
     overrides: tuple[Override, ...]
+    repair: tuple[RepairSettings, ...]
 
     def sections_of(self, section: str, kind: Kind) -> tuple[Section, ...]:
         """The sections that apply to a point, least specific first: at most one global section and one of its layer."""
@@ -81,6 +84,7 @@ def read_document(root: Table) -> Document:
         defaults=_read_defaults(sections),
         layers={k: v for key, node in root.entries.items() if key in LAYERS for k, v in _read_layer(key, node)},
         overrides=_read_overrides(root.entries["overrides"]) if "overrides" in root.entries else (),
+        repair=read_repair(root.entries["repair"]) if "repair" in root.entries else (),
     )
 
 
@@ -90,7 +94,7 @@ def form_of(root: Table) -> str:
     Raises:
         ConfigError: a top-level key belongs to none of the formats.
     """
-    known = (*LAYERS, *GLOBAL_KEYS, "defaults", "overrides")
+    known = (*LAYERS, *GLOBAL_KEYS, "defaults", "overrides", "repair")
     for key, node in root.entries.items():
         if key not in known:
             near = closest(key, known)
@@ -103,7 +107,7 @@ def form_of(root: Table) -> str:
             raise ConfigError(
                 f"unknown layer or section `{key}`" + (f", did you mean `{near.split(', ')[0]}`" if near else ""),
                 where=f"{node.location} {key}",
-                expected=near or "a layer, a global section, defaults or overrides",
+                expected=near or "a layer, a global section, defaults, overrides or repair",
                 fix=f"the layers are {', '.join(LAYERS)}; the global sections are {', '.join(GLOBAL_KEYS)}",
             )
     if "defaults" in root.entries or "overrides" in root.entries:
@@ -187,7 +191,7 @@ def read_section(node: Node, name: str, *, softmax: bool) -> Section:
     entries = _entries(node, name)
     locations = dict(_locations(entries))
     section = Section(name, node.location, {}, locations)
-    data = {key: _plain(child) for key, child in entries.items()}
+    data = {key: plain(child) for key, child in entries.items()}
     try:
         config = QuantConfig.model_validate(data, context=PARTIAL)
     except FieldError as error:
@@ -225,22 +229,6 @@ def unflatten(fields: Mapping[str, object]) -> dict[str, object]:
     return nested
 
 
-def tree(value: object, location: Location, depth: int = 1) -> Node:
-    """Plain Python mappings as the tree that :func:`read_document` takes.
-
-    Raises:
-        ConfigError: a key is not text, or mappings are nested too deeply (for example, one that contains itself).
-    """
-    if isinstance(value, BitType):
-        value = value.model_dump()
-    if isinstance(value, Mapping):
-        if depth > MAX_DEPTH:
-            raise ConfigError("nested too deeply", where=str(location), expected=f"at most {MAX_DEPTH} levels")
-        entries = {check_key(key, location): tree(child, location, depth + 1) for key, child in value.items()}
-        return Table(entries, location)
-    return Leaf(value, location)
-
-
 def _entries(node: Node, name: str) -> Mapping[str, Node]:
     if isinstance(node, Table):
         return node.entries
@@ -255,7 +243,3 @@ def _locations(entries: Mapping[str, Node], prefix: str = "") -> Iterator[tuple[
         yield f"{prefix}{key}", node.location
         if isinstance(node, Table):
             yield from _locations(node.entries, f"{prefix}{key}.")
-
-
-def _plain(node: Node) -> object:
-    return node.value if isinstance(node, Leaf) else {key: _plain(child) for key, child in node.entries.items()}

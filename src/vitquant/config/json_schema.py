@@ -7,6 +7,7 @@ from typing import Any
 from vitquant.config.catalogue import LAYERS, Kind
 from vitquant.config.document import GLOBAL_KEYS
 from vitquant.config.quant_config import SOFTMAX_FIELDS, QuantConfig
+from vitquant.config.repair import REPAIR_SETTINGS, RepairSettings
 
 _ABOUT_GLOBAL = {
     Kind.WEIGHT: "All weights of linear layers.",
@@ -28,7 +29,9 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "vitquant configuration",
         "description": "How each point of a Vision Transformer is quantized.",
-        **_mapping({**sections, **layers, "defaults": _defaults(sections), "overrides": _overrides()}),
+        **_mapping(
+            {**sections, **layers, "defaults": _defaults(sections), "overrides": _overrides(), "repair": _repair()}
+        ),
         "minProperties": 1,
         "not": {"required": ["output", "outputs"]},
         "$defs": {
@@ -73,6 +76,22 @@ def _overrides() -> dict[str, Any]:
         "characters, {0..11} one number of a range, {0,3,5} or {norm1,norm2} one item of a list.",
         "additionalProperties": {"anyOf": [_ref("intsoft"), _ref("linear")]},
     }
+
+
+def _repair() -> dict[str, Any]:
+    steps = {name: _step(kind) for name, kind in REPAIR_SETTINGS.items()}
+    with_settings = {**_mapping(steps), "minProperties": 1, "maxProperties": 1}
+    return {
+        "type": "array",
+        "description": "Methods that change the calibrated model block by block, in order.",
+        "items": {"anyOf": [{"type": "string", "enum": list(steps)}, with_settings]},
+    }
+
+
+def _step(kind: type[RepairSettings]) -> dict[str, Any]:
+    schema = kind.model_json_schema()
+    fields = {name: _plain(field) for name, field in schema.get("properties", {}).items()}
+    return _described(_mapping(fields), schema["description"].partition("\n")[0])
 
 
 def _mapping(properties: dict[str, Any]) -> dict[str, Any]:

@@ -26,12 +26,14 @@ def load_config_from_yaml(path: str | Path) -> dict[str, object]:
         has) -> :class:`QuantConfig`. *Per-layer format*: layer -> :class:`QuantConfig`, or for a linear layer a dict
         with ``'weight'`` and ``'output'`` (``None`` if no rule covers it: it stays in floating point); then the
         global sections of the file. *Model format*: every layer that the file configures, with the defaults merged in,
-        and ``'overrides'`` -> {pattern: {field: value}}.
+        and ``'overrides'`` -> {pattern: {field: value}}. A file with repair steps also gives ``'repair'`` -> list of
+        :class:`RepairSettings`.
 
     Raises:
         ConfigError: the file or something in it is wrong; the message gives the line and the key.
     """
     document = ModelConfig.from_yaml(path).document
+    repair: dict[str, object] = {"repair": list(document.repair)} if document.repair else {}
     configs: dict[str, object] = {}
     for layer in LAYERS.values():
         configured = any(point in document.layers for point in layer.points)
@@ -40,8 +42,12 @@ def load_config_from_yaml(path: str | Path) -> dict[str, object]:
             configs[layer.name] = config
     if document.form == "model":
         overrides = {rule.pattern.text: unflatten(rule.section.fields) for rule in document.overrides}
-        return {**configs, "overrides": overrides} if overrides else configs
-    return {**configs, **{kind.value: resolve_default(section) for kind, section in document.defaults.items()}}
+        return {**configs, **({"overrides": overrides} if overrides else {}), **repair}
+    return {
+        **configs,
+        **{kind.value: resolve_default(section) for kind, section in document.defaults.items()},
+        **repair,
+    }
 
 
 def get_layer_config(configs: Mapping[str, object], layer_name: str) -> LayerConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 from vitquant.config.catalogue import KINDS, LAYERS
 from vitquant.config.emit import dump, layer_sections
 from vitquant.config.model_config import ModelConfig
+from vitquant.config.repair import repair_section
 from vitquant.config.resolve import resolve_section
 from vitquant.errors import ConfigError
 
@@ -31,7 +32,7 @@ def migrate(path: str | Path) -> str:
             "only a file in the global format can be migrated",
             where=str(path),
             got=f"the {document.form} format",
-            expected="outputs, weight, activation, norm, intsoft and nothing else",
+            expected="outputs, weight, activation, norm, intsoft, repair and nothing else",
         )
     resolved = {point: resolve_section(document, point).config for point in KINDS}
     configs = {point: config for point, config in resolved.items() if config is not None}
@@ -41,4 +42,6 @@ def migrate(path: str | Path) -> str:
         for layer in layers:
             sections = layer_sections({point: configs[point] for point in layer.points if point in configs})
             parts.append(f"\n# {layer.about}\n{dump(sections)}" if sections else f"\n# {layer.name} stays float\n")
-    return "".join(parts) if configs else f"{parts[0]}\ndefaults: {{}}\n"
+    text = "".join(parts) if configs else f"{parts[0]}\ndefaults: {{}}\n"
+    steps = repair_section(document.repair)
+    return f"{text}\n# repair\n\n{dump(steps)}" if steps else text

@@ -6,24 +6,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitquant.config.document import Document, read_document, tree
+from vitquant.config.document import Document, read_document
 from vitquant.config.emit import dump, model_sections
 from vitquant.config.explain import show
 from vitquant.config.locate import find_config
 from vitquant.config.quant_config import QuantConfig
+from vitquant.config.repair import RepairSettings, repair_section
 from vitquant.config.resolve import Resolution, require_matching, resolve_point
-from vitquant.config.source import Location, Table, read_file, read_text
+from vitquant.config.source import Location, Table, read_file, read_text, tree
 from vitquant.errors import ConfigError
 
 
 class ResolvedConfig(Mapping[str, QuantConfig | None]):
     """Point name -> settings, in model order; ``None`` for a point that stays in floating point.
 
-    Two objects are equal if all settings are equal.
+    ``repair`` are the settings of the repair steps, in order. Two objects are equal if all settings are equal.
     """
 
-    def __init__(self, resolutions: Mapping[str, Resolution]) -> None:
-        self._resolutions = dict(resolutions)
+    def __init__(self, resolutions: Mapping[str, Resolution], repair: tuple[RepairSettings, ...] = ()) -> None:
+        self._resolutions, self.repair = dict(resolutions), repair
+
+    def __eq__(self, other: object) -> bool:
+        same_steps = not isinstance(other, ResolvedConfig) or self.repair == other.repair
+        return same_steps and super().__eq__(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as that of every mapping
 
     def __getitem__(self, point: str) -> QuantConfig | None:
         return self._resolutions[point].config
@@ -42,8 +49,8 @@ class ResolvedConfig(Mapping[str, QuantConfig | None]):
         return self._resolutions[point].source
 
     def to_yaml(self) -> str:
-        """YAML that resolves to the same table: layer sections, and overrides for the points that differ."""
-        return dump(model_sections(self))
+        """YAML that resolves to the same table: layer sections, overrides for the points that differ, repair steps."""
+        return dump(model_sections(self) | repair_section(self.repair))
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,8 @@ class ModelConfig:
                 incompatible.
         """
         require_matching(self.document, tuple(point_names))
-        return ResolvedConfig({name: resolve_point(self.document, name) for name in point_names})
+        found = {name: resolve_point(self.document, name) for name in point_names}
+        return ResolvedConfig(found, self.document.repair)
 
 
 class OpenConfig(Mapping[str, QuantConfig | None]):
@@ -126,4 +134,4 @@ class OpenConfig(Mapping[str, QuantConfig | None]):
             ConfigError: an override matches none of them.
         """
         require_matching(self._document, tuple(self._found))
-        return ResolvedConfig(self._found)
+        return ResolvedConfig(self._found, self._document.repair)

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
-from vitquant.config.explain import FieldError, explain
+from vitquant.config.explain import FieldError, brief, explain
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,6 +47,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
     key_prefix: ClassVar[str] = ""
+    owner: ClassVar[str] = "QuantConfig"
+    """What messages call the settings."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -56,7 +58,8 @@ class Settings(BaseModel):
         try:
             return handler(data)
         except ValidationError as error:
-            raise explain(error, cls.model_json_schema(), cls.key_prefix) from error
+            found = explain(error, cls.model_json_schema(), cls.key_prefix)
+            raise found.located(f"{cls.owner} {brief(found.key)}") from error
 
 
 class BitType(Settings):

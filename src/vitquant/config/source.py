@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from vitquant.config.explain import brief, show, yaml_number
+from vitquant.config.quant_config import BitType
 from vitquant.errors import ConfigError
 
 MAX_BYTES = 1 << 20
@@ -52,7 +53,36 @@ class Table:
     location: Location
 
 
+@dataclass(frozen=True)
+class Items(Leaf):
+    """A list, whose items have locations too. Its ``value`` is shown where no list is allowed."""
+
+    items: tuple[Node, ...]
+
+
 Node = Leaf | Table
+
+
+def plain(node: Node) -> object:
+    """A tree without locations."""
+    return node.value if isinstance(node, Leaf) else {key: plain(child) for key, child in node.entries.items()}
+
+
+def tree(value: object, location: Location, depth: int = 1) -> Node:
+    """Plain Python mappings and lists as a tree.
+
+    Raises:
+        ConfigError: a key is not text, or they are nested too deeply (for example, one that contains itself).
+    """
+    if isinstance(value, BitType):
+        value = value.model_dump()
+    if isinstance(value, Mapping | list | tuple) and depth > MAX_DEPTH:
+        raise ConfigError("nested too deeply", where=str(location), expected=f"at most {MAX_DEPTH} levels")
+    if isinstance(value, Mapping):
+        return Table({check_key(key, location): tree(v, location, depth + 1) for key, v in value.items()}, location)
+    if isinstance(value, list | tuple):
+        return Items(value, location, tuple(tree(item, location, depth + 1) for item in value))
+    return Leaf(value, location)
 
 
 class YamlSyntaxError(ConfigError):
@@ -148,8 +178,8 @@ def _convert(node: yaml.Node, location: Location) -> Node:
     if isinstance(node, yaml.MappingNode):
         return _table(node, location)
     if isinstance(node, yaml.SequenceNode):
-        items = [_convert(item, location) for item in node.value]
-        return Leaf([item.value if isinstance(item, Leaf) else "a mapping" for item in items], location)
+        items = tuple(_convert(item, Location(location.file, item.start_mark.line + 1)) for item in node.value)
+        return Items([item.value if isinstance(item, Leaf) else "a mapping" for item in items], location, items)
     return Leaf(_scalar(node, location), location)
 
 

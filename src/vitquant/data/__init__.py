@@ -5,6 +5,7 @@ from vitquant.data.folder import FolderWarning, SkippedImagesWarning
 from vitquant.data.images import ImagesLike, open_images
 from vitquant.data.normalization import NormalizationWarning
 from vitquant.data.preprocessing import Preprocessing
+from vitquant.data.sample import ImageSample
 from vitquant.data.sources import Batch, ImageSource, model_batches
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "CalibrationCheck",
     "CalibrationImagesWarning",
     "FolderWarning",
+    "ImageSample",
     "ImageSource",
     "ImagesLike",
     "NormalizationWarning",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitquant.config import QuantConfig
-from vitquant.errors import LifecycleError
+from vitquant.errors import LifecycleError, ModelError
 from vitquant.layers.act import QAct
 from vitquant.layers.layer import Layer, Shape, entrance, owned, require_kind, require_width
 from vitquant.layers.point import Mode, Point
@@ -58,6 +58,7 @@ class LinearState:
     weight_hat: Tensor
     bias_hat: Tensor
     input_scale: Tensor | None
+    revised: bool
 
 
 class QuantLinear(Layer):
@@ -65,7 +66,8 @@ class QuantLinear(Layer):
 
     The weights are rounded at construction, and once more by :meth:`fold` when the calibrated parameters of the input
     are known: a scale per input channel must leave the sum over these channels, so it is multiplied into the weights
-    before they are rounded, and the bias is rounded to the scale of the accumulators.
+    before they are rounded, and the bias is rounded to the scale of the accumulators. A repair step gives the layer
+    other integers with :meth:`revise`; folding starts again from the float weights.
 
     Args:
         input_module: ``nn.Linear``, or a ``nn.Conv2d`` whose stride is its kernel (applied to flattened patches). Its
@@ -103,6 +105,7 @@ class QuantLinear(Layer):
         self.bias_hat: Tensor
         self.input_scale: Tensor | None
         self.register_buffer("input_scale", None, persistent=False)
+        self.revised = False  # whether the integers are others than fold() makes
         self._form: tuple[QuantParams, IntegerForm] | None = None
         for name in ("weight_codes", "weight_hat", "bias_hat"):
             self.register_buffer(name, self.float_weight.new_empty(0), persistent=False)
@@ -177,12 +180,12 @@ class QuantLinear(Layer):
     @property
     def state(self) -> LinearState:
         """What calibration changes, to go back to; the points of the layer have theirs."""
-        return LinearState(self.weight_codes, self.weight_hat, self.bias_hat, self.input_scale)
+        return LinearState(self.weight_codes, self.weight_hat, self.bias_hat, self.input_scale, self.revised)
 
     @state.setter
     def state(self, state: LinearState) -> None:
         self.weight_codes, self.weight_hat, self.bias_hat = state.weight_codes, state.weight_hat, state.bias_hat
-        self.input_scale, self._form = state.input_scale, None
+        self.input_scale, self.revised, self._form = state.input_scale, state.revised, None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._form = None
@@ -214,15 +217,65 @@ class QuantLinear(Layer):
         weight, bias = self.effective()
         per_channel = input_params is not None and not input_params.is_scalar
         input_scale = input_params.scale.expand(weight.shape[1]) if input_params is not None and per_channel else None
-        if self.weight.params is None or input_scale is not None or self.input_scale is not None:
+        folded = input_scale is not None or self.input_scale is not None
+        if self.weight.params is None or folded or self.revised:
             codes = self.rounded(weight if input_scale is None else weight * input_scale)
         else:
             codes = self.weight_codes
-        params = self.weight.require_params()
-        if input_params is not None:
-            scale, zero = self.accumulators(codes - params.zero_point, input_params)
-            bias = (((bias / scale - zero).round() + zero) * scale).to(bias.dtype)
-        self.realize(codes, bias, input_scale)
+        self.realize(codes, self.rounded_bias(bias, codes, input_params), input_scale)
+        self.revised = False
+
+    def revise(
+        self,
+        input_params: QuantParams | None,
+        *,
+        codes: Tensor | None = None,
+        bias: Tensor | None = None,
+        weight_params: QuantParams | None = None,
+    ) -> None:
+        """Take other integers than rounding gave, for an input with these parameters (``None``: a float input).
+
+        What the simulation, the saved model, the integer program and the exported graphs hold follows from it. The next
+        :meth:`fold`, such as that of another calibration, starts again from the float weights.
+
+        Args:
+            input_params: those that the input has when the layer computes, as :meth:`fold` had them.
+            codes: integer weights ``[out, in]`` on ``weight_params``, in the basis of :meth:`folded_weights`: the
+                scales per input channel multiplied in. ``None`` keeps them.
+            bias: real numbers ``[out]``, rounded here to the scale of the accumulators. ``None`` keeps it.
+            weight_params: scale and zero point of the weights, of the shapes that they have. ``None`` keeps them.
+
+        Raises:
+            LifecycleError: the weights stay in floating point.
+            ModelError: codes or a bias of another shape, or codes out of range.
+        """
+        own = self.weight.require_params()
+        given = {"codes": (codes, self.weight_codes), "bias": (bias, self.bias_hat)}
+        for name, (tensor, like) in given.items():
+            if tensor is not None and tensor.shape != like.shape:
+                shapes = [f"{list(t.shape)}" for t in (tensor, like)]
+                raise ModelError(f"{name} of another shape", where=self.layer_name, got=shapes[0], expected=shapes[1])
+        if codes is not None:
+            low, high = (int(v) for v in torch.aminmax(codes))
+            if low < own.qmin or high > own.qmax:
+                got, expected = f"{low} to {high}", f"{own.qmin} to {own.qmax}"
+                raise ModelError("codes out of range", where=self.layer_name, got=got, expected=expected)
+            codes = codes.to(self.weight_codes.dtype)
+        if weight_params is not None:
+            self.weight.params = weight_params
+        codes = self.weight_codes if codes is None else codes
+        bias = self.rounded_bias(self.bias_hat if bias is None else bias, codes, input_params)
+        self.realize(codes, bias.to(self.bias_hat.dtype), self.input_scale)
+
+    def rounded_bias(self, bias: Tensor, codes: Tensor, input_params: QuantParams | None) -> Tensor:
+        """A bias ``[out]`` on the scale of the accumulators, as far as that is known.
+
+        ``codes`` are the weights ``[out, in]`` whose products with the zero points of the input go into it.
+        """
+        if input_params is None:
+            return bias
+        scale, zero = self.accumulators(codes - self.weight.require_params().zero_point, input_params)
+        return (((bias / scale - zero).round() + zero) * scale).to(bias.dtype)
 
     def rounded(self, weight: Tensor) -> Tensor:
         """Choose the grid for these weights ``[out, in]``, and give their codes on it."""
@@ -240,6 +293,7 @@ class QuantLinear(Layer):
         """
         params = self.weight.require_params()
         self.weight_codes, self.bias_hat, self.input_scale, self._form = codes, bias, input_scale, None
+        self.revised = True
         weight = (codes.to(bias.dtype) - params.zero_point) * params.scale
         self.weight_hat = weight if input_scale is None else weight / input_scale
 

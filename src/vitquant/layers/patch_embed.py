@@ -95,7 +95,9 @@ class QuantPatchEmbed(Layer):
         return self.linear.output.params
 
     def finish(self, *params: QuantParams | None) -> None:
-        """The pixels are folded into the weights already."""
+        """The pixels are folded into the weights already, unless a repair step changed these."""
+        if self.linear.revised:
+            self.linear.fold(self.pixel_params())
         self.linear.output.finish()
 
     def pixels(self, images: Tensor) -> Tensor:

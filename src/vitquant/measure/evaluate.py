@@ -19,10 +19,10 @@ from vitquant.executors.reference import IntegerOutput
 from vitquant.layers import Point, QuantNorm, hooked, only
 from vitquant.layers.layer import entered
 from vitquant.layers.undisturbed import undisturbed
-from vitquant.measure.meters import SqnrMeter
 from vitquant.numerics.affine import QuantParams
 from vitquant.numerics.limits import ADDEND_LIMIT
 from vitquant.numerics.quantized import Value, on, real
+from vitquant.numerics.sqnr import SqnrMeter
 from vitquant.progress import track
 from vitquant.results import Evaluation, IntegerEvaluation
 

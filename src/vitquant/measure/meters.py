@@ -9,42 +9,10 @@ import torch
 from torch import Tensor
 
 from vitquant.numerics.affine import QuantParams
-from vitquant.results import IDENTICAL_DB, PointMetrics
-
-NOISE_FLOOR = 10 ** (-IDENTICAL_DB / 10)
-"""Least ratio of noise to signal."""
+from vitquant.numerics.sqnr import SqnrMeter, energy
+from vitquant.results import PointMetrics
 
 HISTOGRAM_BINS = 64
-
-
-def decibel(signal: float, noise: float) -> float:
-    """Signal to noise ratio in dB, at most 300; 0 where there is neither."""
-    if signal == 0:
-        return 0.0
-    return 10 * math.log10(signal / max(noise, NOISE_FLOOR * signal))
-
-
-def energy(x: Tensor) -> float:
-    """Sum of squares. Rows are summed in the tensor's own type, which needs no second copy of it, then in float64."""
-    return float(torch.linalg.vector_norm(x, dim=-1).double().square().sum())
-
-
-@dataclass
-class SqnrMeter:
-    """SQNR (signal to quantization noise ratio) over any number of batches."""
-
-    signal: float = 0.0
-    noise: float = 0.0
-
-    def add(self, reference: Tensor, value: Tensor) -> None:
-        """Take in one batch of both."""
-        self.signal += energy(reference)
-        self.noise += energy(reference - value)
-
-    @property
-    def db(self) -> float:
-        """The ratio so far, in dB."""
-        return decibel(self.signal, self.noise)
 
 
 @dataclass

@@ -25,9 +25,10 @@ from vitquant.layers.linear import WeightPoint
 from vitquant.layers.point import Hook
 from vitquant.layers.undisturbed import undisturbed
 from vitquant.layers.view import timed
-from vitquant.measure.meters import MetricsMeter, SqnrMeter
+from vitquant.measure.meters import MetricsMeter
 from vitquant.measure.outliers import Outlier, RangeMeter, outlier_of
 from vitquant.numerics.quantized import Value, real
+from vitquant.numerics.sqnr import SqnrMeter
 from vitquant.progress import track
 from vitquant.results import PointMetrics
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeAlias
 
 from vitquant.arguments import require_kind
 from vitquant.config import ModelConfig, QuantConfig, ResolvedConfig
+from vitquant.config.repair import REPAIR_SETTINGS
 from vitquant.config.resolve import Resolution
 from vitquant.errors import ArtifactError, ConfigError
 from vitquant.report.compare import RunComparison
@@ -155,7 +156,9 @@ class RunRecord:
     @property
     def config(self) -> ResolvedConfig:
         """The settings of all points."""
-        return ResolvedConfig({name: Resolution(point.config, "") for name, point in self.points.items()})
+        steps = (REPAIR_SETTINGS[step.step](**step.settings) for step in self.repair if step.step in REPAIR_SETTINGS)
+        resolutions = {name: Resolution(point.config, "") for name, point in self.points.items()}
+        return ResolvedConfig(resolutions, tuple(steps))
 
     @property
     def evaluation(self) -> Evaluation:
@@ -212,7 +215,12 @@ class RunRecord:
             refusal, integer = decode_value(str | None, found["refused"], f"{where}.integer.refused"), None
         else:
             integer = decode(IntegerRecord, found, f"{where}.integer")
-        return decode(cls, rest, where, points=points, integer=integer, refusal=refusal)
+        run = decode(cls, rest, where, points=points, integer=integer, refusal=refusal)
+        try:
+            _ = run.config
+        except ConfigError as error:
+            raise ArtifactError(f"damaged: {error}".removesuffix("."), where=f"{where}.repair", fix=FIX) from error
+        return run
 
 
 def point_from_dict(name: str, told: Any, config: QuantConfig | None, where: str) -> PointRecord:

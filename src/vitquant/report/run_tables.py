@@ -11,7 +11,16 @@ from vitquant.report.units import decibels, megabytes
 from vitquant.results import agreement_sentence, float_phrase
 
 if TYPE_CHECKING:
-    from vitquant.report.record import RunRecord
+    from vitquant.report.record import RepairStepRecord, RunRecord
+
+
+REPAIRED = ("step", "layers", "images", "SQNR before", "SQNR after")
+
+
+def repair_row(step: RepairStepRecord) -> tuple[str, ...]:
+    """One repair step."""
+    images = "" if step.images is None else str(step.images)
+    return step.step, str(len(step.changed)), images, decibels(step.sqnr_before_db), decibels(step.sqnr_after_db)
 
 
 def run_tables(run: RunRecord) -> Iterator[Part]:
@@ -23,8 +32,7 @@ def run_tables(run: RunRecord) -> Iterator[Part]:
     if run.points:
         yield worst_table(run)
     if run.repair:
-        steps = ((r.step, decibels(r.sqnr_before_db), decibels(r.sqnr_after_db)) for r in run.repair)
-        yield table("Repair steps", ("step", "SQNR before", "SQNR after"), steps)
+        yield table("Repair steps, SQNR on their own images", REPAIRED, map(repair_row, run.repair))
     active = sum(point.active for point in run.points.values())
     kept = float_phrase(run.kept_float.points, run.kept_float.multiplications)
     yield f"{active} of {len(run.points)} points are quantized; {kept}."

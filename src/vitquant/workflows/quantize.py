@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -13,19 +13,23 @@ from vitquant.adapters.adapt import FloatModel, adapt
 from vitquant.architectures.families import require_family
 from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_count, require_kind, require_path
-from vitquant.calibration.calibrate import calibrate_batches
+from vitquant.calibration.calibrate import calibrate_batches, unchanged_if_it_fails
+from vitquant.calibration.repair import RepairRecord, RepairStep, make_steps, repair_images
 from vitquant.compiler.float_share import require_integers
-from vitquant.config import ModelConfig, load_config_from_yaml
-from vitquant.data import CalibrationCheck, ImagesLike, model_batches, open_images
+from vitquant.config import ModelConfig, RepairSettings, load_config_from_yaml
+from vitquant.data import CalibrationCheck, ImageSample, ImagesLike, model_batches, open_images
 from vitquant.device import require_device
-from vitquant.errors import ConfigError
+from vitquant.errors import ConfigError, DataError
+from vitquant.layers import points_of
 from vitquant.layers.memory import each_named
 from vitquant.layers.plain_torch import plain_torch
+from vitquant.layers.usage import using
 from vitquant.progress import track
 
+StepLike: TypeAlias = str | Mapping[str, Any] | RepairSettings | RepairStep
 ConfigLike: TypeAlias = ModelConfig | str | PathLike[str] | Mapping[str, Any]
 
-__all__ = ["ConfigLike", "as_config", "calibrate", "load_config_from_yaml", "prepare", "quantize"]
+__all__ = ["ConfigLike", "as_config", "calibrate", "load_config_from_yaml", "prepare", "quantize", "repair"]
 
 
 def quantize(
@@ -42,7 +46,7 @@ def quantize(
     strict: bool = False,
     output: str | None = None,
 ) -> QuantModel:
-    """Quantize a Vision Transformer: build, calibrate, fold. The result computes what integers will.
+    """Quantize a Vision Transformer: build, calibrate, fold, repair. The result computes what integers will.
 
     Args:
         model: a timm model, our ``VisionTransformer``, a :class:`FloatModel`, or a name with ``weights``.
@@ -53,7 +57,8 @@ def quantize(
         weights_entry: which of several models in the checkpoint to take; see :func:`vitquant.adapt`.
         img_size: input size that goes with a name, in pixels.
         limit: calibrate on at most so many images.
-        batch_size: images in one forward. Statistics are streamed, so memory grows with this and with nothing else.
+        batch_size: images in one forward. Statistics are streamed, so memory grows with this and with nothing else,
+            except with the number of images that repair steps use (:func:`repair`).
         device: where to compute: any device of PyTorch that is there.
         strict: refuse a configuration that leaves a point in floating point.
         output: name of the main output, such as ``tokens`` for dense features; the model's first by default.
@@ -118,8 +123,11 @@ def prepare(
 def calibrate(model: QuantModel, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> QuantModel:
     """The second step of :func:`quantize`: one pass over the images, after which the model is in mode ``QUANTIZED``.
 
+    Then the repair steps of the model's configuration run, on some of the images.
+
     Warns:
         CalibrationImagesWarning: the images are of one colour, all the same, or noise.
+        RepairWarning: a repair step made the output worse.
 
     Raises:
         DataError: no images, or images that the model cannot take.
@@ -129,15 +137,84 @@ def calibrate(model: QuantModel, images: ImagesLike, *, limit: int | None = None
 
     Whatever is raised, the model is as it was before; a calibrated one stays calibrated.
     """
+    calibrate_and_repair(model, images, limit=limit, batch_size=batch_size)
+    return model
+
+
+@plain_torch()
+def calibrate_and_repair(
+    model: QuantModel, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8
+) -> tuple[RepairRecord, ...]:
+    """What :func:`calibrate` does; returns what each repair step did."""
     require_kind(model, QuantModel, "model")
     require_count(batch_size, "batch_size")
+    steps = make_steps(model.config.repair)
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
     total = source.batch_count(batch_size)
     check = CalibrationCheck()
-    batches = each_named(check.watch(model_batches(source, batch_size)), "images", batch_size)
-    calibrate_batches(model, track(batches, "calibrating", total))
-    check.warn()
-    return model
+    sample = ImageSample(max((step.settings.images for step in steps), default=0), source.count)
+    watched = sample.watch(check.watch(model_batches(source, batch_size)))
+    with using(points_of(model), alone=True), unchanged_if_it_fails(model):
+        calibrate_batches(model, track(each_named(watched, "images", batch_size), "calibrating", total))
+        check.warn()
+        return repair_images(model, steps, sample.images, batch_size=batch_size) if steps else ()
+
+
+@plain_torch()
+def repair(
+    model: QuantModel,
+    images: ImagesLike,
+    steps: Sequence[StepLike] | None = None,
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+) -> tuple[RepairRecord, ...]:
+    """Run repair steps on a calibrated model, one after the other: methods that change it block by block.
+
+    :func:`calibrate` and :func:`quantize` do this for the steps of the configuration. The model keeps its
+    configuration, also if other steps are given here. Another calibration starts again from the float weights.
+
+    Args:
+        model: calibrated. It is changed in place.
+        images: as for :func:`quantize`: the calibration images, or others, but none that the model is evaluated on. Of
+            all images, each step uses evenly spaced ones, at most as many as its setting ``images`` says.
+        steps: names, mappings as in a file (``{"bias_correction": {"images": 16}}``), settings, or steps of your own
+            (:class:`vitquant.calibration.repair.RepairStep`). By default those of the configuration.
+        limit: read at most this many images.
+        batch_size: images in one forward.
+
+    Returns:
+        A record per step, with the SQNR of the model's output before and after it, in dB.
+
+    Warns:
+        RepairWarning: a step lowered that SQNR.
+
+    Raises:
+        ConfigError: an unknown step or setting.
+        DataError: no images, or images that the model cannot take.
+        LifecycleError: the model is not calibrated, or was loaded without its float weights, or another thread
+            computes with it.
+        OutOfMemoryError: naming the layer, and the batch size that was too large.
+
+    Whatever is raised, the model is as it was before.
+
+    >>> import vitquant
+    >>> images, *_ = vitquant.load_fashion_images()
+    >>> model = vitquant.quantize(vitquant.load_fashion(), "vit_int8.yaml", calibration=images[:64])
+    >>> (record,) = vitquant.repair(model, images[:64], [{"bias_correction": {"images": 16}}])
+    >>> record.step, record.images
+    ('bias_correction', 16)
+    """
+    require_kind(model, QuantModel, "model").require_calibrated()
+    require_count(batch_size, "batch_size")
+    made = make_steps(model.config.repair if steps is None else steps)
+    source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
+    sample = ImageSample(max((step.settings.images for step in made), default=0), source.count)
+    for _ in sample.watch(model_batches(source, batch_size)):
+        pass
+    if not sample.read:
+        raise DataError("there are no images", where="images", fix="pass at least one image")
+    return repair_images(model, made, sample.images, batch_size=batch_size) if made else ()
 
 
 def as_config(config: ConfigLike) -> ModelConfig:

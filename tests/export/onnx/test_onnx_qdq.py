@@ -21,8 +21,8 @@ from vitquant.architectures.model import QuantModel
 from vitquant.errors import ConfigError, LifecycleError, MissingDependencyError
 from vitquant.export.onnx.qdq import export_qdq, notes
 from vitquant.layers import IntSoftmax, Point, QuantEmbedding, QuantResidual, hooked, points_of
-from vitquant.measure.meters import SqnrMeter
 from vitquant.numerics.quantized import QuantizedTensor, Value, on, real
+from vitquant.numerics.sqnr import SqnrMeter
 
 Array = NDArray[Any]
 
@@ -205,6 +205,18 @@ def test_architectures(spec: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("float_between_points")
 def test_two_float_heads() -> None:
     check_codes(CHANGES["float weights"], dist_token=True)
+
+
+@pytest.mark.usefixtures("float_between_points")
+@pytest.mark.filterwarnings("ignore::vitquant.calibration.repair.run.RepairWarning")
+def test_corrected_biases_are_in_the_graph() -> None:
+    changes = {"repair": ["bias_correction"]}
+    check_codes(changes)
+    graphs = [export_qdq(quantized(settings)) for settings in (changes, {})]
+    arrays = [{array.name: numpy_helper.to_array(array) for array in graph.graph.initializer} for graph in graphs]
+    moved = {name for name, array in arrays[0].items() if not np.array_equal(array, arrays[1][name])}
+    assert moved
+    assert all(".bias" in name for name in moved)
 
 
 @pytest.mark.parametrize("changes", [{}, ALL_UNSIGNED, CHANGES["paired"], CHANGES["outputs too"]], ids=str)
