@@ -27,7 +27,7 @@ from benchmarks.photos import load, load_crops, split
 from benchmarks.report import Report
 from benchmarks.timing import taking_turns
 from vitquant.adapters.adapt import FloatModel, sqnr_db
-from vitquant.architectures.vit import QuantViT
+from vitquant.architectures.model import QuantModel
 from vitquant.executors.reference import Reference
 from vitquant.program.program import IntegerProgram
 from vitquant.program.storage import TENSORS
@@ -43,7 +43,7 @@ def final_norm(program: IntegerProgram, pixels: Tensor) -> Tensor:
     return (codes - zero) * scale
 
 
-def accuracy(model: FloatModel, qmodel: QuantViT, program: IntegerProgram, pixels: Tensor) -> Report:
+def accuracy(model: FloatModel, qmodel: QuantModel, program: IntegerProgram, pixels: Tensor) -> Report:
     images = model.preprocessing.normalize(pixels)
     exact, simulated = (
         torch.cat([f(b) for b in images.split(8)]) for f in (FinalNorm(model.vit), qmodel.forward_features)
@@ -59,7 +59,7 @@ def accuracy(model: FloatModel, qmodel: QuantViT, program: IntegerProgram, pixel
 
 
 def speed(
-    model: FloatModel, qmodel: QuantViT, program: IntegerProgram, pixels: Tensor, args: argparse.Namespace
+    model: FloatModel, qmodel: QuantModel, program: IntegerProgram, pixels: Tensor, args: argparse.Namespace
 ) -> Report:
     report = Report(
         "Integer program: the reference executor beside float PyTorch",
@@ -87,7 +87,7 @@ def ratio(times: Sequence[float], base: Sequence[float]) -> float:
     return median(a / b for a, b in zip(times, base, strict=True))
 
 
-def resources(qmodel: QuantViT, args: argparse.Namespace) -> Report:
+def resources(qmodel: QuantModel, args: argparse.Namespace) -> Report:
     report = Report("Integer program: size, lowering, memory", ["what", "figure", "goal"])
     start = time.perf_counter()
     program = vitquant.compile(qmodel, name=args.model)

@@ -103,8 +103,10 @@ def test_the_table_of_settings_is_complete() -> None:
 
 def test_the_table_of_layers_is_complete() -> None:
     table = CONFIGURATION.read_text(encoding="utf-8").partition("| part | layers,")[2].partition("\n\n")[0]
-    known = {layer.name for layer in LAYERS}
-    assert [name for name in re.findall(r"`(\w+)`", table) if name in known] == [layer.name for layer in LAYERS]
+    known = {layer.name for layer in LAYERS.values()}
+    assert [name for name in re.findall(r"`(\w+)`", table) if name in known] == [
+        layer.name for layer in LAYERS.values()
+    ]
 
 
 def test_shipped_files_are_described() -> None:

@@ -75,9 +75,9 @@ def quantize_attention(calibration: int = 64, evaluation: int = 64) -> dict[str,
         x = model.vit.embed(model.preprocessing.normalize(images[:, None]))
         for block in model.vit.blocks[:BLOCK]:
             x = block(x)
-        return model.vit.blocks[BLOCK].norm1(x)  # type: ignore[operator, no-any-return]
+        return model.vit.blocks[BLOCK].norm1(x)  # type: ignore[no-any-return]
 
-    attention = QuantAttention(model.vit.blocks[BLOCK], load_config_from_yaml("configs/attn_config.yaml"))  # type: ignore[arg-type]
+    attention = QuantAttention(model.vit.blocks[BLOCK], load_config_from_yaml("configs/attn_config.yaml"))
     calibrate_batches(attention, tokens(calibration_images[:calibration]).split(16))
     seen = tokens(test_images[:evaluation])
     return compare(attention, lambda: attention(seen), LAYERS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import vitquant
-from vitquant.architectures.vit import QuantViT
+from vitquant.architectures.model import QuantModel
 from vitquant.artifact.storage import run_id
 from vitquant.errors import ArtifactError
 from vitquant.measure.compare import compare
@@ -18,14 +18,14 @@ FILES = ("manifest.json", "model.safetensors", "program.json", "program.safetens
 
 
 @pytest.fixture(scope="module")
-def models() -> list[QuantViT]:
+def models() -> list[QuantModel]:
     """The embedded model, calibrated twice on different images."""
     images = vitquant.load_fashion_images()[0]
     parts = images[:8], images[8:16]
     return [vitquant.quantize(vitquant.load_fashion(), "vit_int8.yaml", calibration=part) for part in parts]
 
 
-def write(model: QuantViT, folder: Path) -> Path:
+def write(model: QuantModel, folder: Path) -> Path:
     """What names the run in a results folder."""
     vitquant.save(model, folder)
     vitquant.save_program(vitquant.compile(model), folder)
@@ -36,11 +36,11 @@ def write(model: QuantViT, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(models: list[QuantViT], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def runs(models: list[QuantModel], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [write(model, tmp_path_factory.mktemp("run")) for model in models]
 
 
-def test_all_files_name_the_run(models: list[QuantViT], runs: list[Path]) -> None:
+def test_all_files_name_the_run(models: list[QuantModel], runs: list[Path]) -> None:
     first, second = (run_id(model) for model in models)
     assert first != second
     assert {run_named_by(runs[0] / name) for name in READERS} == {first}
@@ -49,7 +49,7 @@ def test_all_files_name_the_run(models: list[QuantViT], runs: list[Path]) -> Non
         require_one_run(folder)
 
 
-def test_the_name_stays_with_the_model(models: list[QuantViT], runs: list[Path], tmp_path: Path) -> None:
+def test_the_name_stays_with_the_model(models: list[QuantModel], runs: list[Path], tmp_path: Path) -> None:
     loaded = vitquant.load(runs[0])
     assert run_id(loaded) == run_id(models[0])
     assert vitquant.compile(loaded).metadata["run"] == run_id(models[0])

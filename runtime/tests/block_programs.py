@@ -63,7 +63,7 @@ class Blocks(Maker):
         q, k, v = (self.projection(normed, channels, EIGHT_BITS) for _ in range(3))
         scores = self.value((sizes.heads, tokens, tokens), 0, 255)
         limit = q.centred_limit * k.centred_limit * channels // sizes.heads // 8
-        self.emit(ops.Scores(scores, q.name, k.name, 1, ops.NO_TABLE, *self.rescale(sizes.heads, limit, scores)))
+        self.emit(ops.Scores(scores, q.name, k.name, 1, ops.no_table(), *self.rescale(sizes.heads, limit, scores)))
         mixed = self.mix(self.softmax(scores), v)
         x = self.add_to(x, self.projection(mixed, channels, ADDENDS))
         hidden = self.lookup(self.projection(self.layernorm(x), sizes.hidden, EIGHT_BITS))

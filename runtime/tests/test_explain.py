@@ -48,7 +48,7 @@ def small_program() -> IntegerProgram:
         ops.Patches(values["patches"], "image", 2, 4),
         layer("tokens", "patches"),
         layer("q", "tokens"),
-        ops.Scores(values["scores"], "q", "tokens", 1, ops.NO_TABLE, *half),
+        ops.Scores(values["scores"], "q", "tokens", 1, ops.no_table(), *half),
         ops.SoftmaxRow(values["weights"], "scores", table),
         ops.Mix(values["mixed"], "weights", "tokens", 1, False, 0, 0, *half),
         layer("unread", "mixed"),

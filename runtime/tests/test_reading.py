@@ -106,7 +106,7 @@ def test_patches_of_what_is_no_image(low: int, high: int, tmp_path: Path, isas: 
     """Of scores, whose codes have another type than pixels."""
     make, tangle, tokens = start((1, 4, 4), (2, 2))
     scores = make.value((2, 4, 4), low, high)
-    make.emit(ops.Scores(scores, tokens.name, tokens.name, 1, ops.NO_TABLE, *make.rescale(2, 2**16, scores)))
+    make.emit(ops.Scores(scores, tokens.name, tokens.name, 1, ops.no_table(), *make.rescale(2, 2**16, scores)))
     program = finished(tangle, make.patches(scores, 4, 4))
     assert not disagreements(program, images_for(program), tmp_path, isas)
 

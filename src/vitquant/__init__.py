@@ -14,6 +14,7 @@ from vitquant.version import __version__
 if TYPE_CHECKING:
     from vitquant.adapters.adapt import adapt
     from vitquant.adapters.fashion import load_fashion, load_fashion_images
+    from vitquant.architectures.model import QuantModel
     from vitquant.architectures.vit import QuantAttention, QuantViT
     from vitquant.artifact.storage import load, save
     from vitquant.calibration.calibrate import calibrate_batches
@@ -42,6 +43,7 @@ _HOMES = {
     "vitquant.artifact.storage": ("load", "save"),
     "vitquant.calibration.calibrate": ("calibrate_batches",),
     "vitquant.adapters.fashion": ("load_fashion", "load_fashion_images"),
+    "vitquant.architectures.model": ("QuantModel",),
     "vitquant.architectures.vit": ("QuantAttention", "QuantViT"),
     "vitquant.measure": ("evaluate", "profile"),
 }
@@ -57,6 +59,7 @@ __all__ = [
     "QuantAttention",
     "QuantConfig",
     "QuantLinear",
+    "QuantModel",
     "QuantViT",
     "Reference",
     "VitquantError",

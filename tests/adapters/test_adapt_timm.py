@@ -88,12 +88,12 @@ def test_what_is_read_is_a_copy() -> None:
     adapted = adapt(theirs.half())
     assert theirs.training
     assert next(theirs.parameters()).dtype == torch.float16
-    weight = adapted.vit.blocks[0].attn.qkv.weight.detach().clone()  # type: ignore[union-attr, operator]
+    weight = adapted.vit.blocks[0].attn.qkv.weight.detach().clone()
     assert weight.dtype == torch.float32
     with torch.no_grad():
         for value in theirs.parameters():
             value.zero_()
-    assert torch.equal(weight, adapted.vit.blocks[0].attn.qkv.weight)  # type: ignore[union-attr, arg-type]
+    assert torch.equal(weight, adapted.vit.blocks[0].attn.qkv.weight)
     assert (weight - before["blocks.0.attn.qkv.weight"]).abs().max() < 1e-3
 
 
@@ -197,7 +197,7 @@ def test_every_parameter_counts_in_the_proof() -> None:
 def test_nan_does_not_pass_as_parity() -> None:
     theirs = create().eval()
     ours = adapt(theirs).vit
-    nn.init.constant_(ours.head.bias, math.nan)  # type: ignore[arg-type]
+    nn.init.constant_(ours.head.bias, math.nan)
     with pytest.raises(ModelError, match="nan dB"):
         prove(ours, theirs, "nan")
 

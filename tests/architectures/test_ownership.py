@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import vitquant
 from vitquant.adapters.adapt import FloatModel
+from vitquant.architectures.families import VIT
 from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 from vitquant.architectures.vit import QuantBlock
 from vitquant.artifact.outline import outline
@@ -81,7 +82,7 @@ def test_nothing_of_the_caller_is_shared(
     assert model.preprocessing == PREPROCESSING
 
 
-def beside_float(model: vitquant.QuantViT, x: Tensor) -> Tensor:
+def beside_float(model: vitquant.QuantModel, x: Tensor) -> Tensor:
     model.set_mode(vitquant.Mode.FP32)
     y: Tensor = model(x)
     model.set_mode(vitquant.Mode.QUANTIZED)
@@ -210,7 +211,7 @@ def test_restoring_copies(make_vit: Callable[..., VisionTransformer], tmp_path: 
     vitquant.save(model, tmp_path)
     tensors = load_file(tmp_path / TENSORS)
     config = vitquant.ModelConfig.from_text(model.config.to_yaml(), "config")
-    again = outline(model.spec, config, PREPROCESSING)
+    again = outline(VIT, model.spec, config, PREPROCESSING)
     assert tensors.keys() == dict(state(again)).keys()
     restore(again, tensors)
     again.set_mode(vitquant.Mode.QUANTIZED)

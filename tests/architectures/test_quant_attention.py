@@ -31,7 +31,7 @@ def attn_config() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def block(fashion: FloatModel) -> Block:
-    return fashion.vit.blocks[2]  # type: ignore[return-value]
+    return fashion.vit.blocks[2]  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def tokens(fashion: FloatModel, fashion_images: Tensor) -> Tensor:
     x = fashion.vit.embed(fashion_images)
     for block in fashion.vit.blocks[:2]:
         x = block(x)
-    return fashion.vit.blocks[2].norm1(x)  # type: ignore[no-any-return, operator]
+    return fashion.vit.blocks[2].norm1(x)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from vitquant.adapters.adapt import FloatModel
-from vitquant.architectures.vit import QuantAttention, QuantViT
+from vitquant.architectures.model import QuantModel
+from vitquant.architectures.vit import QuantAttention
 from vitquant.config import ModelConfig
 from vitquant.config.migrate import migrate
 from vitquant.layers import QuantLinear
@@ -52,7 +53,7 @@ intsoft:
 """
 
 
-def linears(model: QuantViT) -> dict[str, QuantLinear]:
+def linears(model: QuantModel) -> dict[str, QuantLinear]:
     return {m.layer_name: m for m in model.modules() if isinstance(m, QuantLinear)}
 
 
@@ -91,6 +92,6 @@ def test_the_attention_block_reads_both(tmp_path: Path, fashion: FloatModel) -> 
     old.write_text(LEGACY)
     new.write_text(migrate(old))
     block = fashion.vit.blocks[0]
-    one, two = (QuantAttention(block, load_config_from_yaml(path)) for path in (old, new))  # type: ignore[arg-type]
+    one, two = (QuantAttention(block, load_config_from_yaml(path)) for path in (old, new))
     for a, b in zip(one.modules(), two.modules(), strict=True):
         assert getattr(a, "config", None) == getattr(b, "config", None)

@@ -97,11 +97,11 @@ def test_no_figure_changes(
 
 
 @pytest.fixture
-def model(make_vit: Callable[..., VisionTransformer]) -> vitquant.QuantViT:
+def model(make_vit: Callable[..., VisionTransformer]) -> vitquant.QuantModel:
     return vitquant.quantize(FloatModel("s", make_vit(), PREPROCESSING), "vit_int8.yaml", calibration=PIXELS)
 
 
-def test_training_mode_means_nothing(model: vitquant.QuantViT) -> None:
+def test_training_mode_means_nothing(model: vitquant.QuantModel) -> None:
     wanted = model(IMAGES)
     assert torch.equal(model.train()(IMAGES), wanted)
     assert not any(p.requires_grad for p in model.parameters())
@@ -118,14 +118,14 @@ def test_training_mode_means_nothing(model: vitquant.QuantViT) -> None:
         lambda m: m.type(torch.int8),
     ],
 )
-def test_short_floats_are_refused(convert: Any, part: Any, model: vitquant.QuantViT) -> None:
+def test_short_floats_are_refused(convert: Any, part: Any, model: vitquant.QuantModel) -> None:
     wanted = model(IMAGES)
     with pytest.raises(ModelError, match=r"cannot be converted to this type\. Got \w+, expected float32 or float64"):
         convert(part(model))
     assert torch.equal(model(IMAGES), wanted)
 
 
-def test_float64_is_simulated(model: vitquant.QuantViT) -> None:
+def test_float64_is_simulated(model: vitquant.QuantModel) -> None:
     wanted = model(IMAGES)
     model.double()
     assert (model.dtype, model(IMAGES.double()).dtype) == (torch.float64, torch.float64)
@@ -151,27 +151,27 @@ WRONG: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_other_images_are_refused_in_one_line(name: str, model: vitquant.QuantViT) -> None:
+def test_other_images_are_refused_in_one_line(name: str, model: vitquant.QuantModel) -> None:
     for forward in (model, model.forward_features):
         with pytest.raises(DataError, match=r"^images: images that the model does not take\. Got .*normalize\.$"):
             forward(WRONG[name])
 
 
 @torch.no_grad()
-def test_pixels_are_the_same_images(model: vitquant.QuantViT) -> None:
+def test_pixels_are_the_same_images(model: vitquant.QuantModel) -> None:
     assert torch.equal(model(PIXELS), model(IMAGES))
     with only([], model):
         assert torch.equal(model(PIXELS), model(IMAGES))
 
 
-def test_what_is_no_tensor_is_refused(model: vitquant.QuantViT) -> None:
+def test_what_is_no_tensor_is_refused(model: vitquant.QuantModel) -> None:
     for wrong in (None, [1], "a.png", IMAGES.numpy()):
         with pytest.raises(DataError, match="the input is no tensor"):
             model(wrong)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_no_number_passes_an_entrance(value: float, model: vitquant.QuantViT) -> None:
+def test_no_number_passes_an_entrance(value: float, model: vitquant.QuantModel) -> None:
     images = IMAGES.clone()
     images[3, 1, 2, 2] = value
     for mode in (vitquant.Mode.QUANTIZED, vitquant.Mode.FP32):
@@ -193,7 +193,7 @@ def test_no_number_passes_an_entrance(value: float, model: vitquant.QuantViT) ->
             part(x)
 
 
-def test_other_tokens_are_refused_in_one_line(model: vitquant.QuantViT) -> None:
+def test_other_tokens_are_refused_in_one_line(model: vitquant.QuantModel) -> None:
     block: Any = model.blocks[0]
     for part in (block, block.attn, block.mlp):
         for x in (torch.zeros(5, 16), torch.zeros(2, 5, 7), torch.zeros(0, 5, 16), torch.zeros(2, 5, 16).double()):
@@ -211,7 +211,7 @@ def test_an_output_that_is_not_finite(make_vit: Callable[..., VisionTransformer]
         vitquant.calibrate(bad, PIXELS)
     assert bad.mode is vitquant.Mode.FP32
     with torch.no_grad():
-        model.head.float_bias[2] = float("nan")  # type: ignore[union-attr, index]
+        model.head.float_bias[2] = float("nan")
     with pytest.raises(NumericsError, match=r"^output, image 0: the model's output is not finite"):
         model(IMAGES)
     with pytest.raises(NumericsError, match=r"^batch 1: the float model's output is not finite"):

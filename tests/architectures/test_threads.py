@@ -26,7 +26,7 @@ def pixels(seed: int = 0) -> Tensor:
 
 
 @pytest.fixture
-def model(make_vit: Callable[..., VisionTransformer]) -> vitquant.QuantViT:
+def model(make_vit: Callable[..., VisionTransformer]) -> vitquant.QuantModel:
     config = vitquant.load_config_from_yaml("vit_int8.yaml")
     config = {**config, "overrides": {"blocks.0.mlp_gelu": {"enable_profiler": True}}}
     return vitquant.quantize(FloatModel("s", make_vit(), PREPROCESSING), config, calibration=pixels())
@@ -44,7 +44,7 @@ def in_threads(*jobs: Callable[[], Any]) -> list[list[Any]]:
         return [future.result() for future in [pool.submit(work, job) for job in jobs]]
 
 
-def test_figures_are_those_of_one_thread(model: vitquant.QuantViT) -> None:
+def test_figures_are_those_of_one_thread(model: vitquant.QuantModel) -> None:
     x, program = PREPROCESSING.normalize(pixels(1)), vitquant.compile(model)
     reference = vitquant.Reference(program)
 
@@ -68,7 +68,7 @@ def test_figures_are_those_of_one_thread(model: vitquant.QuantViT) -> None:
     assert {point.mode for point in points_of(model)} == {Mode.QUANTIZED}
 
 
-def test_many_forwards_at_once_after_a_conversion(model: vitquant.QuantViT) -> None:
+def test_many_forwards_at_once_after_a_conversion(model: vitquant.QuantModel) -> None:
     """The forms that layers keep are made anew, by all threads at once."""
     x = PREPROCESSING.normalize(pixels(1))
     wanted = model(x)
@@ -76,7 +76,7 @@ def test_many_forwards_at_once_after_a_conversion(model: vitquant.QuantViT) -> N
     assert all(torch.equal(y, wanted) for ys in in_threads(*[lambda: model(x)] * 4) for y in ys)
 
 
-def test_a_forward_keeps_the_mode_that_it_began_with(model: vitquant.QuantViT) -> None:
+def test_a_forward_keeps_the_mode_that_it_began_with(model: vitquant.QuantModel) -> None:
     x = PREPROCESSING.normalize(pixels(1))
     rounded = model(x)
     model.set_mode(Mode.FP32)
@@ -94,7 +94,7 @@ def test_a_forward_keeps_the_mode_that_it_began_with(model: vitquant.QuantViT) -
     assert torch.equal(model(x), rounded)
 
 
-def test_modes_are_switched_together(model: vitquant.QuantViT) -> None:
+def test_modes_are_switched_together(model: vitquant.QuantModel) -> None:
     x = PREPROCESSING.normalize(pixels(1))
     rounded = model(x)
     model.set_mode(Mode.FP32)
@@ -114,7 +114,7 @@ def refusals(action: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def test_nothing_computes_with_a_model_that_is_calibrated_meanwhile(model: vitquant.QuantViT) -> None:
+def test_nothing_computes_with_a_model_that_is_calibrated_meanwhile(model: vitquant.QuantModel) -> None:
     x = PREPROCESSING.normalize(pixels(1))
     wanted = model(x)
     program = vitquant.compile(model)
@@ -139,7 +139,7 @@ def test_nothing_computes_with_a_model_that_is_calibrated_meanwhile(model: vitqu
     assert torch.equal(model(x), wanted), "the calibration was not disturbed"
 
 
-def test_a_model_in_use_is_not_changed(model: vitquant.QuantViT) -> None:
+def test_a_model_in_use_is_not_changed(model: vitquant.QuantModel) -> None:
     actions: list[Callable[[], object]] = [lambda: vitquant.calibrate(model, pixels(7)), lambda: model.double()]
     wanted = vitquant.evaluate(model, [pixels(1), pixels(2)])
 
@@ -153,7 +153,7 @@ def test_a_model_in_use_is_not_changed(model: vitquant.QuantViT) -> None:
     vitquant.calibrate(model, pixels(7))
 
 
-def test_other_models_are_free(model: vitquant.QuantViT, make_vit: Callable[..., VisionTransformer]) -> None:
+def test_other_models_are_free(model: vitquant.QuantModel, make_vit: Callable[..., VisionTransformer]) -> None:
     other = vitquant.prepare(FloatModel("s", make_vit(), PREPROCESSING), "vit_int8.yaml")
 
     def images() -> Iterator[Tensor]:
@@ -169,7 +169,7 @@ def test_other_models_are_free(model: vitquant.QuantViT, make_vit: Callable[...,
 @pytest.mark.parametrize("mode", [Mode.FP32, Mode.QUANTIZED])
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
 def test_a_loader_that_fails_leaves_the_model_as_it_was(
-    failure: type[BaseException], mode: Mode, step: Callable[..., object], model: vitquant.QuantViT
+    failure: type[BaseException], mode: Mode, step: Callable[..., object], model: vitquant.QuantModel
 ) -> None:
     x = PREPROCESSING.normalize(pixels(1))
     wanted, tensors = model(x), [t.clone() for t in model.buffers()]

@@ -18,7 +18,7 @@ from support.documents import GOLDEN
 from support.tensor_files import load_file
 from vitquant.adapters.adapt import FloatModel
 from vitquant.architectures.float_vit import VisionTransformer
-from vitquant.architectures.vit import QuantViT
+from vitquant.architectures.model import QuantModel
 from vitquant.artifact.manifest import FORMAT_VERSION
 from vitquant.artifact.storage import TENSORS, load, save
 from vitquant.config import ModelConfig
@@ -37,7 +37,7 @@ def pixels(count: int = 6, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
 
 
-def small(vit: VisionTransformer, config: Any = "vit_int8.yaml") -> QuantViT:
+def small(vit: VisionTransformer, config: Any = "vit_int8.yaml") -> QuantModel:
     return quantize(FloatModel("small", vit, PREPROCESSING), config, calibration=pixels(16, seed=1))
 
 

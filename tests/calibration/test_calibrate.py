@@ -12,6 +12,7 @@ from torch import Tensor
 from vitquant.adapters.adapt import FloatModel, sqnr_db
 from vitquant.adapters.fashion import load_fashion_images
 from vitquant.architectures.float_vit import VisionTransformer
+from vitquant.architectures.model import QuantModel
 from vitquant.architectures.vit import QuantViT
 from vitquant.calibration.calibrate import RangeWarning, calibrate_batches, no_range_message
 from vitquant.config import ModelConfig
@@ -34,15 +35,15 @@ def pixels(count: int = 8) -> Tensor:
     return torch.randint(0, 256, (count, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
-def small(vit: VisionTransformer, config: dict[str, Any] | None = None) -> QuantViT:
+def small(vit: VisionTransformer, config: dict[str, Any] | None = None) -> QuantModel:
     return QuantViT(vit, ModelConfig.from_dict(EVERY if config is None else config), PREPROCESSING)
 
 
-def grids(model: QuantViT) -> dict[str, tuple[Tensor, Tensor]]:
+def grids(model: QuantModel) -> dict[str, tuple[Tensor, Tensor]]:
     return {i.name: (i.params.scale, i.params.zero_point) for i in model.points() if i.params is not None}
 
 
-def same(a: QuantViT, b: QuantViT) -> bool:
+def same(a: QuantModel, b: QuantModel) -> bool:
     one, two = grids(a), grids(b)
     return one.keys() == two.keys() and all(
         torch.equal(x, y) for name in one for x, y in zip(one[name], two[name], strict=True)

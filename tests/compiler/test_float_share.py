@@ -9,8 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitquant
+from vitquant.architectures.families import VIT
 from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
-from vitquant.architectures.vit import shapes_only
 from vitquant.compiler.float_share import FloatShare, float_share, products
 from vitquant.config import ModelConfig
 from vitquant.errors import DeployabilityError
@@ -20,7 +20,7 @@ WHOLE: dict[str, Any] = {"outputs": {}, "weight": {}}
 
 
 def share(config: dict[str, Any], spec: ViTSpec = SPEC) -> FloatShare:
-    return float_share(shapes_only(spec, ModelConfig.from_dict(config)))
+    return float_share(VIT.shapes_only(spec, ModelConfig.from_dict(config)))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_the_products_are_those_that_torch_counts(changes: dict[str, Any]) -> No
     vit = VisionTransformer(spec).eval()
     with FlopCounterMode(display=False) as counter:
         vit(torch.zeros(1, spec.in_chans, *spec.img_size))
-    model = shapes_only(spec, ModelConfig.from_dict({}))
+    model = VIT.shapes_only(spec, ModelConfig.from_dict({}))
     total = sum(product.multiplications for product in products(model))
     assert 2 * total == counter.get_total_flops()
 

@@ -53,7 +53,7 @@ def test_a_foreign_point_is_refused_with_the_closest_name() -> None:
 
 
 def test_linear_layers_have_two_points_and_others_one() -> None:
-    assert {layer.name for layer in LAYERS if layer.linear} == {
+    assert {layer.name for layer in LAYERS.values() if layer.linear} == {
         "patch_embed",
         "attn_qkv",
         "attn_proj",

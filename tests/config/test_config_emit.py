@@ -81,9 +81,15 @@ def test_a_migrated_file_gives_the_identical_table(write: Write, text: str) -> N
 def test_a_migrated_file_spells_out_every_layer_and_tells_what_it_is(write: Write) -> None:
     text = migrate(write("weight: {}\noutputs: {}"))
     loaded = load_config_from_yaml(write(text))
-    assert list(loaded) == [layer.name for layer in LAYERS]
+    assert list(loaded) == [layer.name for layer in LAYERS.values()]
     assert text.startswith("# Generated from a.yaml")
-    for comment in ("# embedding", "# attention", "# mlp", "# head", *(f"# {layer.about}" for layer in LAYERS)):
+    for comment in (
+        "# embedding",
+        "# attention",
+        "# mlp",
+        "# head",
+        *(f"# {layer.about}" for layer in LAYERS.values()),
+    ):
         assert f"\n{comment}\n" in text
 
 

@@ -111,7 +111,7 @@ def test_invalid_to_the_schema_and_to_the_reader(text: str, write: Callable[[str
 def test_an_editor_finds_every_layer_and_field_described() -> None:
     schema = json_schema()
     assert json.loads(json.dumps(schema)) == schema
-    assert {layer.name for layer in LAYERS} < set(schema["properties"])
+    assert {layer.name for layer in LAYERS.values()} < set(schema["properties"])
     assert all(entry["description"] for entry in schema["properties"].values())
     fields = schema["$defs"]["intsoft"]["properties"]
     assert set(fields) == set(QuantConfig.model_fields)

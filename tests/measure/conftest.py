@@ -26,7 +26,7 @@ class Quantized:
     """A float model, what became of it, and test images with labels."""
 
     original: FloatModel
-    model: vitquant.QuantViT
+    model: vitquant.QuantModel
     pixels: Tensor
     images: Tensor
     labels: Tensor

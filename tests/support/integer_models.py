@@ -9,6 +9,7 @@ from torch import Tensor
 
 import vitquant
 from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
+from vitquant.architectures.model import QuantModel
 from vitquant.architectures.vit import QuantViT
 from vitquant.data import Preprocessing
 from vitquant.executors.reference import Reference
@@ -109,7 +110,7 @@ def pixels(count: int, seed: int = 0, shape: tuple[int, ...] = (3, 16, 16)) -> T
     return ((0.7 * smooth + 0.3 * fine) * 255).round().to(torch.uint8)
 
 
-def quantized(changes: dict[str, Any] | None = None, seed: int = 0, **spec: Any) -> QuantViT:
+def quantized(changes: dict[str, Any] | None = None, seed: int = 0, **spec: Any) -> QuantModel:
     """A calibrated model: what of :data:`SHIPPABLE` and of the architecture is different."""
     torch.manual_seed(seed)
     vit = VisionTransformer(tiny_spec(**spec)).eval()
@@ -123,7 +124,7 @@ def quantized(changes: dict[str, Any] | None = None, seed: int = 0, **spec: Any)
     return vitquant.calibrate(model, pixels(16))
 
 
-def disagreements(model: QuantViT, program: IntegerProgram, images: Tensor) -> dict[str, int]:
+def disagreements(model: QuantModel, program: IntegerProgram, images: Tensor) -> dict[str, int]:
     """Points at which simulation and program differ, and by how many codes at most."""
     found, compared = divergences(model, program, Reference(program).run, images)
     assert compared >= 10 * model.spec.depth

@@ -208,7 +208,7 @@ class Maker:
         (queries, channels), keys = q.shape, k.shape[0] // windows
         out = self.value((heads, queries, keys), *self.pick((0, 255), (-128, 127), (-3, 60), (0, 1000)))
         largest = channels // heads * q.centred_limit * k.centred_limit >> self.size(0, 8)
-        table = ops.NO_TABLE
+        table = ops.no_table()
         if self.chance(0.3):
             rows = self.pick(*(r for r in range(1, queries + 1) if queries % r == 0))
             spread = self.pick(1, out.high - out.low, ADDEND_LIMIT)

@@ -17,6 +17,7 @@ from vitquant.adapters.checkpoint import build, fit_checkpoint, read_checkpoint,
 from vitquant.adapters.names import NamedModel, lookup
 from vitquant.adapters.timm_bridge import TimmUnavailable, import_timm, preprocessing_from_cfg, read_timm, require_data
 from vitquant.adapters.wrappers import unwrap
+from vitquant.architectures.families import Spec, family_of
 from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import ModelError
@@ -29,14 +30,14 @@ MIN_PARITY_DB = 80.0
 class FloatModel:
     """A float model, ready to be quantized.
 
-    ``vit`` is in eval mode and float32. ``parity_db`` is the SQNR, in dB, of its output against the original's on one
-    random image (infinite if they are equal), or ``None`` if there was no original to compare with. ``notes`` state
-    what was assumed, resampled or left out; ``overridden`` lists the fields of the preprocessing that were given
-    instead of the model's own.
+    ``vit`` is the float module, in eval mode and float32. ``parity_db`` is the SQNR, in dB, of its output against the
+    original's on one random image (infinite if they are equal), or ``None`` if there was no original to compare with.
+    ``notes`` state what was assumed, resampled or left out; ``overridden`` lists the fields of the preprocessing that
+    were given instead of the model's own.
     """
 
     name: str
-    vit: VisionTransformer
+    vit: Any
     preprocessing: Preprocessing
     parity_db: float | None = None
     notes: tuple[str, ...] = ()
@@ -88,7 +89,7 @@ def adapt(
         raise ModelError(
             "weights, weights_entry and img_size need a model name", where=type(found).__name__, expected=expected
         )
-    if isinstance(found, VisionTransformer):
+    if family_of(found) is not None:
         return _from_own(found, preprocessing)
     return _from_timm(found, preprocessing)
 
@@ -106,13 +107,13 @@ def _path(weights: object, name: str) -> Path:
 Given: TypeAlias = Preprocessing | Mapping[str, Any] | None
 
 
-def _from_own(model: VisionTransformer, given: Given) -> FloatModel:
+def _from_own(model: Any, given: Given) -> FloatModel:
     require_data(model)
     require_finite(model.state_dict(), "model", "the model's parameters")
     ready = not model.training and all(p.dtype == torch.float32 for p in model.parameters())
     vit = model if ready else copy.deepcopy(model).float().eval()
     preprocessing, notes, overridden = _preprocessing(given, {}, vit.spec)
-    return FloatModel("VisionTransformer", vit, preprocessing, notes=notes, overridden=overridden)
+    return FloatModel(type(vit).__name__, vit, preprocessing, notes=notes, overridden=overridden)
 
 
 def _from_timm(model: nn.Module, given: Given) -> FloatModel:
@@ -145,7 +146,7 @@ def _from_name(named: NamedModel, weights: Path, entry: str | None, given: Given
 
 
 def _preprocessing(
-    given: Given, cfg: Mapping[str, Any], spec: ViTSpec
+    given: Given, cfg: Mapping[str, Any], spec: Spec
 ) -> tuple[Preprocessing, tuple[str, ...], tuple[str, ...]]:
     """The preprocessing of a model object, notes on assumptions, and the overridden fields."""
     if isinstance(given, Preprocessing):
@@ -155,7 +156,7 @@ def _preprocessing(
     return preprocessing, tuple(note for fields, note in notes.items() if not fields <= set(overridden)), overridden
 
 
-def _override(own: Preprocessing, given: Given, spec: ViTSpec) -> tuple[Preprocessing, tuple[str, ...]]:
+def _override(own: Preprocessing, given: Given, spec: Spec) -> tuple[Preprocessing, tuple[str, ...]]:
     if isinstance(given, Preprocessing):
         return _checked(given, spec), ()
     if given is None:
@@ -166,7 +167,7 @@ def _override(own: Preprocessing, given: Given, spec: ViTSpec) -> tuple[Preproce
     return _checked(own.replaced(**{str(field): value for field, value in given.items()}), spec), tuple(given)
 
 
-def _checked(given: Preprocessing, spec: ViTSpec) -> Preprocessing:
+def _checked(given: Preprocessing, spec: Spec) -> Preprocessing:
     if given.shape != (spec.in_chans, *spec.img_size):
         expected = str([spec.in_chans, *spec.img_size])
         got = list(given.shape)

@@ -7,6 +7,7 @@ The parameter names are timm's, so that a timm checkpoint loads as it is.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,13 @@ class ViTSpec:
     def head_dim(self) -> int:
         """Channels per attention head."""
         return self.embed_dim // self.num_heads
+
+    @property
+    def least_bytes(self) -> int:
+        """Bytes of all weights at one byte each, norms and biases left out."""
+        dim, patch = self.embed_dim, self.in_chans * math.prod(self.patch_size)
+        block = dim * (4 * dim + 2 * self.mlp_hidden)
+        return dim * (patch + self.num_tokens + self.num_classes) + self.depth * block
 
 
 def _nearest_multiple(size: int, patch: int) -> int:

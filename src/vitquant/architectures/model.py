@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from vitquant.config import OpenConfig, QuantConfig, ResolvedConfig
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import DataError, LifecycleError
 from vitquant.layers import Mode, Point, QuantLinear, points_of, set_mode
 from vitquant.layers.graph import Graph, graph_of
-from vitquant.layers.layer import Composite, require_finite
+from vitquant.layers.layer import Composite, entered, entrance, require_finite
 from vitquant.layers.usage import using
 from vitquant.numerics.affine import QuantParams
+from vitquant.numerics.quantized import real
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class PointInfo:
 class QuantModel(Composite):
     """A model whose tensors become integers at named points.
 
-    A family's class builds its layers with ``settings[point]`` and composes them in ``forward``, which begins with
+    A family's class builds its layers with ``settings[point]`` and composes them in ``compose``, which begins with
     ``uint8`` or normalised images and does nothing but call layers: the graph is traced from it.
     """
 
@@ -42,6 +44,11 @@ class QuantModel(Composite):
 
     config: ResolvedConfig
     preprocessing: Preprocessing
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """The layers of the family, such as ``blocks``."""
 
     def close(self, settings: OpenConfig, preprocessing: Preprocessing) -> None:
         """End the construction: every point has its settings now.
@@ -52,6 +59,44 @@ class QuantModel(Composite):
         self.config, self.preprocessing = settings.close(), own_preprocessing(preprocessing)
         self.eval()
 
+    def compose(self, images: Tensor) -> dict[str, Any]:
+        """The composition of the family: everything that the model gives, by name, the main output first.
+
+        A main output that is called ``logits`` is ``[B, num_classes]``, or pooled features ``[B, D]`` of a model
+        without a head; ``class_token`` is ``[B, D]``, and ``tokens`` are ``[B, N, D]``.
+        """
+        raise NotImplementedError
+
+    @entrance
+    def forward(self, images: Tensor) -> Any:
+        """Images ``[B, C, H, W]``, ``uint8`` pixels or floats that were normalised, to the main output.
+
+        No gradients are recorded, and autocast does not apply.
+
+        Raises:
+            DataError: images of another shape or type, or normalised in another way.
+            NumericsError: NaN or Inf in the images, or in what came out.
+            LifecycleError: an active point was never observed, or another thread calibrates the model.
+            OutOfMemoryError: naming the point at which memory ran out.
+        """
+        found = self.compose(images)
+        return found if isinstance(images, Proxy) else next(iter(found.values()))
+
+    def outputs(self, images: Tensor, names: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Outputs by name, such as ``tokens`` for dense features; all of them, if none is named.
+
+        Raises:
+            ConfigError: the model has no such output.
+            DataError, NumericsError, LifecycleError, OutOfMemoryError: as the forward.
+        """
+        names = list(self.graph.choose(names or list(self.graph.outputs)).outputs)
+        with entered(self, images):
+            found = self.compose(images)
+            made = {name: real(found[name]) for name in names}
+        for y in made.values():
+            self.check_output(y)
+        return made
+
     @property
     def num_classes(self) -> int:
         """Classes among the outputs; 0 for a model that gives features."""
@@ -59,7 +104,7 @@ class QuantModel(Composite):
 
     @property
     def graph(self) -> Graph:
-        """The steps of the forward."""
+        """The steps of the forward, to all outputs."""
         return graph_of(self)
 
     @property

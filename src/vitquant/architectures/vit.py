@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from vitquant.architectures.float_vit import Block, LayerScale, VisionTransformer, ViTSpec
@@ -27,6 +26,7 @@ from vitquant.layers import (
     QuantResidual,
     SelectChannels,
     SelectToken,
+    SelectTokens,
     WeightedSum,
 )
 from vitquant.layers.layer import Composite, entrance, require_kind, require_tokens
@@ -69,7 +69,8 @@ class QuantViT(QuantModel):
         assert isinstance(norm, nn.LayerNorm)  # the other of the two is the identity
         self.final_norm = QuantNorm(norm, settings["final_norm"], "final_norm", head_dim=spec.head_dim)
         self.pool = MeanToken(spec.num_prefix, "pool") if spec.pool == "avg" else None
-        self.class_token = SelectToken(0, "class_token") if spec.pool == "token" else None
+        self.class_token = SelectToken(0, "class_token")
+        self.patch_tokens = SelectTokens(range(spec.num_prefix, spec.num_tokens), "tokens")
         distilled = spec.dist_token and spec.num_classes > 0
         self.distillation_token = SelectToken(1, "distillation_token") if distilled else None
         self.head = linear(vit.head, "head", settings) if isinstance(vit.head, nn.Linear) else None
@@ -77,34 +78,36 @@ class QuantViT(QuantModel):
         self.both_heads = MeanOf() if distilled else None
         self.close(settings, preprocessing)
 
-    @entrance
-    def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, C, H, W]`` to logits ``[B, num_classes]``, or pooled features ``[B, D]`` without a head.
+    def compose(self, images: Tensor) -> dict[str, Any]:
+        x = self.stream(images)
+        if self.pool is not None:
+            features = self.final_norm(self.pool(x))
+            return {"logits": self.classified(features, x), "tokens": self.patch_tokens(x)}
+        x = self.final_norm(x)
+        features = self.class_token(x)
+        return {"logits": self.classified(features, x), "class_token": features, "tokens": self.patch_tokens(x)}
 
-        ``uint8`` pixels, or floats that were normalised. No gradients are recorded, and autocast does not apply.
-
-        Raises:
-            DataError: images of another shape or type, or normalised in another way.
-            NumericsError: NaN or Inf in the images, or in what came out.
-            LifecycleError: an active point was never observed, or another thread calibrates the model.
-            OutOfMemoryError: naming the point at which memory ran out.
-        """
-        x = self.forward_features(images)
-        features = x if self.class_token is None else self.class_token(x)
-        if self.head is None:
-            return features
-        logits = self.head(features)
-        if self.distillation_token is None or self.both_heads is None:
-            return logits  # type: ignore[no-any-return]
-        return self.both_heads(logits, (self.head_dist or self.head)(self.distillation_token(x)))  # type: ignore[no-any-return]
+    def stream(self, images: Tensor) -> Any:
+        """The residual stream after the last block, ``[B, N, D]``."""
+        x = self.pos_embed(self.patch_embed(images))
+        for block in self.blocks:
+            x = block(x)
+        return x
 
     @entrance
     def forward_features(self, images: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` to the final norm: tokens ``[B, N, D]``, with average pooling ``[B, D]``."""
-        x = self.pos_embed(self.patch_embed(images))
-        for block in self.blocks:
-            x = block(x)
+        x = self.stream(images)
         return self.final_norm(x if self.pool is None else self.pool(x))  # type: ignore[no-any-return]
+
+    def classified(self, features: Any, tokens: Any) -> Any:
+        """The logits; the features themselves without a head."""
+        if self.head is None:
+            return features
+        logits = self.head(features)
+        if self.distillation_token is None or self.both_heads is None:
+            return logits
+        return self.both_heads(logits, (self.head_dist or self.head)(self.distillation_token(tokens)))
 
     @property
     def num_classes(self) -> int:
@@ -285,14 +288,3 @@ def require_plain(attn: FloatAttention) -> None:
             got=", ".join(found),
             expected="softmax(Q K^T) V without norms inside",
         )
-
-
-def shapes_only(spec: ViTSpec, config: ModelConfig, preprocessing: Preprocessing | None = None) -> QuantViT:
-    """A model that is not calibrated, without numbers: its tensors are on torch's meta device.
-
-    Raises:
-        ConfigError: the settings do not fit the architecture.
-    """
-    anything = Preprocessing(spec.img_size, (0.5,) * spec.in_chans, (0.5,) * spec.in_chans)
-    with torch.device("meta"):
-        return QuantViT(VisionTransformer(spec).float(), config, preprocessing or anything)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
-from vitquant.architectures.float_vit import ViTSpec
+from vitquant.architectures.families import FAMILIES, VIT, Family, Spec
+from vitquant.bounds import Check, colours, number, one_of, pair, whole
 from vitquant.config import ModelConfig
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import ArtifactError, ConfigError, ModelError
@@ -24,59 +23,6 @@ MAX_HEADER_BYTES = 2**24
 MAX_TENSOR_BYTES = 2**36
 """Of the tensor file, where the manifest does not say how large it is."""
 
-Check: TypeAlias = tuple[Callable[[Any], bool], str]
-
-
-def whole(low: int, high: int) -> Check:
-    """A whole number within bounds; ``true`` is none."""
-    return lambda v: type(v) is int and low <= v <= high, f"a whole number from {low} to {high}"
-
-
-def pair(high: int) -> Check:
-    """Height and width."""
-    check, _ = whole(1, high)
-    return lambda v: isinstance(v, list) and len(v) == 2 and all(map(check, v)), f"two whole numbers from 1 to {high}"
-
-
-def number(low: float, high: float) -> Check:
-    """A number within bounds."""
-    return lambda v: type(v) in (int, float) and low <= v <= high, f"a number from {low:g} to {high:g}"
-
-
-def colours(low: float, high: float) -> Check:
-    """A number per colour."""
-    check, told = number(low, high)
-    return lambda v: isinstance(v, list) and len(v) in (1, 3) and all(map(check, v)), f"1 or 3 of {told}"
-
-
-def one_of(*values: Any) -> Check:
-    """One of a few."""
-    told = " or ".join(json.dumps(value) for value in values)
-    return lambda v: any(type(v) is type(value) and v == value for value in values), told
-
-
-FLAG = one_of(True, False)
-
-SPEC: Mapping[str, Check] = {
-    "img_size": pair(2**14),
-    "patch_size": pair(2**10),
-    "in_chans": one_of(1, 3),
-    "embed_dim": whole(1, 2**15),
-    "depth": whole(1, 2**10),
-    "num_heads": whole(1, 2**10),
-    "mlp_hidden": whole(1, 2**18),
-    "num_classes": whole(0, 2**20),
-    "qkv_bias": FLAG,
-    "class_token": FLAG,
-    "dist_token": FLAG,
-    "reg_tokens": whole(0, 2**10),
-    "pos_covers_prefix": FLAG,
-    "layer_scale": FLAG,
-    "pool": one_of("token", "avg"),
-    "norm_eps": number(1e-30, 1),
-}
-"""What an architecture may be, far beyond any that there is."""
-
 PREPROCESSING: Mapping[str, Check] = {
     "img_size": pair(2**14),
     "mean": colours(-1000, 1000),
@@ -90,7 +36,8 @@ PREPROCESSING: Mapping[str, Check] = {
 class Manifest:
     """What a manifest says; ``size`` of the tensor file in bytes is ``None`` where it does not."""
 
-    spec: ViTSpec
+    family: Family
+    spec: Spec
     preprocessing: Preprocessing
     config: ModelConfig
     sha256: str
@@ -126,9 +73,11 @@ def read_manifest(folder: Path) -> Manifest:
     check_fields(tensors, {"sha256": (lambda v: isinstance(v, str) and len(v) == 64, "64 hexadecimal digits")}, where)
     if "bytes" in tensors:
         check_fields(tensors, {"bytes": whole(0, MAX_TENSOR_BYTES)}, where)
+    family = read_family(manifest.get("family", VIT.name), where)  # older manifests know one family only
     try:
         return Manifest(
-            spec=read_spec(manifest["spec"], where),
+            family=family,
+            spec=read_spec(family, manifest["spec"], where),
             preprocessing=read_preprocessing(manifest["preprocessing"], where),
             config=ModelConfig.from_text(manifest["config"], name=f"{where} (config)"),
             sha256=tensors["sha256"],
@@ -138,17 +87,36 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"the saved model is damaged: {error}".removesuffix("."), where=where) from error
 
 
-def read_spec(told: dict[str, Any], where: str) -> ViTSpec:
+def read_family(told: object, where: str) -> Family:
+    """The family of architectures.
+
+    Raises:
+        ArtifactError: there is no such family.
+    """
+    family = FAMILIES.get(told) if isinstance(told, str) else None
+    if family is None:
+        raise ArtifactError(
+            "the model is of an unknown family",
+            where=f"{where} family",
+            got=ascii(told)[:80],
+            expected=" or ".join(FAMILIES),
+            fix="install the vitquant that wrote it",
+        )
+    return family
+
+
+def read_spec(family: Family, told: dict[str, Any], where: str) -> Spec:
     """The architecture.
 
     Raises:
         ArtifactError: a field is missing, unknown, or cannot be.
         ModelError: the fields do not fit each other.
     """
-    require_keys(told, {field.name for field in fields(ViTSpec)}, f"{where} spec")
-    check_fields(told, SPEC, f"{where} spec")
+    require_keys(told, set(family.bounds), f"{where} spec")
+    check_fields(told, family.bounds, f"{where} spec")
     plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in told.items()}
-    return ViTSpec(**plain)
+    spec: Spec = family.spec(**plain)
+    return spec
 
 
 def read_preprocessing(told: dict[str, Any], where: str) -> Preprocessing:
@@ -195,8 +163,8 @@ def require_room(manifest: Manifest, size: int, tensors: int, where: str) -> Non
     spec = manifest.spec
     if spec.depth > tensors:
         refuse_size(where, f"{spec.depth} blocks", f"{tensors} tensors")
-    if least_bytes(spec) > size:
-        refuse_size(where, f"at least {least_bytes(spec)} bytes of weights", f"{size} bytes")
+    if spec.least_bytes > size:
+        refuse_size(where, f"at least {spec.least_bytes} bytes of weights", f"{size} bytes")
 
 
 def refuse_size(where: str, asked: str, held: str) -> NoReturn:
@@ -204,11 +172,3 @@ def refuse_size(where: str, asked: str, held: str) -> NoReturn:
     raise ArtifactError(
         "damaged: the architecture needs more than the tensor file holds", where=where, got=held, expected=asked
     )
-
-
-def least_bytes(spec: ViTSpec) -> int:
-    """A byte for each weight."""
-    dim = spec.embed_dim
-    patch = spec.in_chans * math.prod(spec.patch_size)
-    block = dim * (4 * dim + 2 * spec.mlp_hidden)
-    return dim * (patch + spec.num_tokens + spec.num_classes) + spec.depth * block

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from vitquant.architectures.float_vit import ViTSpec
+from vitquant.architectures.families import Family, Spec
 from vitquant.architectures.model import QuantModel
-from vitquant.architectures.vit import QuantViT, shapes_only
 from vitquant.config import ModelConfig
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import ModelError
@@ -21,7 +20,7 @@ from vitquant.numerics.affine import QuantParams
 from vitquant.numerics.quantized import integer_type
 
 
-def outline(spec: ViTSpec, config: ModelConfig, preprocessing: Preprocessing) -> QuantViT:
+def outline(family: Family, spec: Spec, config: ModelConfig, preprocessing: Preprocessing) -> QuantModel:
     """A calibrated model without numbers: every tensor is on the meta device, in the shape and type it is to have.
 
     Raises:
@@ -34,7 +33,7 @@ def outline(spec: ViTSpec, config: ModelConfig, preprocessing: Preprocessing) ->
         raise ModelError(
             "images of another size", where="preprocessing", got=list(preprocessing.shape), expected=expected
         )
-    model = shapes_only(spec, config, preprocessing)
+    model = family.shapes_only(spec, config, preprocessing)
     with torch.device("meta"):
         outline_points(model)
         params = model.graph.params()

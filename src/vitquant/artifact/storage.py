@@ -19,9 +19,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from vitquant.architectures.float_vit import VisionTransformer
+from vitquant.architectures.families import require_family
 from vitquant.architectures.model import QuantModel
-from vitquant.architectures.vit import QuantViT
 from vitquant.arguments import require_kind, require_path
 from vitquant.artifact.manifest import (
     FORMAT,
@@ -35,7 +34,7 @@ from vitquant.artifact.outline import outline
 from vitquant.config import ModelConfig
 from vitquant.errors import ArtifactError, ConfigError, ModelError
 from vitquant.files import write_folder
-from vitquant.layers import Mode, QuantEmbedding, QuantLinear, QuantNorm
+from vitquant.layers import AttentionScores, Mode, QuantEmbedding, QuantLinear, QuantNorm, QuantPatchEmbed
 from vitquant.layers.plain_torch import plain_torch
 from vitquant.layers.undisturbed import undisturbed
 from vitquant.numerics.affine import QuantParams
@@ -54,7 +53,7 @@ NONSENSE = (
 """What files of the right form and without sense raise, such as a model of negative width."""
 
 
-def save(model: QuantViT, folder: str | Path) -> None:
+def save(model: QuantModel, folder: str | Path) -> None:
     """Write a calibrated model into ``folder``, whose other files stay as they are. Floats are stored as float32.
 
     Both files are put there at once (:func:`vitquant.files.write_folder`); if one cannot be written, the old model
@@ -64,7 +63,7 @@ def save(model: QuantViT, folder: str | Path) -> None:
         LifecycleError: the model is not calibrated.
         OutputError: the files cannot be written.
     """
-    write_folder(require_path(folder, "folder"), encode_model(require_kind(model, QuantViT, "model")))
+    write_folder(require_path(folder, "folder"), encode_model(require_kind(model, QuantModel, "model")))
 
 
 @undisturbed
@@ -81,6 +80,7 @@ def encode_model(model: QuantModel) -> dict[str, bytes | str]:
         "format_version": FORMAT_VERSION,
         "vitquant": __version__,
         KEY: run_id(model),
+        "family": require_family(model).name,
         "spec": asdict(model.spec),
         "preprocessing": model.preprocessing.to_dict(),
         "config": model.config.to_yaml(),
@@ -111,7 +111,7 @@ def run_id(model: QuantModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def load(folder: str | Path, *, vit: VisionTransformer | None = None) -> QuantViT:
+def load(folder: str | Path, *, vit: nn.Module | None = None) -> QuantModel:
     """Read a saved model, in mode ``QUANTIZED``; it gives the outputs that were saved.
 
     Args:
@@ -140,7 +140,7 @@ def load(folder: str | Path, *, vit: VisionTransformer | None = None) -> QuantVi
     try:
         require_room(manifest, len(blob), count_tensors(blob, where), str(folder / MANIFEST))
         with plain_torch():
-            model = outline(manifest.spec, manifest.config, manifest.preprocessing)
+            model = outline(manifest.family, manifest.spec, manifest.config, manifest.preprocessing)
             tensors = load_tensors(blob)
     except NONSENSE as error:
         raise ArtifactError(f"the saved model is damaged: {error}".removesuffix("."), where=str(folder)) from error
@@ -154,21 +154,21 @@ def load(folder: str | Path, *, vit: VisionTransformer | None = None) -> QuantVi
     return model
 
 
-def beside_float(outlined: QuantViT, vit: VisionTransformer, where: str) -> QuantViT:
+def beside_float(outlined: QuantModel, vit: nn.Module, where: str) -> QuantModel:
     """The outlined model with the weights of its float original.
 
     Raises:
         ArtifactError: the float model is of another architecture.
     """
-    if vit.spec != outlined.spec:
+    if getattr(vit, "spec", None) != outlined.spec:
         raise ArtifactError(
             "the float model is not the one that was quantized",
             where=where,
-            got=str(vit.spec),
+            got=str(getattr(vit, "spec", type(vit).__name__)),
             expected=str(outlined.spec),
         )
     config = ModelConfig.from_text(outlined.config.to_yaml(), name=where)
-    model = QuantViT(vit, config, outlined.preprocessing)
+    model = require_family(outlined).quantized(vit, config, outlined.preprocessing)
     outlines = outlined.point_modules()
     for name, point in model.point_modules().items():
         point.params, point.shape = outlines[name].params, outlines[name].shape
@@ -180,6 +180,8 @@ def state(model: QuantModel) -> Iterator[tuple[str, Tensor]]:
     for module in model.modules():
         if isinstance(module, QuantEmbedding):
             yield "token_table", module.table
+        elif isinstance(module, AttentionScores) and module.table is not None:
+            yield f"{module.name}.table", module.table
     for module in model.modules():
         if isinstance(module, QuantNorm):
             yield f"{module.name}.gamma", module.norm.weight
@@ -302,10 +304,9 @@ def worst_of(tensor: Tensor) -> str:
     return f"{low:.6g} to {high:.6g}"
 
 
-def restore(model: QuantViT, tensors: dict[str, Tensor]) -> None:
+def restore(model: QuantModel, tensors: dict[str, Tensor]) -> None:
     """Fill an outlined model with copies of the tensors of an artifact, the inverse of :func:`state`."""
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    model.pos_embed.table = tensors["token_table"]
     for name, point in model.point_modules().items():
         if point.params is not None:
             scale = tensors[f"{name}.scale"]
@@ -317,7 +318,13 @@ def restore(model: QuantViT, tensors: dict[str, Tensor]) -> None:
             module.norm.bias = nn.Parameter(tensors[f"{module.name}.beta"], requires_grad=False)
         elif isinstance(module, QuantLinear):
             restore_linear(module, tensors)
-    model.patch_embed.reset_pixels()
+        elif isinstance(module, QuantEmbedding):
+            module.table = tensors["token_table"]
+        elif isinstance(module, AttentionScores) and module.table is not None:
+            module.table = tensors[f"{module.name}.table"]
+    for module in model.modules():
+        if isinstance(module, QuantPatchEmbed):
+            module.reset_pixels()
 
 
 def restore_linear(linear: QuantLinear, tensors: dict[str, Tensor]) -> None:

@@ -35,17 +35,17 @@ def run(args: argparse.Namespace) -> None:
     """Print the verdicts; fail if a point is not integer-executable."""
     config = ModelConfig.from_yaml(args.config)
     from vitquant.adapters.names import lookup
+    from vitquant.architectures.families import VIT
     from vitquant.architectures.float_vit import ViTSpec
-    from vitquant.architectures.vit import shapes_only
     from vitquant.compiler.deployability import refusal, verdicts
     from vitquant.compiler.float_share import float_share
 
     if args.model is None:
         smallest = ViTSpec((1, 1), (1, 1), embed_dim=1, depth=args.depth, num_heads=1, mlp_hidden=1, num_classes=1)
-        found = verdicts(shapes_only(smallest, config), sized=False)
+        found = verdicts(VIT.shapes_only(smallest, config), sized=False)
         judged = [v for v in found if v.configured]
     else:
-        model = shapes_only(lookup(args.model).spec, config)
+        model = VIT.shapes_only(lookup(args.model).spec, config)
         judged = found = verdicts(model)
     if args.json:
         print_json([asdict(v) | {"ships": v.ships} for v in judged])

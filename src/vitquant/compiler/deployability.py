@@ -5,6 +5,7 @@ Works on the settings and the graph of a model, calibrated or not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from vitquant.layers import (
     MeanOf,
     MeanToken,
     Point,
+    Product,
     QAct,
     QuantEmbedding,
     QuantLinear,
@@ -26,6 +28,7 @@ from vitquant.layers import (
     QuantResidual,
     SelectChannels,
     SelectToken,
+    SelectTokens,
     WeightedSum,
 )
 from vitquant.layers.graph import Graph, Step
@@ -95,7 +98,7 @@ def refusal(found: Sequence[Verdict]) -> DeployabilityError:
     )
 
 
-PASSED_ON = (SelectChannels, SelectToken, MeanToken)
+PASSED_ON = (SelectChannels, SelectToken, SelectTokens, MeanToken)
 """Steps that leave quantized values what they are."""
 
 SUMMED = (QuantResidual, QuantEmbedding)
@@ -104,7 +107,7 @@ SUMMED = (QuantResidual, QuantEmbedding)
 
 def readers(graph: Graph, step: Step) -> Iterator[Step | None]:
     """The steps that compute with what a step gives, selections left out; ``None`` is the model's output."""
-    if step is graph.output:
+    if step in graph.outputs.values():
         yield None
     for reader in graph.consumers[step]:
         if isinstance(reader.layer, PASSED_ON):
@@ -149,6 +152,10 @@ class Deployability:
                 continue
             if isinstance(reader.layer, AttentionScores):
                 return self.pairing_verdict(name, own, step, reader)
+            if isinstance(reader.layer, Product):
+                overflow = self.product_overflow(reader)
+                if overflow:
+                    return Verdict(name, "", overflow, f"give {section_of(name)} fewer bits")
             if isinstance(reader.layer, WeightedSum) and self.shapes is not None:
                 overflow = self.sum_overflow(own, reader)
                 if overflow:
@@ -198,6 +205,13 @@ class Deployability:
             f"a scale per channel stands inside the sum of Q and K unless {told} has one too",
             f"give both channel_wise, or {section_of(name)} head_wise",
         )
+
+    def product_overflow(self, product: Step) -> str | None:
+        """Whether the product of two activations could leave 32 bits."""
+        sides = [source_of(source) for source in product.inputs]
+        configs = [side.layer.config for side in sides if side is not None and isinstance(side.layer, Point)]
+        limit = math.prod(largest(config) for config in configs if config is not None)
+        return f"products of both could reach {limit:.3g}, beyond 32 bits" if limit >= 2**31 else None
 
     def sum_overflow(self, v: QuantConfig, weighted_sum: Step) -> str | None:
         """Whether the product with V could leave 32 bits."""

@@ -17,7 +17,7 @@ from vitquant.layers.graph import Step
 
 
 @dataclass(frozen=True)
-class Product:
+class MatrixProduct:
     """A matrix product: its multiplications per image, and the points of its operands."""
 
     name: str
@@ -53,7 +53,7 @@ class FloatShare:
         return ", ".join(self.points[:5]) + (f" and {more} more" if more > 0 else "")
 
 
-def products(model: QuantModel) -> Iterator[Product]:
+def products(model: QuantModel) -> Iterator[MatrixProduct]:
     """All matrix products of a model."""
     graph = model.graph
     shapes = graph.shapes(model.preprocessing.shape)
@@ -61,15 +61,15 @@ def products(model: QuantModel) -> Iterator[Product]:
         layer, given = step.layer, [shapes[source] for source in step.inputs]
         if isinstance(layer, QuantPatchEmbed):  # the pixels are already integers
             rows, columns = layer.linear.float_weight.shape
-            yield Product(layer.label, shapes[step][0] * rows * columns, (layer.linear.weight.name,))
+            yield MatrixProduct(layer.label, shapes[step][0] * rows * columns, (layer.linear.weight.name,))
         elif isinstance(layer, QuantLinear):
             rows, columns = layer.float_weight.shape
             tokens = math.prod(given[0][:-1])
-            yield Product(layer.layer_name, tokens * rows * columns, (*operands(step), layer.weight.name))
+            yield MatrixProduct(layer.layer_name, tokens * rows * columns, (*operands(step), layer.weight.name))
         elif isinstance(layer, AttentionScores):
-            yield Product(layer.name, given[0][0] * given[1][0] * given[0][1], operands(step))
+            yield MatrixProduct(layer.name, math.prod(shapes[step]) * given[0][1] // layer.num_heads, operands(step))
         elif isinstance(layer, WeightedSum):
-            yield Product(layer.name, given[0][1] * given[0][2] * given[1][1], operands(step))
+            yield MatrixProduct(layer.name, given[0][1] * given[0][2] * given[1][1], operands(step))
 
 
 def operands(step: Step) -> tuple[str, ...]:

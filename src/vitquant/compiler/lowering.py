@@ -13,13 +13,24 @@ from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_kind
 from vitquant.artifact.storage import run_id
 from vitquant.compiler.deployability import require_deployable
-from vitquant.compiler.values import addend, as_int32, image_value, integer_form, plain, rescale, scales, value_of
+from vitquant.compiler.values import (
+    addend,
+    addend_codes,
+    as_int32,
+    image_value,
+    integer_form,
+    plain,
+    rescale,
+    scales,
+    value_of,
+)
 from vitquant.errors import NumericsError
 from vitquant.layers import (
     AttentionScores,
     IntSoftmax,
     MeanOf,
     MeanToken,
+    Product,
     QAct,
     QuantEmbedding,
     QuantLinear,
@@ -28,6 +39,7 @@ from vitquant.layers import (
     QuantResidual,
     SelectChannels,
     SelectToken,
+    SelectTokens,
     WeightedSum,
 )
 from vitquant.layers.graph import Step
@@ -41,13 +53,14 @@ from vitquant.numerics.quantized import centred_limit
 from vitquant.numerics.softmax import LOG2_MAX, division_bits, exponential_table, row_codes
 from vitquant.program.checks import require_int32
 from vitquant.program.ops import (
-    NO_TABLE,
     Add,
     Embed,
+    Gather,
     LayerNorm,
     Linear,
     Lookup,
     Mix,
+    Multiply,
     Operation,
     Patches,
     Pool,
@@ -57,6 +70,7 @@ from vitquant.program.ops import (
     SoftmaxRow,
     SoftmaxUniform,
     Take,
+    no_table,
 )
 from vitquant.program.program import IntegerProgram, Output
 from vitquant.program.validate import validate
@@ -88,7 +102,7 @@ def compile(model: QuantModel, *, name: str = "vit") -> IntegerProgram:  # noqa:
     require_deployable(model)
     lowering = Lowering(model)
     with torch.no_grad():
-        output = lowering.output()
+        outputs = lowering.outputs()
     metadata = {
         "vitquant": __version__,
         "model": name,
@@ -96,7 +110,6 @@ def compile(model: QuantModel, *, name: str = "vit") -> IntegerProgram:  # noqa:
         "classes": model.num_classes,
         KEY: run_id(model),
     }
-    outputs = (Output("logits", output.name),)
     program = IntegerProgram(lowering.image, tuple(lowering.operations), outputs, metadata)
     validate(program)
     return program
@@ -130,15 +143,16 @@ class Lowering:
         self.image = image_value(model.preprocessing)
         self.operations: list[Operation] = []
 
-    def output(self) -> Value:
-        """Everything, from the image to the logits or the features."""
+    def outputs(self) -> tuple[Output, ...]:
+        """Everything, from the image to what the model gives."""
         image: Lowered = self.image
-        last = self.graph.output
-        made = self.graph.follow(image, self.lower)[last]
-        if isinstance(last.layer, QuantLinear):
-            return self.requantize(made, self.logits_value([made]))
-        assert isinstance(made, Value)
-        return made
+        made = self.graph.follow(image, self.lower)
+        found = []
+        for name, step in self.graph.outputs.items():
+            given = made[step]
+            value = given if isinstance(given, Value) else self.requantize(given, self.output_value(name, [given]))
+            found.append(Output(name, value.name, pooled=len(self.shapes[step]) == 1))
+        return tuple(found)
 
     def lower(self, step: Step, *inputs: Lowered) -> Lowered:
         """What a step becomes, by the rule for its layer."""
@@ -252,7 +266,9 @@ class Lowering:
         limit = np.array([INT32_MAX])
 
         def write(out: Value) -> Value:
-            return self.emit(Scores(out, q.name, k.name, 1, NO_TABLE, *rescale(unit / scales(out), out.name)))
+            table = no_table() if layer.table is None else addend_codes(layer.table, out)
+            real = rescale(unit / scales(out), out.name)
+            return self.emit(Scores(out, q.name, k.name, layer.windows, table, *real))
 
         return Sums(layer.name, unit, limit, write)
 
@@ -291,7 +307,9 @@ class Lowering:
 
         def write(out: Value) -> Value:
             real = unit / scales(out)
-            return self.emit(Mix(out, p.name, v.name, 1, by_row, reciprocal, fraction, *rescale(real, out.name)))
+            return self.emit(
+                Mix(out, p.name, v.name, layer.windows, by_row, reciprocal, fraction, *rescale(real, out.name))
+            )
 
         return Sums(layer.name, unit, np.array([INT32_MAX]), write)
 
@@ -336,14 +354,30 @@ class Lowering:
         """One token."""
         return self.emit(Take(replace(x, name=layer.name, shape=(1, x.shape[-1])), x.name, layer.index))
 
+    def select_tokens(self, step: Step, layer: SelectTokens, x: Value) -> Value:
+        """Tokens by number."""
+        shape, together = self.shape_of(step), layer.together
+        per_place = (np.tile(a, together if len(a) > 1 else 1) for a in (x.scale, x.zero_point))
+        out = Value(layer.name, shape, x.low, x.high, *per_place)
+        return self.emit(Gather(out, x.name, np.array(layer.index, dtype=np.int32)))
+
+    def product_of_two(self, step: Step, layer: Product, a: Value, b: Value) -> Lowered:
+        """The product of two activations."""
+        unit, limit = scales(a) * scales(b), np.array([a.centred_limit * b.centred_limit])
+
+        def write(out: Value) -> Value:
+            return self.emit(Multiply(out, a.name, b.name, *rescale(unit / scales(out), out.name, limit)))
+
+        return Sums(layer.name, unit, limit, write)
+
     def mean_token(self, step: Step, layer: MeanToken, x: Value) -> Lowered:
         """The mean of some tokens."""
         return self.emit(Pool(replace(x, name=layer.name, shape=(1, x.shape[-1])), x.name, layer.first))
 
-    # Logits.
+    # Outputs that no point rounds.
 
-    def logits_value(self, parts: Sequence[Lowered]) -> Value:
-        """One scale for all classes: as fine as the largest logits allow."""
+    def output_value(self, name: str, parts: Sequence[Lowered]) -> Value:
+        """One scale for all channels, such as classes: as fine as the largest numbers allow."""
         largest, coarsest = 0.0, 0.0
         for part in parts:
             scale, limit = (part.scale, part.limit) if isinstance(part, Sums) else (scales(part), part.centred_limit)
@@ -351,11 +385,11 @@ class Lowering:
             coarsest = max(coarsest, float(scale.max()))
         unit = max(coarsest * 2.0**-LOGIT_BITS, largest / (ADDEND_LIMIT / 2))
         classes = parts[0].shape[-1] if isinstance(parts[0], Value) else len(parts[0].scale)
-        return Value("logits", (1, classes), -ADDEND_LIMIT, ADDEND_LIMIT, *plain(unit))
+        return Value(name, (1, classes), -ADDEND_LIMIT, ADDEND_LIMIT, *plain(unit))
 
     def mean_of(self, step: Step, layer: MeanOf, *parts: Lowered) -> Lowered:
         """The mean of the logits of two heads, each of which writes its half of it."""
-        out = self.logits_value(parts)
+        out = self.output_value("logits", parts)
         half = replace(out, scale=(out.scale * len(parts)).astype(np.float32))
         tokens = (head.inputs[0] for head in step.inputs if head is not None)
         names = (token.layer.label for token in tokens if token is not None)
@@ -381,6 +415,8 @@ RULES: Mapping[type[Layer], Rule] = {
     WeightedSum: Lowering.weighted_sum,
     SelectChannels: Lowering.select_channels,
     SelectToken: Lowering.select_token,
+    SelectTokens: Lowering.select_tokens,
+    Product: Lowering.product_of_two,
     MeanToken: Lowering.mean_token,
     MeanOf: Lowering.mean_of,
 }

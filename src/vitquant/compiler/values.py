@@ -11,8 +11,9 @@ from torch import Tensor
 from vitquant.data import Preprocessing
 from vitquant.errors import NumericsError
 from vitquant.layers import Point, QuantLinear
-from vitquant.numerics.affine import QuantParams
+from vitquant.numerics.affine import QuantParams, quantize
 from vitquant.numerics.limits import ADDEND_LIMIT, INT32_MAX
+from vitquant.numerics.quantized import addend_params
 from vitquant.numerics.requantize import at_least_smallest, dyadic
 from vitquant.program.values import Array, Value
 
@@ -58,6 +59,19 @@ def addend(stream: Value, name: str, tokens: int) -> Value:
     """A value on the scale of the stream that it is added to, without zero point; only the sum is clamped to codes."""
     shape = (tokens, stream.shape[-1])
     return Value(name, shape, -ADDEND_LIMIT, ADDEND_LIMIT, stream.scale, np.zeros_like(stream.zero_point))
+
+
+def addend_codes(table: Tensor, out: Value) -> Array:
+    """A table ``[1 or H, R, S]`` on the scale of the scores that it is added to, int8, int16 or int32."""
+    scale = torch.from_numpy(out.scale).repeat_interleave(out.shape[0] // len(out.scale))[:, None, None]
+    scale = scale[:1] if bool((scale == scale[:1]).all()) else scale
+    codes = quantize(table.cpu(), addend_params(QuantParams(scale, torch.zeros_like(scale), out.low, out.high)))
+    array = as_int32(codes)
+    for dtype in ("int8", "int16"):
+        info = np.iinfo(dtype)
+        if info.min <= array.min() and array.max() <= info.max:
+            return array.astype(dtype)
+    return array
 
 
 def integer_form(layer: QuantLinear, grid: QuantParams) -> tuple[Array, Array, Array, Array]:

@@ -1,6 +1,15 @@
 """Configuration files, parsed into frozen, validated objects. Does not import torch."""
 
-from vitquant.config.catalogue import KINDS, LAYERS, Kind, Layer, is_per_head, point_names, section_of
+from vitquant.config.catalogue import (
+    KINDS,
+    LAYERS,
+    Kind,
+    Layer,
+    add_layers,
+    is_per_head,
+    point_names,
+    section_of,
+)
 from vitquant.config.explain import FieldError
 from vitquant.config.json_schema import json_schema
 from vitquant.config.loader import get_layer_config, load_config_from_yaml
@@ -22,6 +31,7 @@ __all__ = [
     "QuantConfig",
     "ResolvedConfig",
     "Row",
+    "add_layers",
     "find_config",
     "get_layer_config",
     "is_per_head",

@@ -70,7 +70,7 @@ class Layer:
         return {f"{self.name}.weight": Kind.WEIGHT, f"{self.name}.output": Kind.OUTPUT}
 
 
-LAYERS: tuple[Layer, ...] = (
+VIT_LAYERS: tuple[Layer, ...] = (
     Layer("patch_embed", "embedding", None, "projection of the flattened patches"),
     Layer(
         "pos_embed", "embedding", Kind.ACTIVATION, "patches + prefix tokens + positions: start of the residual stream"
@@ -94,10 +94,29 @@ LAYERS: tuple[Layer, ...] = (
     Layer("head", "head", None, "classifier; DeiT's second classifier, head_dist, uses this section too"),
 )
 
-LAYER: Mapping[str, Layer] = MappingProxyType({layer.name: layer for layer in LAYERS})
+_LAYERS: dict[str, Layer] = {}
+_KINDS: dict[str, Kind] = {}
 
-KINDS: Mapping[str, Kind] = MappingProxyType({point: kind for layer in LAYERS for point, kind in layer.points.items()})
+LAYERS: Mapping[str, Layer] = MappingProxyType(_LAYERS)
+"""Section name of every layer of every family -> layer, in model order."""
+
+KINDS: Mapping[str, Kind] = MappingProxyType(_KINDS)
 """Section name of every point -> kind, in model order."""
+
+
+def add_layers(layers: Iterable[Layer]) -> None:
+    """Make the layers of a family known. Families share the layers of the same name.
+
+    Raises:
+        ConfigError: a layer of the same name is another one.
+    """
+    for layer in layers:
+        if _LAYERS.setdefault(layer.name, layer) != layer:
+            raise ConfigError("two layers have the same name", where=layer.name, got=str(layer))
+        _KINDS.update(layer.points)
+
+
+add_layers(VIT_LAYERS)
 
 BLOCK_GROUPS = ("attention", "mlp")
 """The groups whose layers occur in every block."""
@@ -114,18 +133,16 @@ def section_of(point: str) -> str:
     Raises:
         ConfigError: no such point exists.
     """
-    section = re.sub(r"^blocks\.\d+\.", "", point)
+    section = re.sub(r"^(?:\w+\.\d+\.)+", "", point)
     section = re.sub(r"^head_dist\.", "head.", section)
     if section not in KINDS:
-        raise ConfigError(
-            "not a point of a Vision Transformer", where=point, expected=closest(section, KINDS) or ", ".join(KINDS)
-        )
+        raise ConfigError("not a point of any model", where=point, expected=closest(section, KINDS) or ", ".join(KINDS))
     return section
 
 
 def is_per_head(point: str) -> bool:
     """Whether the channels of a point's tensor are attention heads; false for names of other things."""
-    layer = LAYER.get(point.rpartition(".")[2])
+    layer = LAYERS.get(point.rpartition(".")[2])
     return layer is not None and layer.per_head
 
 
@@ -133,7 +150,7 @@ def point_names(depth: int, *, head: bool = True, distilled: bool = False) -> tu
     """All points of a model with ``depth`` blocks, in model order; ``distilled`` adds DeiT's second head."""
 
     def of(*groups: str) -> list[str]:
-        return [point for layer in LAYERS if layer.group in groups for point in layer.points]
+        return [point for layer in VIT_LAYERS if layer.group in groups for point in layer.points]
 
     names = of("embedding")
     names += [f"blocks.{index}.{point}" for index in range(depth) for point in of(*BLOCK_GROUPS)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from vitquant.config.catalogue import LAYER, Kind, closest
+from vitquant.config.catalogue import LAYERS, Kind, closest
 from vitquant.config.explain import FieldError, show, unknown_field
 from vitquant.config.pattern import Pattern
 from vitquant.config.quant_config import PARTIAL, SOFTMAX_FIELDS, BitType, QuantConfig
@@ -79,7 +79,7 @@ def read_document(root: Table) -> Document:
         form=form,
         name=root.location.file,
         defaults=_read_defaults(sections),
-        layers={k: v for key, node in root.entries.items() if key in LAYER for k, v in _read_layer(key, node)},
+        layers={k: v for key, node in root.entries.items() if key in LAYERS for k, v in _read_layer(key, node)},
         overrides=_read_overrides(root.entries["overrides"]) if "overrides" in root.entries else (),
     )
 
@@ -90,7 +90,7 @@ def form_of(root: Table) -> str:
     Raises:
         ConfigError: a top-level key belongs to none of the formats.
     """
-    known = (*LAYER, *GLOBAL_KEYS, "defaults", "overrides")
+    known = (*LAYERS, *GLOBAL_KEYS, "defaults", "overrides")
     for key, node in root.entries.items():
         if key not in known:
             near = closest(key, known)
@@ -104,11 +104,11 @@ def form_of(root: Table) -> str:
                 f"unknown layer or section `{key}`" + (f", did you mean `{near.split(', ')[0]}`" if near else ""),
                 where=f"{node.location} {key}",
                 expected=near or "a layer, a global section, defaults or overrides",
-                fix=f"the layers are {', '.join(LAYER)}; the global sections are {', '.join(GLOBAL_KEYS)}",
+                fix=f"the layers are {', '.join(LAYERS)}; the global sections are {', '.join(GLOBAL_KEYS)}",
             )
     if "defaults" in root.entries or "overrides" in root.entries:
         return "model"
-    return "per-layer" if any(key in LAYER for key in root.entries) else "global"
+    return "per-layer" if any(key in LAYERS for key in root.entries) else "global"
 
 
 def _read_defaults(sections: list[tuple[str, str, Node]]) -> Mapping[Kind, Section]:
@@ -125,7 +125,7 @@ def _read_defaults(sections: list[tuple[str, str, Node]]) -> Mapping[Kind, Secti
 
 
 def _read_layer(name: str, node: Node) -> Iterator[tuple[str, Section]]:
-    layer = LAYER[name]
+    layer = LAYERS[name]
     if layer.kind is not None:
         yield name, read_section(node, name, softmax=layer.kind is Kind.INTSOFT)
         return

@@ -30,7 +30,7 @@ def difference(config: QuantConfig, base: QuantConfig) -> dict[str, object]:
 def layer_sections(configs: Mapping[str, QuantConfig]) -> dict[str, object]:
     """Nested layer sections from configs keyed by section name (``attn_qkv.weight``), in model order."""
     nested: dict[str, object] = {}
-    for layer in LAYERS:
+    for layer in LAYERS.values():
         given = {name: settings(configs[name], kind) for name, kind in layer.points.items() if name in configs}
         if given:
             parts: dict[str, object] = {name.removeprefix(f"{layer.name}."): value for name, value in given.items()}

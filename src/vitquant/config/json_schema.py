@@ -22,7 +22,7 @@ def json_schema() -> dict[str, Any]:
     sections = {key: _described(_ref_of(kind), _ABOUT_GLOBAL[kind]) for key, kind in GLOBAL_KEYS.items()}
     layers = {
         layer.name: _described(_ref("linear") if layer.kind is None else _ref_of(layer.kind), layer.about)
-        for layer in LAYERS
+        for layer in LAYERS.values()
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from vitquant.config.catalogue import LAYER, Layer
+from vitquant.config.catalogue import LAYERS, Layer
 from vitquant.config.document import Document, unflatten
 from vitquant.config.model_config import ModelConfig
 from vitquant.config.quant_config import QuantConfig
@@ -33,7 +33,7 @@ def load_config_from_yaml(path: str | Path) -> dict[str, object]:
     """
     document = ModelConfig.from_yaml(path).document
     configs: dict[str, object] = {}
-    for layer in LAYER.values():
+    for layer in LAYERS.values():
         configured = any(point in document.layers for point in layer.points)
         config = _layer(document, layer) if configured or document.form == "model" else None
         if config is not None:
@@ -57,9 +57,9 @@ def get_layer_config(configs: Mapping[str, object], layer_name: str) -> LayerCon
     Raises:
         ConfigError: no such layer, or the settings do not fit it.
     """
-    if layer_name not in LAYER:
-        raise ConfigError("no such layer", where=layer_name, expected=f"one of {', '.join(LAYER)}")
-    return _layer(ModelConfig.from_dict(configs).document, LAYER[layer_name])
+    if layer_name not in LAYERS:
+        raise ConfigError("no such layer", where=layer_name, expected=f"one of {', '.join(LAYERS)}")
+    return _layer(ModelConfig.from_dict(configs).document, LAYERS[layer_name])
 
 
 def _layer(document: Document, layer: Layer) -> LayerConfig:

@@ -36,7 +36,7 @@ def migrate(path: str | Path) -> str:
     resolved = {point: resolve_section(document, point).config for point in KINDS}
     configs = {point: config for point, config in resolved.items() if config is not None}
     parts = [_HEADER.format(name=Path(path).name)]
-    for group, layers in groupby(LAYERS, key=lambda layer: layer.group):
+    for group, layers in groupby(LAYERS.values(), key=lambda layer: layer.group):
         parts.append(f"\n# {group}\n")
         for layer in layers:
             sections = layer_sections({point: configs[point] for point in layer.points if point in configs})

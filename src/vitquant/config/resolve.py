@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vitquant.config.catalogue import KINDS, LAYER, Kind, closest, section_of
+from vitquant.config.catalogue import KINDS, LAYERS, Kind, closest, section_of
 from vitquant.config.document import Document, Override, Section, unflatten
 from vitquant.config.explain import FieldError, brief
 from vitquant.config.quant_config import SOFTMAX_FIELDS, QuantConfig
@@ -112,9 +112,9 @@ def _check_point(point: str, section: str, winners: Mapping[str, Section], confi
             where=winners[stray].where(stray),
             fix="use blocks.*.intSoft",
         )
-    layer = LAYER[section.partition(".")[0]]
+    layer = LAYERS[section.partition(".")[0]]
     if kind is Kind.WEIGHT and config.calibration_mode == "head_wise" and not layer.head_rows:
-        with_heads = " and ".join(f"{name}.weight" for name, layer in LAYER.items() if layer.head_rows)
+        with_heads = " and ".join(f"{name}.weight" for name, layer in LAYERS.items() if layer.head_rows)
         raise ConfigError(
             f"the rows of {point} do not belong to attention heads",
             where=winners["calibration_mode"].where("calibration_mode"),
@@ -143,7 +143,7 @@ def _source(rules: Sequence[Section], winners: Mapping[str, Section]) -> str:
 def _no_match(override: Override, points: Sequence[str]) -> ConfigError:
     pattern = override.pattern.text
     globs = [f"blocks.*.{section_of(point)}" for point in points if point.startswith("blocks.")]
-    layer = LAYER.get(pattern.split(".")[-1])
+    layer = LAYERS.get(pattern.split(".")[-1])
     if layer is not None and layer.linear:
         near: str | None = f"{pattern}.weight, {pattern}.output"
     else:

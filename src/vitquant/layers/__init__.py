@@ -6,9 +6,10 @@ from vitquant.layers.linear import QuantLinear
 from vitquant.layers.norm import QuantNorm
 from vitquant.layers.patch_embed import QuantPatchEmbed
 from vitquant.layers.point import Mode, Point, hooked, only, points_of, set_mode
+from vitquant.layers.product import Product
 from vitquant.layers.residual import QuantEmbedding, QuantResidual
 from vitquant.layers.softmax import IntSoftmax
-from vitquant.layers.tokens import MeanOf, MeanToken, SelectChannels, SelectToken
+from vitquant.layers.tokens import MeanOf, MeanToken, SelectChannels, SelectToken, SelectTokens
 
 __all__ = [
     "AttentionScores",
@@ -17,6 +18,7 @@ __all__ = [
     "MeanToken",
     "Mode",
     "Point",
+    "Product",
     "QAct",
     "QuantEmbedding",
     "QuantLinear",
@@ -25,6 +27,7 @@ __all__ = [
     "QuantResidual",
     "SelectChannels",
     "SelectToken",
+    "SelectTokens",
     "WeightedSum",
     "hooked",
     "only",

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.fx import Node, Tracer
 
-from vitquant.errors import ModelError
+from vitquant.errors import ConfigError, ModelError
 from vitquant.layers.layer import Layer, Shape
 from vitquant.layers.point import Point, points_of
 from vitquant.numerics.affine import QuantParams
@@ -37,10 +37,32 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The steps in the order of computation, and the one that gives the result."""
+    """The steps in the order of computation, and those that give the results, by name; the first is the main one."""
 
     steps: tuple[Step, ...]
-    output: Step
+    outputs: Mapping[str, Step]
+
+    @property
+    def output(self) -> Step:
+        """The step that gives the main result."""
+        return next(iter(self.outputs.values()))
+
+    def choose(self, names: Sequence[str] = ()) -> Graph:
+        """The part of the graph that these outputs depend on; without names the main one.
+
+        Raises:
+            ConfigError: there is no such output.
+        """
+        for name in names:
+            if name not in self.outputs:
+                expected = " or ".join(self.outputs)
+                raise ConfigError("the model has no such output", where="output", got=name, expected=expected)
+        chosen = {name: self.outputs[name] for name in names or [*self.outputs][:1]}
+        needed = set(chosen.values())
+        for step in reversed(self.steps):
+            if step in needed:
+                needed.update(source for source in step.inputs if source is not None)
+        return Graph(tuple(step for step in self.steps if step in needed), chosen)
 
     @cached_property
     def consumers(self) -> Mapping[Step | None, tuple[Step, ...]]:
@@ -88,16 +110,17 @@ class Graph:
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """The steps, cut wherever everything that follows depends on the last value alone."""
-        last_use = {source: i for i, step in enumerate(self.steps) for source in step.inputs}
+        """The steps to the main result, cut wherever everything that follows depends on the last value alone."""
+        steps = self.choose().steps
+        last_use = {source: i for i, step in enumerate(steps) for source in step.inputs}
         stages: list[Stage] = []
         start, source = 0, None
-        for i, step in enumerate(self.steps[:-1]):
-            live = [s for s in (source, *self.steps[start:i]) if last_use.get(s, -1) > i]
+        for i, step in enumerate(steps[:-1]):
+            live = [s for s in (source, *steps[start:i]) if last_use.get(s, -1) > i]
             if not live:
-                stages.append(Stage(source, self.steps[start : i + 1]))
+                stages.append(Stage(source, steps[start : i + 1]))
                 start, source = i + 1, step
-        return (*stages, Stage(source, self.steps[start:]))
+        return (*stages, Stage(source, steps[start:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,10 +171,10 @@ def trace(module: nn.Module) -> Graph:
     """The graph of a module, traced anew."""
     if isinstance(module, Layer) and module.is_step:
         only = Step("", module, (None,))
-        return Graph((only,), only)
+        return Graph((only,), {"output": only})
     layers = dict(module.named_modules())
     steps: dict[Node, Step | None] = {}
-    output: Step | None = None
+    outputs: dict[str, Step | None] = {}
     for node in LayerTracer().trace(module).nodes:
         if node.op == "placeholder":
             steps[node] = None
@@ -160,7 +183,8 @@ def trace(module: nn.Module) -> Graph:
             assert isinstance(layer, Layer)
             steps[node] = Step(str(node.target), layer, tuple(steps[source] for source in sources(node)))
         elif node.op == "output":
-            output = steps[sources(node)[0]]
+            given = node.args[0]
+            outputs = {k: steps[v] for k, v in (given if isinstance(given, dict) else {"output": given}).items()}
         else:
             raise ModelError(
                 "the composition of a quantized model consists of layers only",
@@ -168,8 +192,9 @@ def trace(module: nn.Module) -> Graph:
                 got=f"{node.op} {node.target}",
                 fix="make this step a vitquant.layers.layer.Layer",
             )
-    assert output is not None
-    return Graph(tuple(step for step in steps.values() if step is not None), output)
+    made = {name: step for name, step in outputs.items() if step is not None}
+    assert made, "a composition gives what a layer makes"
+    return Graph(tuple(step for step in steps.values() if step is not None), made)
 
 
 def sources(node: Node) -> list[Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -61,6 +64,54 @@ class SelectToken(Layer):
 
     def params_after(self, *params: QuantParams | None) -> QuantParams | None:
         return params[0]
+
+
+class SelectTokens(Layer):
+    """Tokens of ``[B, N, C]`` by number, ``[B, K / together, together * C]``: some of them, in another order, or
+    neighbours side by side in one.
+
+    Args:
+        index: the numbers of the tokens, ``K`` of them; -1 stands for a token of zeros, as padding is.
+        name: what messages and outputs call it.
+        together: how many in a row become one token.
+    """
+
+    def __init__(self, index: Sequence[int], name: str, together: int = 1) -> None:
+        super().__init__()
+        self.index, self.name, self.together = tuple(index), name, together
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    @entrance
+    def forward(self, x: Value) -> Value:
+        """Select them."""
+        if not isinstance(x, QuantizedTensor):
+            return self.select(real(x), torch.zeros((), dtype=real(x).dtype, device=real(x).device))
+        params = self.params_after(x.params)
+        assert params is not None
+        return QuantizedTensor(self.select(x.codes, x.params.zero_point.to(x.codes.dtype)), params)
+
+    def select(self, x: Tensor, zero: Tensor) -> Tensor:
+        """The tokens of ``x``, ``zero`` in the place of what is none."""
+        first, count = self.index[0], len(self.index)
+        if self.index == tuple(range(first, first + count)) and first >= 0:
+            found = x[:, first : first + count]
+        else:
+            index = torch.tensor(self.index, device=x.device)
+            found = torch.where((index < 0)[:, None], zero, x[:, index])
+        return found.reshape(len(x), -1, self.together * x.shape[-1])
+
+    def shape_after(self, *shapes: Shape) -> Shape:
+        return len(self.index) // self.together, self.together * shapes[0][-1]
+
+    def params_after(self, *params: QuantParams | None) -> QuantParams | None:
+        given = params[0]
+        if given is None or given.is_scalar or self.together == 1:
+            return given
+        scale, zero_point = (p.repeat(self.together) for p in (given.scale, given.zero_point))
+        return replace(given, scale=scale, zero_point=zero_point)
 
 
 class MeanToken(Layer):

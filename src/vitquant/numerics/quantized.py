@@ -59,17 +59,20 @@ class Accumulators:
     """``unit * sums``: int32 or int64 sums that no point has requantized yet.
 
     ``unit`` (float64) broadcasts against ``sums``; ``limit`` bounds their magnitude, per channel or for all. ``dtype``
-    is the type of the real numbers.
+    is the type of the real numbers. ``table`` are real numbers that are added to these, such as a position bias of
+    scores: the next point rounds them by themselves, and clamps the sum.
     """
 
     sums: Tensor
     unit: Tensor
     dtype: torch.dtype
     limit: Tensor | int = INT32_MAX
+    table: Tensor | None = None
 
     def real(self) -> Tensor:
-        """The real numbers that the sums stand for."""
-        return (self.sums * self.unit).to(self.dtype)
+        """The real numbers that the sums stand for, with what is added to them."""
+        x = (self.sums * self.unit).to(self.dtype)
+        return x if self.table is None else x + self.table
 
     def channels(self, part: slice) -> Accumulators:
         """Some places of the last dimension."""
@@ -108,8 +111,14 @@ def requantized(value: QuantizedTensor | Accumulators, params: QuantParams) -> T
     multiplier = at_least_smallest(unit / params.scale.double(), limit)
     if not expressible(multiplier):
         return None
-    sums = value.sums if isinstance(value, Accumulators) else value.centred()
-    return requantize(sums, *dyadic(multiplier), params.zero_point.long(), params.qmin, params.qmax)
+    zero = params.zero_point.long()
+    if isinstance(value, QuantizedTensor):
+        sums = value.centred()
+    else:
+        sums = value.sums
+        if value.table is not None:
+            zero = zero + quantize(value.table, addend_params(params)).long()
+    return requantize(sums, *dyadic(multiplier), zero, params.qmin, params.qmax)
 
 
 def addend_params(params: QuantParams) -> QuantParams:

@@ -27,3 +27,13 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """``[B, H, N, D / H]`` to ``[B, N, D]``."""
     return x.transpose(1, 2).flatten(2)
+
+
+def split_windows(x: Tensor, windows: int) -> Tensor:
+    """``[B, H, N, C]`` to ``[B, H, windows, N / windows, C]``; one window stays without an axis of its own."""
+    return x if windows == 1 else x.reshape(*x.shape[:2], windows, -1, x.shape[-1])
+
+
+def merge_windows(x: Tensor) -> Tensor:
+    """The inverse."""
+    return x.flatten(2, 3) if x.ndim == 5 else x

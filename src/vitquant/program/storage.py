@@ -22,7 +22,7 @@ from vitquant.arguments import require_kind, require_path
 from vitquant.errors import DeployabilityError, ProgramError
 from vitquant.files import write_folder
 from vitquant.program.checks import refuse
-from vitquant.program.ops import KINDS, NO_TABLE, Operation
+from vitquant.program.ops import KINDS, Operation, no_table
 from vitquant.program.ops.operation import Flag, Key, Operand
 from vitquant.program.program import IntegerProgram, Output
 from vitquant.program.validate import check_name, validate
@@ -243,7 +243,7 @@ def version_1_operation(told: Any, tensors: dict[str, Array]) -> Any:
         name = f"{text(expect(told, 'out', dict, 'scores'), 'name', 'value')}/table"
         if name in tensors:
             refuse(name, "the tensor file holds what no operation uses")
-        tensors[name] = NO_TABLE
+        tensors[name] = no_table()
     return {**told, "windows": 1}
 
 

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from vitquant.architectures.float_vit import VisionTransformer
-from vitquant.architectures.vit import QuantViT
+from vitquant.architectures.families import require_family
+from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_count
 from vitquant.artifact.storage import load
 from vitquant.data import Preprocessing
@@ -80,10 +80,10 @@ def bench(
         torch.set_num_threads(before)
 
 
-def contenders(model: QuantViT, folder: str | Path, threads: int) -> dict[str, Work]:
+def contenders(model: QuantModel, folder: str | Path, threads: int) -> dict[str, Work]:
     """What is timed, the base of the ratios first. All start from pixels."""
     normalize = model.preprocessing.normalize
-    vit = VisionTransformer(model.spec).eval()
+    vit = require_family(model).float_model(model.spec).eval()
     program = load_program(folder)
     works: dict[str, Work] = {"PyTorch float32, eager": lambda x: vit(normalize(x))}
     for name in SESSIONS:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitquant.architectures.vit import QuantViT
+from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_count, require_kind, require_path
 from vitquant.artifact.storage import run_id
 from vitquant.data import ImagesLike, Preprocessing, open_images
@@ -123,7 +123,7 @@ def export_onnx_integer(
 
 
 def export_onnx_qdq(
-    model: QuantViT,
+    model: QuantModel,
     path: str | Path,
     *,
     target: str = "onnxruntime",
@@ -150,7 +150,7 @@ def export_onnx_qdq(
             run the graph; nothing is written.
     """
     path = destination(path)
-    require_kind(model, QuantViT, "model")
+    require_kind(model, QuantModel, "model")
     require_kind(target, str, "target")
     require_count(count, "count")
     if opset is not None:

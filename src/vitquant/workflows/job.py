@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from vitquant.adapters.adapt import FloatModel
-from vitquant.architectures.vit import QuantViT
+from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_count, require_kind, require_path, require_whole
 from vitquant.artifact.storage import TENSORS, encode_model, run_id
 from vitquant.compiler.float_share import FloatShare, float_share
@@ -53,7 +53,7 @@ class JobResult:
     ``kept_float`` is what the configuration leaves in floating point.
     """
 
-    model: QuantViT
+    model: QuantModel
     evaluation: Evaluation
     profile: ModelProfile
     program: IntegerProgram | None
@@ -179,7 +179,7 @@ def require_results_folder(out: Path, *, space: int = 0) -> None:
     require_writable(out, folder=True, space=space)
 
 
-def lower(model: QuantViT, name: str) -> tuple[IntegerProgram | None, str | None]:
+def lower(model: QuantModel, name: str) -> tuple[IntegerProgram | None, str | None]:
     """The integer program of a calibrated model, or why integers cannot execute it."""
     try:
         return compile(model, name=name), None

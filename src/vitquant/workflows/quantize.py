@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from vitquant.adapters.adapt import FloatModel, adapt
-from vitquant.architectures.vit import QuantViT
+from vitquant.architectures.families import require_family
+from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_count, require_kind, require_path
 from vitquant.calibration.calibrate import calibrate_batches
 from vitquant.compiler.float_share import require_integers
@@ -39,7 +40,7 @@ def quantize(
     batch_size: int = 8,
     device: str | torch.device = "cpu",
     strict: bool = False,
-) -> QuantViT:
+) -> QuantModel:
     """Quantize a Vision Transformer: build, calibrate, fold. The result computes what integers will.
 
     Args:
@@ -82,7 +83,7 @@ def prepare(
     img_size: int | tuple[int, int] | None = None,
     device: str | torch.device = "cpu",
     strict: bool = False,
-) -> QuantViT:
+) -> QuantModel:
     """The first step of :func:`quantize`: the model with its points, not calibrated yet, in mode ``FP32``.
 
     It owns its tensors: the float model is neither changed nor needed any more.
@@ -96,14 +97,14 @@ def prepare(
         found = model
     else:
         found = adapt(model, weights=weights, weights_entry=weights_entry, img_size=img_size)
-    qmodel: QuantViT = QuantViT(found.vit, config, found.preprocessing).to(place)
+    qmodel = require_family(found.vit).quantized(found.vit, config, found.preprocessing).to(place)
     if strict:
         require_integers(qmodel)
     return qmodel
 
 
 @plain_torch()
-def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> QuantViT:
+def calibrate(model: QuantModel, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> QuantModel:
     """The second step of :func:`quantize`: one pass over the images, after which the model is in mode ``QUANTIZED``.
 
     Warns:
@@ -117,7 +118,7 @@ def calibrate(model: QuantViT, images: ImagesLike, *, limit: int | None = None, 
 
     Whatever is raised, the model is as it was before; a calibrated one stays calibrated.
     """
-    require_kind(model, QuantViT, "model")
+    require_kind(model, QuantModel, "model")
     require_count(batch_size, "batch_size")
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
     total = source.batch_count(batch_size)

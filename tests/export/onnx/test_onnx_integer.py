@@ -84,7 +84,7 @@ def test_every_value_has_its_name_type_and_codes() -> None:
     """What a runtime shows between the operators are the program's values."""
     program = vitquant.compile(quantized({"intSoft": {"softmax": "log2"}}))
     model, images = export_integer(program), pixels(3, seed=3)
-    values = {name: value for name, value in program.values().items() if name not in ("image", "logits")}
+    values = {op.out.name: op.out for op in program.needed(["logits"]) if op.out.name != "logits"}
     inferred = {v.name: v for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
     model.graph.output.extend(inferred[name] for name in values)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 import vitquant
 from support.integer_models import ARCHITECTURES, pixels, quantized
-from vitquant.architectures.vit import QuantViT
+from vitquant.architectures.model import QuantModel
 from vitquant.errors import ConfigError, LifecycleError, MissingDependencyError
 from vitquant.export.onnx.qdq import export_qdq, notes
 from vitquant.layers import IntSoftmax, Point, QuantEmbedding, QuantResidual, hooked, points_of
@@ -90,14 +90,14 @@ def db(reference: torch.Tensor, other: torch.Tensor) -> float:
     return meter.db
 
 
-def simulated(model: QuantViT, images: torch.Tensor) -> torch.Tensor:
+def simulated(model: QuantModel, images: torch.Tensor) -> torch.Tensor:
     """Logits of the simulation, for pixels."""
     with torch.no_grad():
         logits: torch.Tensor = model(model.preprocessing.normalize(images))
     return logits
 
 
-def simulated_codes(model: QuantViT, images: torch.Tensor) -> dict[str, torch.Tensor]:
+def simulated_codes(model: QuantModel, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """The codes of every active point of the simulation but weights."""
     seen: dict[str, torch.Tensor] = {}
 
@@ -136,7 +136,7 @@ def float_between_points(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QuantEmbedding, "forward", embed)
 
 
-def graph_codes(graph: onnx.ModelProto, model: QuantViT, images: torch.Tensor) -> dict[str, torch.Tensor]:
+def graph_codes(graph: onnx.ModelProto, model: QuantModel, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """The codes of every QuantizeLinear that is named after a point, as the point means them."""
     points = model.point_modules()
     names = [n.output[0] for n in graph.graph.node if n.op_type == "QuantizeLinear"]

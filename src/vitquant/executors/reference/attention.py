@@ -11,14 +11,14 @@ from vitquant.executors.reference.tensors import TORCH_TYPES, Constants, Execute
 from vitquant.numerics.matmul import int_matmul
 from vitquant.numerics.requantize import rescale
 from vitquant.numerics.softmax import divide, log2_weights, look_up, shares
-from vitquant.numerics.tokens import merge_heads, split_heads
+from vitquant.numerics.tokens import merge_heads, merge_windows, split_heads, split_windows
 from vitquant.program import ops
 
 
 def scores(op: ops.Scores, c: Constants, x: Inputs) -> Tensor:
     """Q and K, head by head, each query with the keys of its window."""
-    q, k = (windows(split_heads(x.centred(name), op.out.shape[0]), op.windows) for name in (op.q, op.k))
-    acc = int_matmul(q, k.transpose(-1, -2)).flatten(2, 3)
+    q, k = (split_windows(split_heads(x.centred(name), op.out.shape[0]), op.windows) for name in (op.q, op.k))
+    acc = merge_windows(int_matmul(q, k.transpose(-1, -2)))
     if op.adds_nothing:
         return requantized(acc, op, c)
     heads, rows, _ = op.table.shape
@@ -26,11 +26,6 @@ def scores(op: ops.Scores, c: Constants, x: Inputs) -> Tensor:
     table = c["table"].long().repeat_interleave(heads_each, 0).repeat(1, repeats, 1)
     y = rescale(acc, c["multiplier"], c["shift"], c["start"]) + table
     return stored(with_zero(y, op, c), op.out)
-
-
-def windows(x: Tensor, count: int) -> Tensor:
-    """``[B, H, N, ...]`` to ``[B, H, W, N / W, ...]``."""
-    return x.reshape(*x.shape[:2], count, -1, x.shape[-1])
 
 
 def softmax_row(op: ops.SoftmaxRow, c: Constants, x: Inputs) -> Tensor:
@@ -51,8 +46,8 @@ def softmax_log2(op: ops.SoftmaxLog2, c: Constants, x: Inputs) -> Tensor:
 def mix(op: ops.Mix, c: Constants, x: Inputs) -> Tensor:
     """The weights times V, divided by the row's sum where they are no shares yet."""
     p = x.centred(op.p)
-    v = windows(split_heads(x.centred(op.v), p.shape[1]), op.windows)
-    acc = int_matmul(windows(p, op.windows), v).flatten(2, 3)
+    v = split_windows(split_heads(x.centred(op.v), p.shape[1]), op.windows)
+    acc = merge_windows(int_matmul(split_windows(p, op.windows), v))
     if op.normalize:
         total = p.sum(-1, keepdim=True, dtype=torch.int64)
         acc = divide(acc, total, op.reciprocal_bits, op.fraction_bits)

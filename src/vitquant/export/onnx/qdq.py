@@ -7,14 +7,16 @@ close to those of the integer program, not the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
+from torch import nn
 
 from vitquant.architectures.model import QuantModel
+from vitquant.errors import ModelError
 from vitquant.export.onnx.graph import Tensor
 from vitquant.export.onnx.qdq_linear import array
 from vitquant.export.onnx.qdq_points import ONE, ZERO, Activation, PointWriter
@@ -25,6 +27,7 @@ from vitquant.layers import (
     MeanOf,
     MeanToken,
     Point,
+    Product,
     QAct,
     QuantEmbedding,
     QuantLinear,
@@ -33,10 +36,11 @@ from vitquant.layers import (
     QuantResidual,
     SelectChannels,
     SelectToken,
+    SelectTokens,
     WeightedSum,
 )
 from vitquant.layers.graph import Step
-from vitquant.layers.layer import Layer
+from vitquant.layers.layer import Layer, Shape
 from vitquant.numerics.pairing import product_per_head
 from vitquant.program.values import Array
 from vitquant.version import __version__
@@ -44,16 +48,22 @@ from vitquant.version import __version__
 if TYPE_CHECKING:
     import onnx
 
-INPUT, OUTPUT = "images", "logits"
+INPUT = "images"
 
 
 def export_qdq(
-    model: QuantModel, *, target: str = "onnxruntime", opset: int | None = None, packed: bool = True
+    model: QuantModel,
+    *,
+    target: str = "onnxruntime",
+    opset: int | None = None,
+    packed: bool = True,
+    outputs: Sequence[str] = (),
 ) -> onnx.ModelProto:
     """The model as ONNX, its points QuantizeLinear / DequantizeLinear pairs named after them.
 
-    The graph takes ``images``, normalised float32 ``[batch, C, h, w]``, and gives ``logits``, float32
-    ``[batch, classes]`` (pooled features ``[batch, D]`` without a head). Any calibrated model can be written, also what
+    The graph takes ``images``, normalised float32 ``[batch, C, h, w]``, and gives the model's outputs by name, float32,
+    by default ``logits`` ``[batch, classes]`` (pooled features ``[batch, D]`` without a head). Any calibrated model can
+    be written, also what
     integers alone could not execute. :func:`notes` tells where the graph departs from the simulation.
 
     Args:
@@ -62,27 +72,25 @@ def export_qdq(
         opset: of the graph, 18 to 21; without it 21, and 20 for TensorRT.
         packed: store 4-bit weights as INT4 where opset and target have it. Half the size, but ONNX Runtime and OpenVINO
             unpack them in every run and compute in float; otherwise they are int8 and run on integer kernels.
+        outputs: names of those that the graph gives, such as ``tokens``.
 
     Raises:
-        ConfigError: an unknown target, or an opset that is not written.
+        ConfigError: an unknown target or output, or an opset that is not written.
         LifecycleError: an active point was never observed.
         MissingDependencyError: the package ``onnx`` is not installed.
     """
     model.require_calibrated()
-    export = QdqExport(model, Runtime.of(target, opset, packed))
+    export = QdqExport(model, Runtime.of(target, opset, packed), outputs)
     with torch.no_grad():
-        output = export.output()
-    export.graph.node("Identity", output, name=OUTPUT)
+        given = export.outputs()
     metadata = {
         "vitquant": __version__,
         "target": target,
         "preprocessing": json.dumps(model.preprocessing.to_dict()),
         "notes": "\n".join(f"{point}: {told}" for point, told in export.notes.items()),
     }
-    float32, width = np.dtype("float32"), export.shapes[model.graph.output][-1]
-    images = Tensor(INPUT, float32, ("batch", *model.preprocessing.shape))
-    logits = Tensor(OUTPUT, float32, ("batch", width))
-    return export.graph.model("vitquant", [images], [logits], metadata)
+    images = Tensor(INPUT, np.dtype("float32"), ("batch", *model.preprocessing.shape))
+    return export.graph.model("vitquant", [images], given, metadata)
 
 
 def notes(model: onnx.ModelProto) -> dict[str, str]:
@@ -115,19 +123,26 @@ Written: TypeAlias = Activation | Pending | Probabilities
 class QdqExport(PointWriter):
     """Goes along the graph of a model once and writes the ONNX graph."""
 
-    def __init__(self, model: QuantModel, runtime: Runtime) -> None:
+    def __init__(self, model: QuantModel, runtime: Runtime, outputs: Sequence[str] = ()) -> None:
         super().__init__(runtime)
-        self.steps, self.params = model.graph, model.graph.params()
-        self.shapes = model.graph.shapes(model.preprocessing.shape)
+        self.steps = model.graph.choose(outputs)
+        self.params, self.shapes = self.steps.params(), self.steps.shapes(model.preprocessing.shape)
         self.tokens: dict[Step, tuple[int, int]] = {}
         """Of a norm: the range of the tokens that are read after it, where it is computed for these alone."""
         self._pairs: dict[str, str] = {}
 
-    def output(self) -> str:
-        """Everything, from the images to the logits."""
+    def outputs(self) -> list[Tensor]:
+        """Everything, from the images to what the graph gives."""
         images: Written = Activation(INPUT, "images")
         written = self.steps.follow(images, self.write)
-        return self.real(self.settled(written[self.steps.output]))
+        found = []
+        for name, step in self.steps.outputs.items():
+            shape, rows = self.shapes[step], self.real(self.settled(written[step]))
+            if len(shape) > 1:
+                rows = self.reshape(rows, f"{name}/images", -1, *shape)
+            self.graph.node("Identity", rows, name=name)
+            found.append(Tensor(name, np.dtype("float32"), ("batch", *shape)))
+        return found
 
     def write(self, step: Step, *inputs: Written) -> Written:
         """What a step becomes, by the rule for its layer."""
@@ -199,8 +214,12 @@ class QdqExport(PointWriter):
         """A point, and the activation function before it."""
         if point.act_module is None:
             return self.settled(x, point)
-        name = self.gelu(f"{point.name}/Gelu", self.real(self.settled(x)))
-        return self.land(point.name, name, self.landing_of(point))
+        write = ACTIVATIONS.get(type(point.act_module))
+        if write is None:
+            expected = " or ".join(kind.__name__ for kind in ACTIVATIONS)
+            got = type(point.act_module).__name__
+            raise ModelError("no ONNX form of this activation function", where=point.name, got=got, expected=expected)
+        return self.land(point.name, write(self, point.name, self.real(self.settled(x))), self.landing_of(point))
 
     def norm(self, step: Step, point: QuantNorm, x: Activation) -> Written:
         """A LayerNorm, of those tokens only that are read after it."""
@@ -228,6 +247,32 @@ class QdqExport(PointWriter):
         one = self.graph.slice(pairs, f"{layer.name}/Slice", 1, slice(index, index + 1))
         return replace(x, name=self.reshape(one, layer.name, -1, channels), point=layer.name)
 
+    def select_tokens(self, step: Step, layer: SelectTokens, x: Activation) -> Written:
+        """Tokens by number; -1 is a row of zeros, put before all others."""
+        graph, name, index, landing_of_all = self.graph, layer.name, np.array(layer.index), x.landing
+        tokens = self.reshape(x.name, f"{name}/tokens", -1, *self.shapes[step.inputs[0]])
+        if index.min() < 0:
+            tokens = graph.node("Pad", tokens, graph.dims(f"{name}/pads", 0, 1, 0, 0, 0, 0), name=f"{name}/Pad")
+            zero = np.zeros((self.shapes[step.inputs[0]][0] + 1, len(x.offset)))
+            zero[0] = x.offset
+            tokens = self.graph.node("Add", tokens, graph.floats(f"{name}/zero", zero), name=f"{name}/Add")
+            index = index + 1
+        found = graph.node("Gather", tokens, graph.constant(f"{name}/index", index), name=f"{name}/Gather", axis=1)
+        rows = self.reshape(found, f"{name}/rows", -1, self.shapes[step][-1])
+        params = self.params[step]
+        if landing_of_all is not None and params is not None:
+            landing_of_all = landing(params, self.runtime)
+        return Activation(rows, x.point if layer.together == 1 else name, landing_of_all)
+
+    def product_of_two(self, step: Step, layer: Product, a: Activation, b: Activation) -> Written:
+        """The product of two activations."""
+        name = self.graph.node("Mul", self.real(a), self.real(b), name=f"{layer.name}/Mul")
+
+        def write(point: Point | None) -> Activation:
+            return self.land(layer.name if point is None else point.name, name, self.landing_of(point))
+
+        return Pending(write)
+
     def mean_token(self, step: Step, layer: MeanToken, x: Activation) -> Written:
         """The mean token, rounded to the parameters of its tokens as the simulation does it."""
         graph, source = self.graph, step.inputs[0]
@@ -247,10 +292,20 @@ class QdqExport(PointWriter):
             self.graph.node("Mul", total, self.graph.floats("logits/half", 0.5), name="logits/Mul"), "logits"
         )
 
-    def heads(self, x: Activation, shape: tuple[int, ...], num_heads: int, *perm: int) -> str:
-        """``[B * N, C]`` to ``[B, N, H, C / H]``, permuted."""
-        name = self.reshape(x.name, f"{x.point}/heads", -1, shape[0], num_heads, shape[1] // num_heads)
-        return self.graph.node("Transpose", name, name=f"{x.point}/Transpose", perm=list(perm))
+    def heads(
+        self, x: Activation, shape: Shape, layer: AttentionScores | WeightedSum, *, transposed: bool = False
+    ) -> str:
+        """``[B * N, C]`` to ``[B, H, N, C / H]``, or with windows to ``[B, H, W, N / W, C / H]``; ``transposed``
+        exchanges the last two axes.
+        """
+        (tokens, channels), heads, windows = shape, layer.num_heads, layer.windows
+        if windows == 1:
+            sizes, perm = [tokens, heads, channels // heads], [0, 2, 3, 1] if transposed else [0, 2, 1, 3]
+        else:
+            sizes = [windows, tokens // windows, heads, channels // heads]
+            perm = [0, 3, 1, 4, 2] if transposed else [0, 3, 1, 2, 4]
+        name = self.reshape(x.name, f"{x.point}/heads", -1, *sizes)
+        return self.graph.node("Transpose", name, name=f"{x.point}/Transpose", perm=perm)
 
     def scores(self, step: Step, layer: AttentionScores, q: Activation, k: Activation) -> Written:
         """``Q K^T``; the scales of both leave the sum as one constant per head."""
@@ -263,10 +318,17 @@ class QdqExport(PointWriter):
         unit = layer.scale * (ONE if product is None else array(product))
         name = self.graph.node(
             "MatMul",
-            self.heads(q, shapes[0], layer.num_heads, 0, 2, 1, 3),
-            self.heads(k, shapes[1], layer.num_heads, 0, 2, 3, 1),
+            self.heads(q, shapes[0], layer),
+            self.heads(k, shapes[1], layer, transposed=True),
             name=f"{layer.name}/MatMul",
         )
+        if layer.windows > 1:
+            name = self.reshape(name, f"{layer.name}/scores", -1, *self.shapes[step])
+        table = layer.added(shapes[0][0])
+        if table is not None:
+            name = self.times(f"{layer.name}/unit", name, unit, self.tail(step))
+            bias = self.graph.floats(f"{layer.name}/table", array(table))
+            name, unit = self.graph.node("Add", name, bias, name=f"{layer.name}/Add"), ONE
 
         def write(point: Point | None) -> Activation:
             return self.land(layer.name, name, self.landing_of(point), unit, tail=self.tail(step))
@@ -307,19 +369,27 @@ class QdqExport(PointWriter):
         """The product with V."""
         graph, shape, name = self.graph, self.shapes[step.inputs[1]], layer.name
         v = self.factor(v)
-        product = graph.node(
-            "MatMul", weights.name, self.heads(v, shape, layer.num_heads, 0, 2, 1, 3), name=f"{name}/MatMul"
-        )
+        rows, keys = self.shapes[step.inputs[0]][1:]
+        p = weights.name
+        if layer.windows > 1:
+            p = self.reshape(p, f"{name}/windows", -1, layer.num_heads, layer.windows, rows // layer.windows, keys)
+        product = graph.node("MatMul", p, self.heads(v, shape, layer), name=f"{name}/MatMul")
+        if layer.windows > 1:
+            product = self.reshape(product, f"{name}/queries", -1, layer.num_heads, rows, shape[1] // layer.num_heads)
         if weights.sums is not None:
             product = graph.node("Div", product, weights.sums, name=f"{name}/Div")
         product = graph.node("Transpose", product, name=f"{name}/Transpose", perm=[0, 2, 1, 3])
-        rows = self.reshape(product, f"{name}/rows", -1, shape[1])
+        merged = self.reshape(product, f"{name}/rows", -1, shape[1])
         unit = np.repeat(weights.unit, shape[1] // len(weights.unit)) / v.gain
-        return Pending(lambda point: self.land(name, rows, self.landing_of(point), unit))
+        return Pending(lambda point: self.land(name, merged, self.landing_of(point), unit))
+
+    def silu(self, name: str, x: str) -> str:
+        """``x`` times its logistic function."""
+        return self.graph.node("Mul", x, self.graph.node("Sigmoid", x, name=f"{name}/Sigmoid"), name=f"{name}/Silu")
 
     def gelu(self, name: str, x: str) -> str:
         """The exact GELU, before opset 20 in its parts, which runtimes recognise."""
-        graph = self.graph
+        graph, name = self.graph, f"{name}/Gelu"
         if graph.opset >= GELU_OPSET:
             return graph.node("Gelu", x, name=name)
         root, one, half = (graph.floats(f"{name}/{k}", v) for k, v in (("root", 2**0.5), ("one", 1), ("half", 0.5)))
@@ -327,6 +397,11 @@ class QdqExport(PointWriter):
         product = graph.node("Mul", x, graph.node("Add", erf, one, name=f"{name}/Add"), name=f"{name}/Product")
         return graph.node("Mul", product, half, name=name)
 
+
+ACTIVATIONS: Mapping[type[nn.Module], Callable[[QdqExport, str, str], str]] = {
+    nn.GELU: QdqExport.gelu,
+    nn.SiLU: QdqExport.silu,
+}
 
 RULES: Mapping[type[Layer], Callable[..., Written]] = {
     QuantPatchEmbed: QdqExport.patch_embed,
@@ -340,6 +415,8 @@ RULES: Mapping[type[Layer], Callable[..., Written]] = {
     WeightedSum: QdqExport.weighted_sum,
     SelectChannels: QdqExport.select_channels,
     SelectToken: QdqExport.select_token,
+    SelectTokens: QdqExport.select_tokens,
+    Product: QdqExport.product_of_two,
     MeanToken: QdqExport.mean_token,
     MeanOf: QdqExport.mean_of,
 }

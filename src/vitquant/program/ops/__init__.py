@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from vitquant.program.ops import attention, elementwise, layernorm, linear, rotary, tokens
-from vitquant.program.ops.attention import NO_TABLE, Mix, Scores, SoftmaxLog2, SoftmaxRow, SoftmaxUniform
+from vitquant.program.ops.attention import Mix, Scores, SoftmaxLog2, SoftmaxRow, SoftmaxUniform, no_table
 from vitquant.program.ops.elementwise import Add, Lookup, Multiply, Requantize
 from vitquant.program.ops.layernorm import LayerNorm
 from vitquant.program.ops.linear import Linear
@@ -25,7 +25,6 @@ KINDS: Mapping[str, type[Operation]] = MappingProxyType({op.kind: op for op in O
 __all__ = [
     "FAMILIES",
     "KINDS",
-    "NO_TABLE",
     "OPERATIONS",
     "Add",
     "Constant",
@@ -46,4 +45,5 @@ __all__ = [
     "SoftmaxRow",
     "SoftmaxUniform",
     "Take",
+    "no_table",
 ]

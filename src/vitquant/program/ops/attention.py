@@ -18,9 +18,6 @@ from vitquant.program.values import Array, Value
 
 EXPONENTIAL_MAX = 2**EXPONENTIAL_BITS - 1
 
-NO_TABLE: Array = np.zeros((1, 1, 1), dtype=np.int8)
-"""Adds nothing to scores."""
-
 
 @dataclass(frozen=True)
 class Scores(Operation):
@@ -144,6 +141,11 @@ class Mix(Operation):
                 refuse(name, "only what softmax_row makes can be normalised", got=p.name)
         elif self.fraction_bits or self.reciprocal_bits:
             refuse(name, "without normalising there is no fraction")
+
+
+def no_table() -> Array:
+    """A table that adds nothing to scores."""
+    return np.zeros((1, 1, 1), dtype=np.int8)
 
 
 def check_exponentials(out: Value, table: Array, sizes: Sizes, largest: int) -> None:
