@@ -129,12 +129,12 @@ def attention(windows: int, table: Array, keys: str) -> tuple[Operation, ...]:
 def test_unequal_counts(tmp_path: Path, isas: list[str]) -> None:
     """Head 0: scores x0 and 0, weights 8 and 8 >> x0; head 1: scores 0 and x1, weights 8 >> x1 and 8."""
     wanted = [[8 + 40, -800], [8 + 20, -800], [8 + 10, -800], [8 + 0, -800]]
-    check(attention(1, ops.NO_TABLE, "keys"), "y", wanted, tmp_path, isas)
+    check(attention(1, ops.no_table(), "keys"), "y", wanted, tmp_path, isas)
 
 
 def test_windows(tmp_path: Path, isas: list[str]) -> None:
     """Queries 0 and 1 meet key 0 only, queries 2 and 3 key 1: every weight is 8."""
-    check(attention(2, ops.NO_TABLE, "keys"), "y", [[8, 800], [8, 800], [80, -800], [80, -800]], tmp_path, isas)
+    check(attention(2, ops.no_table(), "keys"), "y", [[8, 800], [8, 800], [80, -800], [80, -800]], tmp_path, isas)
 
 
 def test_tables(tmp_path: Path, isas: list[str]) -> None:

@@ -28,10 +28,7 @@ from vitquant.workflows.export import export_onnx_integer, export_onnx_qdq
 
 CHANGES: dict[str, dict[str, Any]] = {
     "one scale": {},
-    "per channel": {
-        "attn_q_out": {"calibration_mode": "channel_wise"},
-        "attn_k_out": {"calibration_mode": "channel_wise"},
-    },
+    "per channel": {f"attn_{x}_out": {"calibration_mode": "channel_wise"} for x in "qk"},
     "scores per head": {"attn_kv_out": {"calibration_mode": "channel_wise", "bit_type": {"signed": True}}},
     "product per channel": {"mlp_product": {"calibration_mode": "channel_wise"}},
     "uniform": {"intSoft": {"softmax": "uniform"}},
@@ -39,15 +36,15 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def registered() -> Iterator[None]:
     """The family is known to the tests of this file only."""
-    known = [families._FAMILIES, catalogue._LAYERS, catalogue._KINDS]
+    known: list[dict[str, Any]] = [families._FAMILIES, catalogue._LAYERS, catalogue._KINDS]
     before = [dict(d) for d in known]
     register(GATED_WINDOWS)
     yield
     for d, old in zip(known, before, strict=True):
-        d.clear()  # type: ignore[attr-defined]
-        d.update(old)  # type: ignore[attr-defined]
+        d.clear()
+        d.update(old)
 
 
 def float_model(seed: int = 0) -> FloatModel:
@@ -114,7 +111,7 @@ def test_both_onnx_forms(tmp_path: Path) -> None:
     model = quantized()
     assert export_onnx_integer(vitquant.compile(model), tmp_path / "integer.onnx", count=5).equal
     for target in ("onnxruntime", "tensorrt"):
-        assert export_onnx_qdq(model, tmp_path / f"{target}.onnx", target=target, count=5).sqnr_db > 25
+        assert export_onnx_qdq(model, tmp_path / f"{target}.onnx", target=target, images=pixels(5, seed=1)).sqnr_db > 25
 
 
 def test_it_is_measured_saved_and_read(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,10 +58,9 @@ class Spec:
 
     def into_windows(self) -> list[int]:
         """The number of each token when they are put window by window, each ``window`` by ``window`` tokens."""
-        numbers = torch.arange(self.grid[0] * self.grid[1]).reshape(
-            self.grid[0] // self.window, self.window, self.grid[1] // self.window, self.window
-        )
-        return numbers.transpose(1, 2).flatten().tolist()
+        (rows, columns), side = self.grid, self.window
+        numbers = np.arange(rows * columns).reshape(rows // side, side, columns // side, side)
+        return numbers.swapaxes(1, 2).flatten().tolist()  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -83,9 +83,9 @@ class Block(nn.Module):
         q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(windows).chunk(3, -1))
         scores = q @ k.transpose(-1, -2) * (dim // self.num_heads) ** -0.5 + self.position
         attended = self.proj(merge_heads(scores.softmax(-1) @ v)).reshape(batch, count, dim)
-        x = x + attended[:, torch.tensor(self.order).argsort()]
+        x = x + attended[:, np.argsort(self.order)]
         y = self.norm2(x)
-        return x + self.fc2(nn.functional.silu(self.fc1(y)) * self.gate(y))
+        return x + self.fc2(nn.functional.silu(self.fc1(y)) * self.gate(y))  # type: ignore[no-any-return]
 
 
 class GatedWindows(nn.Module):
@@ -131,7 +131,7 @@ class QuantBlock(Composite):
         self.attn_v_input = act("attn_v_input")
         self.weighted_sum = WeightedSum(spec.num_heads, f"{prefix}attn_v_out", windows=windows)
         self.attn_v_out = act("attn_v_out")
-        self.from_windows = SelectTokens(torch.tensor(order).argsort().tolist(), f"{prefix}image")
+        self.from_windows = SelectTokens(np.argsort(order).tolist(), f"{prefix}image")
         self.attn_proj = matrix(block.proj, "attn_proj")
         self.residual1, self.residual2 = (
             QuantResidual(prefix + name, settings[prefix + name], head_dim=dim) for name in ("residual1", "residual2")
@@ -183,10 +183,6 @@ class QuantGatedWindows(QuantModel):
         for block in self.blocks:
             x = block(x)
         return {"logits": self.head(self.final_norm(self.pool(x))), "tokens": x}
-
-    @property
-    def num_classes(self) -> int:
-        return self.spec.num_classes  # type: ignore[no-any-return]
 
 
 GATED_WINDOWS = Family(

@@ -96,6 +96,12 @@ def add_executor_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--executor", choices=kinds, default="auto", help=about)
 
 
+def add_program_output_option(parser: argparse.ArgumentParser) -> None:
+    """The outputs that a program or graph gives."""
+    about = "output to compute: logits, class_token or tokens; can be repeated (default: the main output)"
+    parser.add_argument("--output", action="append", default=[], metavar="NAME", help=about)
+
+
 def add_labels_option(parser: argparse.ArgumentParser) -> None:
     """Evaluation of images whose folders are not the classes of the model."""
     about = "ignore labels and class folders; top-1 is not computed"

@@ -69,7 +69,8 @@ class Profiler:
     def __init__(self, model: QuantModel) -> None:
         model.require_calibrated()
         self.model, self.stages = model, measured_stages(model)
-        self.points = model.point_modules()
+        reached = {point.name for stage in self.stages for point in stage.points()}
+        self.points = {name: p for name, p in model.point_modules().items() if name in reached}
         self.isolated = {name: SqnrMeter() for name, p in self.points.items() if p.active}
         self.cumulative = {name: SqnrMeter() for name in self.isolated}
         self.metrics = {

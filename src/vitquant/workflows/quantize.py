@@ -40,6 +40,7 @@ def quantize(
     batch_size: int = 8,
     device: str | torch.device = "cpu",
     strict: bool = False,
+    output: str | None = None,
 ) -> QuantModel:
     """Quantize a Vision Transformer: build, calibrate, fold. The result computes what integers will.
 
@@ -55,6 +56,7 @@ def quantize(
         batch_size: images in one forward. Statistics are streamed, so memory grows with this and with nothing else.
         device: where to compute: any device of PyTorch that is there.
         strict: refuse a configuration that leaves a point in floating point.
+        output: name of the main output, such as ``tokens`` for dense features; the model's first by default.
 
     Raises:
         VitquantError: see ``docs/failures.md`` for what can go wrong and how it reads.
@@ -68,7 +70,14 @@ def quantize(
     """
     require_count(batch_size, "batch_size")
     qmodel = prepare(
-        model, config, weights=weights, weights_entry=weights_entry, img_size=img_size, device=device, strict=strict
+        model,
+        config,
+        weights=weights,
+        weights_entry=weights_entry,
+        img_size=img_size,
+        device=device,
+        strict=strict,
+        output=output,
     )
     return calibrate(qmodel, calibration, limit=limit, batch_size=batch_size)
 
@@ -83,6 +92,7 @@ def prepare(
     img_size: int | tuple[int, int] | None = None,
     device: str | torch.device = "cpu",
     strict: bool = False,
+    output: str | None = None,
 ) -> QuantModel:
     """The first step of :func:`quantize`: the model with its points, not calibrated yet, in mode ``FP32``.
 
@@ -98,6 +108,7 @@ def prepare(
     else:
         found = adapt(model, weights=weights, weights_entry=weights_entry, img_size=img_size)
     qmodel = require_family(found.vit).quantized(found.vit, config, found.preprocessing).to(place)
+    qmodel.choose_output(output)
     if strict:
         require_integers(qmodel)
     return qmodel
