@@ -63,7 +63,7 @@ protected:
     Lines out_;
 };
 
-// Makes each row by itself, out of rows of 32-bit integers.
+// Makes each row by itself, out of rows of its operands as 32-bit integers.
 class LoadingRowStep : public RowStep {
 public:
     LoadingRowStep(const Operation& op, const Context& context);
@@ -89,6 +89,7 @@ private:
     size_t widest_ = 0;  // of the operands
 };
 
+// Makes codes one by one.
 class ScalarRowStep : public LoadingRowStep {
 public:
     using LoadingRowStep::LoadingRowStep;
