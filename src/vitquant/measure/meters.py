@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from vitquant.numerics.affine import QuantParams
+from vitquant.results import IDENTICAL_DB, PointMetrics
 
-NOISE_FLOOR = 1e-30
-"""Equal tensors read as 300 dB instead of infinity, which JSON cannot say."""
+NOISE_FLOOR = 10 ** (-IDENTICAL_DB / 10)
+"""Least ratio of noise to signal."""
 
 HISTOGRAM_BINS = 64
 
@@ -44,28 +45,6 @@ class SqnrMeter:
     def db(self) -> float:
         """The ratio so far, in dB."""
         return decibel(self.signal, self.noise)
-
-
-@dataclass(frozen=True)
-class PointMetrics:
-    """What one point does to its own tensor, everything before it being float.
-
-    ``outlier_ratio`` is the largest magnitude over its 99.9th percentile; ``clipped`` the share of values beyond the
-    grid by more than half a step; ``kl_divergence`` that of the two histograms over the tensor's range, in nats;
-    ``histogram`` counts the float values in equal bins between ``low`` and ``high``; ``seconds`` is the time that the
-    layer took per image.
-    """
-
-    sqnr_db: float
-    mse: float
-    cosine: float
-    low: float
-    high: float
-    outlier_ratio: float
-    clipped: float
-    kl_divergence: float
-    histogram: tuple[int, ...]
-    seconds: float
 
 
 @dataclass
