@@ -182,6 +182,8 @@ def renamed(new: str) -> tuple[bytes, bytes]:
     operation(told, "take")["out"]["name"] = new
     for op in told["program"]["operations"]:
         op.update({key: new for key, value in op.items() if value == old})
+    for output in told["program"]["outputs"]:
+        output["value"] = new if output["value"] == old else output["value"]
     header, data = header_of(TENSORS)
     tensors = with_header(
         {new + key[len(old) :] if key.startswith(old + "/") else key: header[key] for key in header}, data

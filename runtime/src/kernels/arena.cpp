@@ -30,6 +30,7 @@ Arena::~Arena() {
 
 void Deleter::operator()(LinearPlan* plan) const { delete plan; }
 void Deleter::operator()(LayerNormPlan* plan) const { delete plan; }
+void Deleter::operator()(RequantizePlan* plan) const { delete plan; }
 void Deleter::operator()(AttentionPlan* plan) const { delete plan; }
 
 }  // namespace vitquant::kernels

@@ -4,8 +4,8 @@
 
 namespace vitquant::kernels {
 
-const Functions avx2_functions = {linear_scratch<Avx2>, linear<Avx2>, layernorm<Avx2>, attention_scratch<Avx2>,
-                                  attention<Avx2>};
+const Functions avx2_functions = {linear_scratch<Avx2>,    linear<Avx2>,   layernorm<Avx2>, requantize<Avx2>,
+                                  attention_scratch<Avx2>, attention<Avx2>};
 
 }  // namespace vitquant::kernels
 

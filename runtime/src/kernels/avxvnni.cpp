@@ -4,7 +4,8 @@
 
 namespace vitquant::kernels {
 
-const Functions avxvnni_functions = {linear_scratch<AvxVnni>, linear<AvxVnni>, layernorm<AvxVnni>,
+const Functions avxvnni_functions = {linear_scratch<AvxVnni>,    linear<AvxVnni>,
+                                     layernorm<AvxVnni>,         requantize<AvxVnni>,
                                      attention_scratch<AvxVnni>, attention<AvxVnni>};
 
 }  // namespace vitquant::kernels

@@ -111,6 +111,17 @@ struct LayerNormSpec {
 
 struct LayerNormPlan;
 
+// ---- Requantization: out = clamp(zero + rescale(x)), of numbers in 32 bits ----
+
+struct RequantizeSpec {
+    size_t channels;
+    int64_t limit;  // of the magnitude of x, below 2^31
+    Rescale rescale;
+    Grid out;
+};
+
+struct RequantizePlan;
+
 // ---- Attention: scores, softmax and the product with V; the matrix of queries and keys never exists ----
 
 enum class Softmax : uint8_t { row, uniform, log2 };
@@ -157,6 +168,7 @@ struct AttentionPlan;
 struct Deleter {
     void operator()(LinearPlan*) const;
     void operator()(LayerNormPlan*) const;
+    void operator()(RequantizePlan*) const;
     void operator()(AttentionPlan*) const;
 };
 
@@ -172,6 +184,10 @@ struct Kernels {
 
     Owned<LayerNormPlan> (*make_layernorm)(const LayerNormSpec&);
     void (*layernorm)(const LayerNormPlan&, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride);
+
+    Owned<RequantizePlan> (*make_requantize)(const RequantizeSpec&);
+    void (*requantize)(const RequantizePlan&, size_t rows, const int32_t* x, size_t x_stride, void* out,
+                       size_t out_stride);
 
     Owned<AttentionPlan> (*make_attention)(const AttentionSpec&);
     size_t (*attention_scratch)(const AttentionPlan&);

@@ -4,8 +4,8 @@
 
 namespace vitquant::kernels {
 
-const Functions neondot_functions = {linear_scratch<Neon>, linear<Neon>, layernorm<Neon>, attention_scratch<Neon>,
-                                     attention<Neon>};
+const Functions neondot_functions = {linear_scratch<Neon>,    linear<Neon>,   layernorm<Neon>, requantize<Neon>,
+                                     attention_scratch<Neon>, attention<Neon>};
 
 }  // namespace vitquant::kernels
 

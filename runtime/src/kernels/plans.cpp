@@ -301,6 +301,17 @@ Owned<LayerNormPlan> make_layernorm(const LayerNormSpec& spec, Layout layout) {
     return plan;
 }
 
+Owned<RequantizePlan> make_requantize(const RequantizeSpec& spec, Layout layout) {
+    Owned<RequantizePlan> plan(new RequantizePlan{});
+    Arena& arena = plan->arena;
+    plan->channels = spec.channels;
+    plan->requantizer = make_requantizer(arena, layout, spec.rescale, zeros(arena, spec.out, spec.channels),
+                                         spec.out.low, spec.out.high, spec.out.type, spec.channels,
+                                         constant_limits(arena, static_cast<double>(spec.limit), spec.channels));
+    plan->quick = layout != Layout::portable && plan->requantizer.narrow;
+    return plan;
+}
+
 Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
     Owned<AttentionPlan> plan(new AttentionPlan{});
     Arena& arena = plan->arena;

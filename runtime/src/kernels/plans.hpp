@@ -113,6 +113,13 @@ struct LayerNormPlan {
     const int64_t* split_shift;
 };
 
+struct RequantizePlan {
+    Arena arena;
+    size_t channels;
+    Requantizer requantizer;
+    bool quick;
+};
+
 // How scores become weights.
 struct SoftmaxRows {
     Softmax form;
@@ -157,6 +164,7 @@ struct AttentionPlan {
 
 Owned<LinearPlan> make_linear(const LinearSpec&, Layout);
 Owned<LayerNormPlan> make_layernorm(const LayerNormSpec&, Layout);
+Owned<RequantizePlan> make_requantize(const RequantizeSpec&, Layout);
 Owned<AttentionPlan> make_attention(const AttentionSpec&, Layout);
 
 // What runs plans: the functions of a table that are compiled for its instruction set.
@@ -164,6 +172,7 @@ struct Functions {
     decltype(Kernels::linear_scratch) linear_scratch;
     decltype(Kernels::linear) linear;
     decltype(Kernels::layernorm) layernorm;
+    decltype(Kernels::requantize) requantize;
     decltype(Kernels::attention_scratch) attention_scratch;
     decltype(Kernels::attention) attention;
 };
@@ -173,6 +182,7 @@ extern const Functions avx2_functions, avxvnni_functions, avx512vnni_functions, 
 // Whether a plan runs in vectors; else one number at a time.
 inline bool is_quick(const LinearPlan& plan) { return plan.packed != nullptr; }
 inline bool is_quick(const LayerNormPlan& plan) { return plan.quick; }
+inline bool is_quick(const RequantizePlan& plan) { return plan.quick; }
 inline bool is_quick(const AttentionPlan& plan) { return plan.quick; }
 
 // One number at a time: any machine, any types. Other tables use these for what they are not quick at.
@@ -181,6 +191,7 @@ namespace scalar {
 size_t linear_scratch(const LinearPlan&);
 void linear(const LinearPlan&, const LinearRun&);
 void layernorm(const LayerNormPlan&, size_t rows, const void* x, size_t x_stride, void* out, size_t out_stride);
+void requantize(const RequantizePlan&, size_t rows, const int32_t* x, size_t x_stride, void* out, size_t out_stride);
 size_t attention_scratch(const AttentionPlan&);
 void attention(const AttentionPlan&, const AttentionRun&);
 

@@ -24,6 +24,8 @@ Kernels table_of(const char* name, const Functions& functions) {
         functions.linear,
         [](const LayerNormSpec& spec) { return make_layernorm(spec, rest); },
         functions.layernorm,
+        [](const RequantizeSpec& spec) { return make_requantize(spec, rest); },
+        functions.requantize,
         [](const AttentionSpec& spec) { return make_attention(spec, rest); },
         functions.attention_scratch,
         functions.attention,
@@ -68,8 +70,8 @@ bool has_neondot() {
 
 const Kernels* portable() {
     static const Kernels table = table_of<Layout::portable, Layout::portable>(
-        "portable",
-        {scalar::linear_scratch, scalar::linear, scalar::layernorm, scalar::attention_scratch, scalar::attention});
+        "portable", {scalar::linear_scratch, scalar::linear, scalar::layernorm, scalar::requantize,
+                     scalar::attention_scratch, scalar::attention});
     return &table;
 }
 

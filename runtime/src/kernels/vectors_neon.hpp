@@ -6,6 +6,7 @@
 #include "attention_tiles.hpp"
 #include "layernorm_tiles.hpp"
 #include "linear_tiles.hpp"
+#include "requantize_tiles.hpp"
 
 namespace vitquant::kernels {
 namespace {

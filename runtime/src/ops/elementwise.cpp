@@ -19,22 +19,20 @@ void check_requantize(Check& check) {
     check.rescale(width);
 }
 
-class Requantize final : public ScalarRowStep {
+class Requantize final : public RequantizedRowStep {
 public:
     Requantize(const Operation& op, const Context& context)
-        : ScalarRowStep(op, context), start_(size_t(op.number("start"))),
-          zero_(context.value(op.reads[0]).spread_zero()), requantization_(op, op.out.shape[1]) {}
+        : RequantizedRowStep(op, context, context.value(op.reads[0]).centred_limit()),
+          start_(size_t(op.number("start"))), zero_(context.value(op.reads[0]).spread_zero()) {}
 
 private:
-    void make_row(const Frame& frame, size_t image, size_t row, int64_t* codes) const override {
-        const int32_t* x = load(frame, 0, image, row) + start_;
-        for (size_t c = 0; c < width(); ++c)
-            codes[c] = kernels::to_code(requantization_.at, int64_t{x[c]} - zero_[start_ + c], c);
+    void make_row(const Frame& frame, size_t image, size_t row, int32_t* numbers) const override {
+        const int32_t *x = load(frame, 0, image, row) + start_, *zero = zero_.data() + start_;
+        for (size_t c = 0; c < width(); ++c) numbers[c] = x[c] - zero[c];
     }
 
     size_t start_;
     std::vector<int32_t> zero_;
-    Requantization requantization_;
 };
 
 // ---- add: two values of different scales ----
@@ -80,24 +78,31 @@ void check_multiply(Check& check) {
     check.accumulator(Wide{a.centred_limit()} * b.centred_limit());
 }
 
-class Multiply final : public ScalarRowStep {
+class Multiply final : public RequantizedRowStep {
 public:
     Multiply(const Operation& op, const Context& context)
-        : ScalarRowStep(op, context), zero_a_(context.value(op.reads[0]).spread_zero()),
-          zero_b_(context.value(op.reads[1]).spread_zero()), requantization_(op, op.out.shape[1]) {}
+        : RequantizedRowStep(op, context,
+                             context.value(op.reads[0]).centred_limit() * context.value(op.reads[1]).centred_limit()),
+          zero_a_(context.value(op.reads[0]).spread_zero()), zero_b_(context.value(op.reads[1]).spread_zero()) {}
 
 private:
-    void make_row(const Frame& frame, size_t image, size_t row, int64_t* codes) const override {
+    void make_row(const Frame& frame, size_t image, size_t row, int32_t* numbers) const override {
         const int32_t *a = load(frame, 0, image, row), *b = load(frame, 1, image, row);
-        for (size_t c = 0; c < width(); ++c)
-            codes[c] = kernels::to_code(requantization_.at, int64_t{a[c] - zero_a_[c]} * (b[c] - zero_b_[c]), c);
+        const int32_t *zero_a = zero_a_.data(), *zero_b = zero_b_.data();
+        for (size_t c = 0; c < width(); ++c) numbers[c] = (a[c] - zero_a[c]) * (b[c] - zero_b[c]);
     }
 
     std::vector<int32_t> zero_a_, zero_b_;
-    Requantization requantization_;
 };
 
 // ---- rotary: each channel turned with its partner, by an angle of the token and the channel ----
+
+// The most that a number of magnitude 1 can become.
+int64_t largest_turn(const Tensor& cos, const Tensor& sin) {
+    int64_t largest = 0;
+    for (int64_t i = 0; i < cos.count; ++i) largest = std::max(largest, std::abs(cos.at(i)) + std::abs(sin.at(i)));
+    return largest;
+}
 
 void check_rotary(Check& check) {
     const Value& x = check.in();
@@ -114,39 +119,32 @@ void check_rotary(Check& check) {
                             span(0, d - 1));
     check.rescale(c);
     check.operand(0, x.centred_limit());
-    int64_t largest = 0;
-    for (int64_t i = 0; i < cos.count; ++i) largest = std::max(largest, std::abs(cos.at(i)) + std::abs(sin.at(i)));
-    check.accumulator(Wide{x.centred_limit()} * largest);
+    check.accumulator(Wide{x.centred_limit()} * largest_turn(cos, sin));
 }
 
-class Rotary final : public ScalarRowStep {
+class Rotary final : public RequantizedRowStep {
 public:
     Rotary(const Operation& op, const Context& context)
-        : ScalarRowStep(op, context), zero_(context.value(op.reads[0]).spread_zero()),
-          cos_(op.constant("cos").to<int16_t>()), sin_(op.constant("sin").to<int16_t>()),
-          partner_(op.constant("partner").to<int32_t>()), requantization_(op, op.out.shape[1]) {}
-
-    size_t scratch_bytes() const override { return ScalarRowStep::scratch_bytes() + width() * sizeof(int32_t); }
+        : RequantizedRowStep(
+              op, context,
+              context.value(op.reads[0]).centred_limit() * largest_turn(op.constant("cos"), op.constant("sin"))),
+          zero_(context.value(op.reads[0]).spread_zero()), cos_(op.constant("cos").to<int16_t>()),
+          sin_(op.constant("sin").to<int16_t>()), partner_(op.constant("partner").to<int32_t>()) {}
 
 private:
-    void make_row(const Frame& frame, size_t image, size_t row, int64_t* codes) const override {
-        const int32_t* x = load(frame, 0, image, row);
-        auto* centred = reinterpret_cast<int32_t*>(frame.scratch + ScalarRowStep::scratch_bytes());
-        for (size_t c = 0; c < width(); ++c) centred[c] = x[c] - zero_[c];
+    void make_row(const Frame& frame, size_t image, size_t row, int32_t* numbers) const override {
+        int32_t* x = load(frame, 0, image, row);
+        for (size_t c = 0; c < width(); ++c) x[c] -= zero_[c];
         const size_t angles = partner_.size();
         const int16_t *cos = cos_.data() + token_of(row) * angles, *sin = sin_.data() + token_of(row) * angles;
-        for (size_t first = 0; first < width(); first += angles)
-            for (size_t d = 0; d < angles; ++d)
-                codes[first + d] = kernels::to_code(
-                    requantization_.at,
-                    int64_t{centred[first + d]} * cos[d] + int64_t{centred[first + size_t(partner_[d])]} * sin[d],
-                    first + d);
+        const int32_t* partner = partner_.data();
+        for (size_t first = 0; first < width(); first += angles, x += angles)
+            for (size_t d = 0; d < angles; ++d) numbers[first + d] = x[d] * cos[d] + x[partner[d]] * sin[d];
     }
 
     std::vector<int32_t> zero_;
     std::vector<int16_t> cos_, sin_;
     std::vector<int32_t> partner_;
-    Requantization requantization_;
 };
 
 // ---- lookup: any function of a code, by tables ----

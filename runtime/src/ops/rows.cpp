@@ -1,5 +1,7 @@
 #include "ops/rows.hpp"
 
+#include "ops/constants.hpp"
+
 namespace vitquant {
 
 RowStep::RowStep(const Operation& op, const Context& context)
@@ -19,7 +21,7 @@ Lines RowStep::lines(const std::string& name, const Context& context) {
     return found;
 }
 
-ScalarRowStep::ScalarRowStep(const Operation& op, const Context& context) : RowStep(op, context) {
+LoadingRowStep::LoadingRowStep(const Operation& op, const Context& context) : RowStep(op, context) {
     for (const std::string& name : op.reads) {
         operands_.push_back(lines(name, context));
         widest_ = std::max(widest_, operands_.back().width);
@@ -27,14 +29,29 @@ ScalarRowStep::ScalarRowStep(const Operation& op, const Context& context) : RowS
 }
 
 void ScalarRowStep::run_rows(const Frame& frame, Rows rows) const {
-    auto* codes = reinterpret_cast<int64_t*>(frame.scratch);
+    auto* codes = result_row<int64_t>(frame);
     for (size_t r = rows.first; r < rows.last; ++r) {
         make_row(frame, r / rows_, r % rows_, codes);
         out_.codes.store(codes, out_.width, out_.at(output(frame), r / rows_, r % rows_));
     }
 }
 
-const int32_t* ScalarRowStep::load(const Frame& frame, size_t operand, size_t image, size_t row) const {
+RequantizedRowStep::RequantizedRowStep(const Operation& op, const Context& context, int64_t limit)
+    : LoadingRowStep(op, context), kernels_(context.kernels) {
+    Constants constants(op);
+    plan_ = kernels_.make_requantize({width(), limit, constants.rescale(), kernel_grid(op.out)});
+    if (kernels::is_quick(*plan_)) code = kernels_.name;
+}
+
+void RequantizedRowStep::run_rows(const Frame& frame, Rows rows) const {
+    auto* numbers = result_row<int32_t>(frame);
+    for (size_t r = rows.first; r < rows.last; ++r) {
+        make_row(frame, r / rows_, r % rows_, numbers);
+        kernels_.requantize(*plan_, 1, numbers, 0, out_.at(output(frame), r / rows_, r % rows_), 0);
+    }
+}
+
+int32_t* LoadingRowStep::load(const Frame& frame, size_t operand, size_t image, size_t row) const {
     const Lines& from = operands_[operand];
     auto* to = reinterpret_cast<int32_t*>(frame.scratch + out_.width * sizeof(int64_t)) + operand * widest_;
     from.codes.load(from.at(input(frame, operand), image, row), from.width, to);

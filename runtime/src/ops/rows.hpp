@@ -63,30 +63,57 @@ protected:
     Lines out_;
 };
 
-// Makes each row by itself, out of rows of 32-bit integers.
-class ScalarRowStep : public RowStep {
+// Makes each row by itself, out of rows of its operands as 32-bit integers.
+class LoadingRowStep : public RowStep {
 public:
-    ScalarRowStep(const Operation& op, const Context& context);
+    LoadingRowStep(const Operation& op, const Context& context);
 
     size_t scratch_bytes() const override {
         return out_.width * sizeof(int64_t) + operands_.size() * widest_ * sizeof(int32_t);
     }
+
+protected:
+    // Room for a row of the result.
+    template <typename Number>
+    static Number* result_row(const Frame& frame) {
+        return reinterpret_cast<Number*>(frame.scratch);
+    }
+
+    // Codes of a row of an operand; they stay until the next row of it is loaded.
+    int32_t* load(const Frame& frame, size_t operand, size_t image, size_t row) const;
+
+    size_t width() const { return out_.width; }
+
+private:
+    std::vector<Lines> operands_;
+    size_t widest_ = 0;  // of the operands
+};
+
+// Makes codes one by one.
+class ScalarRowStep : public LoadingRowStep {
+public:
+    using LoadingRowStep::LoadingRowStep;
 
     void run_rows(const Frame& frame, Rows rows) const final;
 
 protected:
     // The codes of a row, to be clamped.
     virtual void make_row(const Frame& frame, size_t image, size_t row, int64_t* codes) const = 0;
+};
 
-    // Codes of a row of an operand; they stay until the next row of it is loaded.
-    const int32_t* load(const Frame& frame, size_t operand, size_t image, size_t row) const;
+// Makes rows of numbers in 32 bits, of magnitudes up to `limit`, which are requantized by the operation's constants.
+class RequantizedRowStep : public LoadingRowStep {
+public:
+    RequantizedRowStep(const Operation& op, const Context& context, int64_t limit);
 
-    size_t width() const { return out_.width; }
+    void run_rows(const Frame& frame, Rows rows) const final;
 
-    std::vector<Lines> operands_;
+protected:
+    virtual void make_row(const Frame& frame, size_t image, size_t row, int32_t* numbers) const = 0;
 
 private:
-    size_t widest_ = 0;  // of the operands
+    const kernels::Kernels& kernels_;
+    kernels::Owned<kernels::RequantizePlan> plan_;
 };
 
 }  // namespace vitquant

@@ -158,6 +158,7 @@ void expect_rows(const Kernels& k, const std::string& what, uint64_t seed, const
 void linear(const Kernels&, uint64_t seed);
 void linear_ties(const Kernels&);
 void layernorm(const Kernels&, uint64_t seed);
+void requantize(const Kernels&, uint64_t seed);
 void attention(const Kernels&, uint64_t seed, bool large);
 void operations(uint64_t seed);
 

@@ -22,6 +22,7 @@ int main(int count, char** arguments) {
         for (uint64_t seed = first; seed < first + cases; ++seed) {
             linear(*kernels, seed);
             layernorm(*kernels, seed);
+            requantize(*kernels, seed);
             attention(*kernels, seed, false);
             if (seed % 200 == 0) attention(*kernels, seed, true);
         }

@@ -18,6 +18,7 @@
 #include "engine.hpp"
 #include "error.hpp"
 #include "interrupt.hpp"
+#include "vitquant_runtime.h"
 
 namespace fs = std::filesystem;
 using vitquant::Engine;
@@ -87,6 +88,45 @@ struct Case {
     }
 };
 
+// All outputs by the C interface, which is told their names.
+bool agrees_in_c(const fs::path& folder, const Case& known) {
+    char error[256];
+    vitquant_program* first = vitquant_load(folder.c_str(), 1, error, sizeof error);
+    if (!first) return false;
+    std::vector<const char*> names;
+    for (const char* const* name = vitquant_output_names(first); *name; ++name) names.push_back(*name);
+    vitquant_program* whole = vitquant_load_outputs(folder.c_str(), names.data(), names.size(), 1, error, sizeof error);
+    bool right = whole && names.size() == known.outputs.size() && vitquant_chosen_outputs(whole) == names.size() &&
+                 vitquant_chosen_outputs(first) == 1;
+    std::vector<std::vector<int32_t>> found;
+    std::vector<int32_t*> to;
+    for (size_t i = 0; right && i < names.size(); ++i) {
+        size_t shape[2] = {1, 1};
+        const size_t axes = vitquant_output_shape(whole, i, shape), elements = shape[0] * shape[1];
+        right = std::string_view(vitquant_output_name(whole, i)) == names[i] && axes >= 1 && axes <= 2 &&
+                elements * 4 * known.count == known.outputs[i].size() &&
+                vitquant_output_scale(whole, i, shape[axes - 1] - 1) > 0;
+        if (i == 0)
+            right = right && elements == vitquant_outputs(first) &&
+                    vitquant_scale(first, elements - 1) == vitquant_output_scale(whole, 0, shape[axes - 1] - 1);
+        found.emplace_back(elements * known.count);
+    }
+    for (std::vector<int32_t>& result : found) to.push_back(result.data());
+    const auto* images = reinterpret_cast<const uint8_t*>(known.images.data());
+    right = right && vitquant_run_outputs(whole, images, known.count, to.data()) == 0;
+    for (size_t i = 0; right && i < found.size(); ++i)
+        right =
+            std::string_view(reinterpret_cast<const char*>(found[i].data()), found[i].size() * 4) == known.outputs[i];
+    right = right && vitquant_run(first, images, known.count, to[0]) == 0 &&
+            std::string_view(reinterpret_cast<const char*>(to[0]), found[0].size() * 4) == known.outputs[0];
+    const char* nothing = "nothing of this name";
+    right = right && !vitquant_load_outputs(folder.c_str(), &nothing, 1, 1, error, sizeof error) &&
+            std::string_view(error).find(names[0]) != std::string_view::npos;
+    vitquant_free(first);
+    vitquant_free(whole);
+    return right;
+}
+
 bool check(const fs::path& folder, const std::string& isa, size_t threads) {
     const vitquant::ProgramFiles files = vitquant::read_program_files(folder.string());
     const vitquant::Program program = vitquant::decode_program(files.manifest, files.tensors, files.where);
@@ -99,7 +139,7 @@ bool check(const fs::path& folder, const std::string& isa, size_t threads) {
     const Engine whole(program, engine.output_names(), threads, isa);
     if (!known.agrees(whole, 0, known.count)) right = false;
     const auto quickest = vitquant::load_engine(files.manifest, files.tensors, {}, threads);
-    if (!known.agrees(*quickest, 0, known.count)) right = false;
+    if (!known.agrees(*quickest, 0, known.count) || !agrees_in_c(folder, known)) right = false;
     std::vector<int32_t> logits(known.count * engine.outputs().front().elements());
     const size_t before = allocations;
     engine.run(reinterpret_cast<const uint8_t*>(known.images.data()), known.count, logits.data());
