@@ -75,8 +75,8 @@ def test_repair_steps() -> None:
     shown = str(
         record(repair=(RepairStepRecord("bias_correction", 35.0, 36.25), RepairStepRecord("none", 300.0, 300.0)))
     )
-    assert "│ bias_correction │     35.0 dB │    36.2 dB │" in shown
-    assert "│ none            │   identical │  identical │" in shown
+    assert "│ bias_correction │      0 │        │     35.0 dB │    36.2 dB │" in shown
+    assert "│ none            │      0 │        │   identical │  identical │" in shown
 
 
 def test_names_are_escaped() -> None:

@@ -57,6 +57,7 @@ const std::vector<OperationKind>& attention_kinds();
 const std::vector<OperationKind>& elementwise_kinds();
 const std::vector<OperationKind>& layernorm_kinds();
 const std::vector<OperationKind>& linear_kinds();
+const std::vector<OperationKind>& rotary_kinds();
 const std::vector<OperationKind>& token_kinds();
 
 // Several operations as one step. `next`, a look-up, an addition or an embedding, reads what the linear layer makes.
