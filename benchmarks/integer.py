@@ -31,6 +31,7 @@ from vitquant.architectures.model import QuantModel
 from vitquant.executors.reference import Reference
 from vitquant.program.program import IntegerProgram
 from vitquant.program.storage import TENSORS
+from vitquant.report.units import decibels
 
 BATCHES = (1, 8)
 
@@ -53,7 +54,7 @@ def accuracy(model: FloatModel, qmodel: QuantModel, program: IntegerProgram, pix
     report.add("simulated, against float", f"{sqnr_db(exact, simulated):.2f}")
     report.add("integers, against float", f"{sqnr_db(exact, integer):.2f}")
     differing = int((simulated != integer).sum())
-    report.add("integers, against simulated", f"{min(sqnr_db(simulated, integer), 300):.0f}")
+    report.add("integers, against simulated", decibels(sqnr_db(simulated, integer), 0))
     report.notes.append(f"{len(pixels)} photos; {differing} of {integer.numel()} numbers differ from the simulation.")
     return report
 

@@ -26,6 +26,7 @@ from support.bad_values import (
     make_zoo,
     tensors,
 )
+from support.documents import TESTS
 from support.integer_models import PREPROCESSING, SHIPPABLE, pixels, tiny_spec
 from vitquant.adapters.adapt import FloatModel
 from vitquant.architectures.float_vit import VisionTransformer
@@ -106,6 +107,7 @@ DOORS = (
     Door(vitquant.compile, ("model",), {"model": MODELS}),
     Door(vitquant.save_program, ("program", "folder=new"), {"program": WORDS, "folder": OUT_FOLDER}),
     Door(vitquant.load_program, ("path=saved",), {"path": IN}),
+    Door(vitquant.load_run, ("folder=run",), {"folder": IN}),
     Door(vitquant.adapt, ("model=vit",), {"model": MODELS}),
     Door(read_images, ("source=images", "preprocessing"), {"source": UNKNOWN_CLASSES, **SIZES}, name="open_images"),
     Door(vitquant.load_config_from_yaml, ("path=yaml",), {"path": IN}),
@@ -207,6 +209,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "rounds": 1,
         "steps": ["bias_correction"],
         "saved": str(folder / "saved"),
+        "run": str(TESTS / "golden" / "run_record"),
         "new": "new",
         "graph": "new/graph.onnx",
         "yaml": "vit_int8.yaml",

@@ -170,14 +170,23 @@ def test_the_package_exports_what_it_says() -> None:
         vitquant.quantise  # noqa: B018
 
 
-@pytest.mark.parametrize("module", ["vitquant", "vitquant.config", "vitquant.errors", "vitquant.cli.main"])
+@pytest.mark.parametrize(
+    "module", ["vitquant", "vitquant.config", "vitquant.errors", "vitquant.cli.main", "vitquant.report.files"]
+)
 def test_torch_is_not_imported_before_it_is_needed(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["quantize", "--help"], ["check", "--help"], ["config", "show", "vit_int8.yaml"]]
+    "argv",
+    [
+        ["--help"],
+        ["quantize", "--help"],
+        ["check", "--help"],
+        ["config", "show", "vit_int8.yaml"],
+        ["show", str(ROOT / "tests/golden/run_record")],
+    ],
 )
 def test_commands_without_numbers_need_no_torch(argv: list[str]) -> None:
     code = (

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ def failures() -> list[tuple[str, str]]:
 @pytest.mark.job
 def test_python_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for folder in ("out", "out_old"):
+        shutil.copytree(ROOT / "tests" / "golden" / "run_record", folder)
     names: dict[str, object] = {}
     examples = blocks(README, "python")
     assert len(examples) >= 5

@@ -13,6 +13,7 @@ from vitquant.errors import ArtifactError
 from vitquant.measure.compare import compare
 from vitquant.report.points import points_csv
 from vitquant.runs import READERS, require_one_run, run_named_by
+from vitquant.workflows.record import point_record
 
 FILES = ("manifest.json", "model.safetensors", "program.json", "program.safetensors", "summary.json", "points.csv")
 
@@ -31,7 +32,9 @@ def write(model: QuantModel, folder: Path) -> Path:
     vitquant.save_program(vitquant.compile(model), folder)
     (folder / "summary.json").write_text(json.dumps({"run": run_id(model)}))
     images = vitquant.load_fashion_images()[2]
-    (folder / "points.csv").write_text(points_csv(vitquant.profile(model, images[:1]), run_id(model)))
+    (folder / "points.csv").write_text(
+        points_csv(map(point_record, vitquant.profile(model, images[:1]).points), run_id(model))
+    )
     return folder
 
 

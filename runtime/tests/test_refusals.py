@@ -209,7 +209,7 @@ def test_outputs(rule: str) -> None:
 def version_1() -> tuple[dict[str, Any], dict[str, Array]]:
     """A program of format 1: the body of its manifest, and its tensors."""
     whole = program()
-    square = {
+    square: dict[str, dict[str, Any]] = {
         "scores": {"q": "x", "k": "x", "out": value("scores", (2, 4, 4)), "windows": 1, "table": ops.no_table()},
         "weights": {"out": value("weights", (2, 4, 4), 0, 255)},
         "mix": {"out": value("mix", (4, 4)), "windows": 1},

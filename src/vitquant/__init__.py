@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from vitquant.measure import evaluate, profile
     from vitquant.program.program import IntegerProgram
     from vitquant.program.storage import load_program, save_program
+    from vitquant.report.files import load_run
+    from vitquant.report.record import RunRecord
     from vitquant.workflows.quantize import calibrate, prepare, quantize, repair
 
 _HOMES = {
@@ -38,6 +40,8 @@ _HOMES = {
     "vitquant.program.program": ("IntegerProgram",),
     "vitquant.executors.reference": ("Reference",),
     "vitquant.program.storage": ("load_program", "save_program"),
+    "vitquant.report.files": ("load_run",),
+    "vitquant.report.record": ("RunRecord",),
     "vitquant.layers": ("IntSoftmax", "Mode", "QAct", "QuantLinear"),
     "vitquant.adapters.adapt": ("adapt",),
     "vitquant.artifact.storage": ("load", "save"),
@@ -62,6 +66,7 @@ __all__ = [
     "QuantModel",
     "QuantViT",
     "Reference",
+    "RunRecord",
     "VitquantError",
     "__version__",
     "adapt",
@@ -74,6 +79,7 @@ __all__ = [
     "load_fashion",
     "load_fashion_images",
     "load_program",
+    "load_run",
     "open_images",
     "prepare",
     "profile",

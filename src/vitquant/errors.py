@@ -94,7 +94,7 @@ class ModelError(VitquantError):
 
 
 class ArtifactError(VitquantError):
-    """A saved model is damaged, in another format, or of a format version that this release does not support."""
+    """A saved model or a finished run is damaged, in another format, or of a version that this release cannot read."""
 
     exit_code = 2
 

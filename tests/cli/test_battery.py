@@ -27,6 +27,7 @@ from support.bad_values import (
     deadline,
     make_zoo,
 )
+from support.documents import TESTS
 from vitquant.cli.main import build_parser, main
 from vitquant.program.storage import save_program
 
@@ -73,6 +74,7 @@ class Door:
 RUN, EVALUATE = "run saved photos", "evaluate saved --model fashion_vit --limit 2"
 QUANTIZE = "quantize --model deit_tiny_patch16_224 --weights junk.pth --calib photos --eval photos --out out"
 EXPORT = "export saved --onnx-qdq new.onnx"
+FINISHED = TESTS / "golden" / "run_record"
 
 DOORS = (
     Door("check ?", CONFIGS),
@@ -105,6 +107,8 @@ DOORS = (
     *(Door(f"{command} {option} ?", values) for command in (QUANTIZE, EVALUATE) for option, values in PIXELS.items()),
     Door(EVALUATE + " --batch-size ?", NUMBERS),
     Door("evaluate saved --model fashion_vit --limit ?", NUMBERS),
+    Door("show ?", SAVED),
+    Door(f"show {FINISHED} --against ?", SAVED),
     Door("run ? photos", SAVED),
     Door("run saved ?", IMAGES),
     Door(RUN + " --out ?", TARGETS),
@@ -200,6 +204,10 @@ def test_the_command_lines_are_good_but_for_the_value(
     """Otherwise the cells would be refused for another reason."""
     monkeypatch.chdir(place)
     good = ["run saved photos", "evaluate saved --model fashion_vit --limit 2", "check vit_int8.yaml"]
-    good += ["bench saved --rounds 1 --batch 1", f"config migrate global.yaml --out {tmp_path}/new.yaml"]
+    good += [
+        f"show {FINISHED} --against {FINISHED}",
+        "bench saved --rounds 1 --batch 1",
+        f"config migrate global.yaml --out {tmp_path}/new.yaml",
+    ]
     for command in good:
         assert run(*command.split()).code == 0, command

@@ -33,7 +33,8 @@ def test_the_demo_keeps_its_promise(demo: tuple[Path, subprocess.CompletedProces
     assert summary["sqnr_db"] > 30
     assert summary["integer"]["first_divergence"] is None
     assert summary["integer"]["points_compared"] == 74
-    assert summary["integer"]["to_simulated_db"] > 100
+    assert summary["integer"]["to_simulated_db"] == 300
+    assert "│ SQNR against simulated │         │           │ identical │" in done.stdout
     assert summary["integer"]["top1"] == summary["quantized"]["top1"]
     assert "equals the simulation at all 74 points, to the last code" in done.stdout
     assert f"{summary['fp32']['top1']:.2f} %" in done.stdout

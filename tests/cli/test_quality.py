@@ -1,6 +1,7 @@
 """``--fail-under`` and ``--fail-under-top1``: an exit code for automatic checks."""
 
 import json
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 import vitquant
 from support.documents import documented
 from vitquant.cli.main import main
+from vitquant.cli.quality import require_quality
 from vitquant.program.storage import save_program
+from vitquant.results import IDENTICAL_DB, Evaluation
 
 pytestmark = pytest.mark.job
 
@@ -65,6 +68,11 @@ def test_quantize_keeps_its_results(quantize: Callable[..., Any], folder: Path) 
     assert outcome.code == 1
     assert "the SQNR of the simulated model is below the limit" in outcome.error
     assert json.loads((folder / "new" / "summary.json").read_text())["sqnr_db"] < 299
+
+
+def test_an_identical_result_passes_every_limit() -> None:
+    found = Evaluation(4, IDENTICAL_DB, IDENTICAL_DB, None, None, None)
+    require_quality(found, Namespace(fail_under=1000.0, fail_under_top1=None))
 
 
 @pytest.mark.parametrize(

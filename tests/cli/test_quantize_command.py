@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def test_repair_steps_are_in_the_results(quantize: Callable[..., Any], folder: P
     (record,) = summary["repair"]
     assert (record["step"], record["settings"], record["images"]) == ("bias_correction", {"images": 3}, 3)
     assert len(record["changed"]) == 4 * 12 + 2
-    assert "bias_correction changed 50 layers; SQNR of the output on its 3 images: " in outcome.out
+    before, after = (f"{record[key]:.1f} dB" for key in ("sqnr_before_db", "sqnr_after_db"))
+    assert re.search(rf"│ bias_correction │ +{before} │ +{after} │", outcome.out)
     assert (folder / "out" / "config.resolved.yaml").read_text().endswith("repair:\n- bias_correction: {images: 3}\n")
     assert summary["integer"]["first_divergence"] is None
     assert vitquant.load("out").config.repair[0].images == 3
@@ -77,7 +79,12 @@ def test_results_are_those_of_the_library(quantize: Callable[..., Any], folder: 
             assert told["sqnr_isolated_db"] == round(point.sqnr_isolated_db or 0, 3)
             assert told["sqnr_cumulative_db"] == round(point.sqnr_cumulative_db or 0, 3)
         else:
-            assert told == {"active": False, "sqnr_isolated_db": None, "sqnr_cumulative_db": None}
+            assert (told["active"], told["sqnr_isolated_db"], told["sqnr_cumulative_db"]) == (False, None, None)
+
+    run = vitquant.load_run(folder / "out")
+    assert run.to_dict() == summary
+    assert run.config == qmodel.config
+    assert run.calibration_images == 4
 
     with (folder / "out" / "points.csv").open() as file:
         rows = list(csv.DictReader(file))

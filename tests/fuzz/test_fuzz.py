@@ -11,7 +11,7 @@ from support.documents import TESTS
 
 pytestmark = pytest.mark.job
 
-DOORS = ("yaml", "saved model", "program", "npz", "pictures", "pth", "safetensors")
+DOORS = ("yaml", "saved model", "program", "run", "npz", "pictures", "pth", "safetensors")
 SCRIPT = TESTS / "fuzz" / "fuzz.py"
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",

@@ -1,13 +1,15 @@
-"""Write the golden artifact: a tiny saved model, and what it gives for a few images.
+"""Write the golden artifacts: a tiny saved model, what it gives for a few images, and the record of a run.
 
     python tests/golden/make_golden.py
 
-Run it only when the format's version changes; then keep the old one beside the new. Releases must go on reading it.
+Run it only when a format changes; then keep the old files beside the new. Releases must go on reading them.
+`run_before_record` is the summary of a vitquant that did not write the configuration into it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
@@ -16,10 +18,14 @@ from torch import Tensor
 from vitquant.adapters.adapt import FloatModel
 from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 from vitquant.artifact.storage import save
+from vitquant.config import load_config_from_yaml
 from vitquant.data import Preprocessing
+from vitquant.report.files import run_files
+from vitquant.workflows.job import run
 from vitquant.workflows.quantize import quantize
 
 FOLDER = Path(__file__).parent / "tiny_vit_v1"
+RUN = Path(__file__).parent / "run_record"
 SPEC = ViTSpec(
     img_size=(8, 8),
     patch_size=(4, 4),
@@ -61,6 +67,23 @@ def main() -> None:
     save(model.float(), FOLDER)
     save_file({"images": images[safe], "outputs": outputs[safe].contiguous()}, FOLDER / "expected.safetensors")
     print(f"{FOLDER}: {len(safe)} images, the first gives {[round(v, 4) for v in outputs[safe[0]].tolist()]}")
+    write_run(float_model)
+
+
+def write_run(model: FloatModel) -> None:
+    """The record of a run, with the metrics of one point, and with labels of which four are wrong."""
+    images = pixels(32, seed=2)
+    labels = model.vit(PREPROCESSING.normalize(images)).argmax(1)
+    labels[:4] = (labels[:4] + 1) % SPEC.num_classes
+    shipped = load_config_from_yaml("vit_int8.yaml")
+    config = {**shipped, "overrides": {"blocks.0.attn_q_out": {"enable_profiler": True}}}
+    with TemporaryDirectory() as out:
+        result = run(
+            model, config, calibration=pixels(64, seed=1), evaluation=(images, labels), out=out, profile_images=8
+        )
+    RUN.mkdir(exist_ok=True)
+    for name, text in run_files(result.record).items():
+        (RUN / name).write_text(text)
 
 
 if __name__ == "__main__":

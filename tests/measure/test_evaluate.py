@@ -2,18 +2,24 @@
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import vitquant
 from support.documents import FAILURES
+from support.integer_models import pixels
+from support.integer_models import quantized as tiny_quantized
 from vitquant.data import ImageSource
 from vitquant.errors import ConfigError, DataError
+from vitquant.executors.reference import IntegerOutput, Reference
 from vitquant.measure.evaluate import ChanceWarning, warn_of_chance
+from vitquant.results import IDENTICAL_DB
 
 
 @torch.no_grad()
@@ -149,3 +155,22 @@ def test_bad_numbers(quantized: Any, name: str, value: Any) -> None:
         with pytest.raises(ConfigError, match=rf"{name}: bad value. Got .*expected an integer from 1"):
             step(quantized.model, quantized.pixels, **{name: value})
     assert quantized.model.mode is vitquant.Mode.QUANTIZED
+
+
+@pytest.mark.parametrize("spec", [{}, {"dist_token": True}], ids=str)
+def test_logits_that_differ_are_not_identical(spec: dict[str, Any]) -> None:
+    """Equal to the last code, but for float32 where the simulation has two heads; and one thousandth apart."""
+    model = tiny_quantized(**spec)
+    reference = Reference(vitquant.compile(model))
+
+    def shifted(images: Tensor) -> IntegerOutput:
+        logits = reference(images)
+        codes = logits.codes.clone()
+        codes[0, 0] += int(codes.abs().max()) // 1000
+        return replace(logits, codes=codes)
+
+    equal, unequal = (vitquant.evaluate(model, pixels(6), integers=run).integer for run in (reference, shifted))
+    assert equal is not None
+    assert unequal is not None
+    assert equal.to_simulated_db == IDENTICAL_DB
+    assert 60 < unequal.to_simulated_db < 100

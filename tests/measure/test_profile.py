@@ -1,7 +1,5 @@
 """The profile against whole forwards, one for each point."""
 
-import csv
-import io
 import math
 from typing import Any
 
@@ -15,7 +13,6 @@ from vitquant.layers import only, points_of
 from vitquant.measure import ModelProfile
 from vitquant.numerics.affine import fake_quantize
 from vitquant.numerics.quantized import real
-from vitquant.report.points import COLUMNS, METRICS, points_csv, worst_table
 
 
 def db(reference: Tensor, value: Tensor) -> float:
@@ -189,21 +186,3 @@ def test_worst_points(report: ModelProfile) -> None:
     assert len(worst) == 7
     assert values == sorted(values)
     assert max(values) <= min(value for value in others if value is not None)
-    assert worst_table(report, 7).row_count == 7
-
-
-def test_csv(report: ModelProfile) -> None:
-    rows = list(csv.DictReader(io.StringIO(points_csv(report))))
-    assert tuple(rows[0]) == COLUMNS
-    assert len(rows) == len(report.points)
-    for row, point in zip(rows, report.points, strict=True):
-        assert (row["name"], row["active"]) == (point.name, str(point.active))
-        assert [bool(row[column]) for column in METRICS] == [point.metrics is not None] * len(METRICS)
-        if point.metrics:
-            assert tuple(int(n) for n in row["histogram"].split()) == point.metrics.histogram
-            assert float(row["mse"]) == pytest.approx(point.metrics.mse, rel=1e-5)
-    named = {row["name"]: row for row in rows}
-    assert named["blocks.0.intSoft"]["signed"] == "False"
-    assert named["blocks.0.intSoft"]["shape"] == "3x50x50"
-    assert named["patch_embed.weight"]["shape"] == "96x16"
-    assert named["pos_embed"]["bits"] == "16"

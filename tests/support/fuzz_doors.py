@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import tempfile
 from collections.abc import Callable
@@ -158,12 +159,33 @@ def read_weights(folder: Path) -> None:
     assert all(bool(tensor.isfinite().all()) for tensor in fitted.values()), "NaN or Inf in the weights"
 
 
+def runs() -> list[Files]:
+    golden = ROOT / "tests" / "golden"
+    return [
+        {"summary.json": (golden / name / "summary.json").read_bytes()} for name in ("run_record", "run_before_record")
+    ]
+
+
+def summary_values(files: Files, rng: random.Random) -> Files:
+    """Values of the record of a run."""
+    ((name, data),) = files.items()
+    return {name: json.dumps(change.json_values(json.loads(data), rng)).encode()}
+
+
+def read_run(folder: Path) -> None:
+    run = vitquant.load_run(folder)
+    assert vitquant.RunRecord.from_dict(run.to_dict(), "again") == run
+    assert str(run)
+    assert str(run.compare(run))
+
+
 PROGRAM_CHANGES = tuple(of_program(mutate) for mutate in (mutations.damaged, *mutations.SIGNED))
 
 DOORS = {
     "yaml": Door(configurations, (change.yaml_words, change.yaml_words, change.one_file), read_configuration),
     "saved model": Door(saved_models, (change.saved_model, change.saved_model, change.one_file), read_model),
     "program": Door(programs, PROGRAM_CHANGES, read_program),
+    "run": Door(runs, (summary_values, summary_values, change.one_file), read_run),
     "npz": Door(archives, (change.zip_members, change.zip_members, change.one_file), read_images),
     "pictures": Door(pictures, (change.png_chunks, change.one_file), read_images),
     "pth": Door(torch_checkpoints, (torch_file, torch_file, change.one_file), read_weights),

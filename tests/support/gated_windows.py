@@ -184,10 +184,6 @@ class QuantGatedWindows(QuantModel):
             x = block(x)
         return {"logits": self.head(self.final_norm(self.pool(x))), "tokens": x}
 
-    @property
-    def num_classes(self) -> int:
-        return self.spec.num_classes  # type: ignore[no-any-return]
-
 
 GATED_WINDOWS = Family(
     "gated_windows",

@@ -13,7 +13,7 @@ import torch
 import vitquant
 from support.integer_models import pixels, quantized
 from vitquant.errors import AgreementError, ConfigError
-from vitquant.export.onnx.runtime import SESSIONS
+from vitquant.export.onnx.runtime import SESSIONS, Session
 from vitquant.workflows import export as job
 from vitquant.workflows.export import export_onnx_integer, export_onnx_qdq, made_up
 
@@ -52,7 +52,7 @@ def test_both_forms_share_a_report(tmp_path: Path) -> None:
 def test_a_graph_that_disagrees_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = vitquant.compile(quantized(seed=1))
     export: Callable[..., Any] = job.export_integer  # type: ignore[attr-defined]
-    monkeypatch.setattr(job, "export_integer", lambda program: export(other))
+    monkeypatch.setattr(job, "export_integer", lambda program, outputs: export(other, outputs))
     with pytest.raises(AgreementError, match="does not match the reference executor; it is marked as failed"):
         export_onnx_integer(vitquant.compile(quantized()), tmp_path / "m.onnx", count=3)
     assert entries(tmp_path)["m.onnx"]["ok"] is False
@@ -85,7 +85,9 @@ def test_a_new_export_replaces_file_and_entry(tmp_path: Path) -> None:
 def test_a_graph_that_gives_no_numbers_is_marked(
     broken: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SESSIONS, "onnxruntime", lambda _: lambda x: np.full((len(x), 5), broken, np.float32))
+    monkeypatch.setitem(
+        SESSIONS, "onnxruntime", lambda _: Session(lambda x: [np.full((len(x), 5), broken, np.float32)])
+    )
     with pytest.raises(AgreementError, match="the output contains NaN or Inf"):
         export_onnx_qdq(quantized(), tmp_path / "m.onnx", count=3)
     told = json.loads((tmp_path / "verify.json").read_text(), parse_constant=pytest.fail)["m.onnx"]

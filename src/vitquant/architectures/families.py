@@ -35,6 +35,10 @@ class Spec(Protocol):
         """Colours of an image."""
 
     @property
+    def num_classes(self) -> int:
+        """Classes among the logits; 0 without a head."""
+
+    @property
     def depth(self) -> int:
         """Blocks: no model of so many has fewer tensors."""
 

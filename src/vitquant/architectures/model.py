@@ -45,6 +45,9 @@ class QuantModel(Composite):
     config: ResolvedConfig
     preprocessing: Preprocessing
 
+    output: str | None = None
+    """The name of the main output: what a call gives, and what is measured. ``None`` is the family's first."""
+
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -80,7 +83,8 @@ class QuantModel(Composite):
             OutOfMemoryError: naming the point at which memory ran out.
         """
         found = self.compose(images)
-        return found if isinstance(images, Proxy) else next(iter(found.values()))
+        main = self.output or next(iter(found))
+        return {main: found[main], **found} if isinstance(images, Proxy) else found[main]
 
     def outputs(self, images: Tensor, names: Sequence[str] = ()) -> dict[str, Tensor]:
         """Outputs by name, such as ``tokens`` for dense features; all of them, if none is named.
@@ -97,10 +101,19 @@ class QuantModel(Composite):
             self.check_output(y)
         return made
 
+    def choose_output(self, name: str | None) -> None:
+        """Make another output the main one, such as ``tokens`` for dense features.
+
+        Raises:
+            ConfigError: the model has no such output.
+        """
+        self.output = None if name is None else next(iter(self.graph.choose([name]).outputs))
+        self.__dict__.pop("_graph", None)  # whose first output is the main one
+
     @property
     def num_classes(self) -> int:
-        """Classes among the outputs; 0 for a model that gives features."""
-        raise NotImplementedError
+        """Classes among the main output; 0 for a model that gives features."""
+        return self.spec.num_classes if next(iter(self.graph.outputs)) == "logits" else 0
 
     @property
     def graph(self) -> Graph:

@@ -109,10 +109,6 @@ class QuantViT(QuantModel):
             return logits
         return self.both_heads(logits, (self.head_dist or self.head)(self.distillation_token(tokens)))
 
-    @property
-    def num_classes(self) -> int:
-        return self.spec.num_classes
-
 
 class QuantBlock(Composite):
     """Pre-norm transformer block on the residual stream ``[B, N, D]``."""

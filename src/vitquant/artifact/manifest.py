@@ -20,6 +20,9 @@ FORMAT, FORMAT_VERSION = "vitquant-model", 1
 MAX_HEADER_BYTES = 2**24
 """Of the tensor file: some hundred bytes a tensor."""
 
+MAX_NAME = 100
+"""Characters of an output's name."""
+
 MAX_TENSOR_BYTES = 2**36
 """Of the tensor file, where the manifest does not say how large it is."""
 
@@ -42,6 +45,7 @@ class Manifest:
     config: ModelConfig
     sha256: str
     size: int | None
+    output: str | None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -82,6 +86,7 @@ def read_manifest(folder: Path) -> Manifest:
             config=ModelConfig.from_text(manifest["config"], name=f"{where} (config)"),
             sha256=tensors["sha256"],
             size=tensors.get("bytes"),
+            output=read_output(manifest.get("output"), where),
         )
     except (ConfigError, ModelError) as error:
         raise ArtifactError(f"the saved model is damaged: {error}".removesuffix("."), where=where) from error
@@ -103,6 +108,17 @@ def read_family(told: object, where: str) -> Family:
             fix="install the vitquant that wrote it",
         )
     return family
+
+
+def read_output(told: object, where: str) -> str | None:
+    """The name of the main output, if it is not the family's first.
+
+    Raises:
+        ArtifactError: not a name.
+    """
+    if told is not None and not (isinstance(told, str) and 0 < len(told) <= MAX_NAME and told.isidentifier()):
+        raise ArtifactError("damaged: value not allowed", where=f"{where} output", got=ascii(told)[:80])
+    return told
 
 
 def read_spec(family: Family, told: dict[str, Any], where: str) -> Spec:

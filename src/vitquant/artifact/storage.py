@@ -81,6 +81,7 @@ def encode_model(model: QuantModel) -> dict[str, bytes | str]:
         "vitquant": __version__,
         KEY: run_id(model),
         "family": require_family(model).name,
+        "output": model.output,
         "spec": asdict(model.spec),
         "preprocessing": model.preprocessing.to_dict(),
         "config": model.config.to_yaml(),
@@ -141,6 +142,7 @@ def load(folder: str | Path, *, vit: nn.Module | None = None) -> QuantModel:
         require_room(manifest, len(blob), count_tensors(blob, where), str(folder / MANIFEST))
         with plain_torch():
             model = outline(manifest.family, manifest.spec, manifest.config, manifest.preprocessing)
+            model.choose_output(manifest.output)
             tensors = load_tensors(blob)
     except NONSENSE as error:
         raise ArtifactError(f"the saved model is damaged: {error}".removesuffix("."), where=str(folder)) from error
@@ -169,6 +171,7 @@ def beside_float(outlined: QuantModel, vit: nn.Module, where: str) -> QuantModel
         )
     config = ModelConfig.from_text(outlined.config.to_yaml(), name=where)
     model = require_family(outlined).quantized(vit, config, outlined.preprocessing)
+    model.choose_output(outlined.output)
     outlines = outlined.point_modules()
     for name, point in model.point_modules().items():
         point.params, point.shape = outlines[name].params, outlines[name].shape

@@ -6,7 +6,8 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from vitquant.cli.common import DIR, add_command, add_output_options, positive, print_json, print_table
+from vitquant.cli.common import DIR, add_command, add_output_options, positive, print_json, print_parts
+from vitquant.report.tables import table
 
 if TYPE_CHECKING:
     from vitquant.workflows.bench import Timing
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json([asdict(t) | {"images_per_second": t.images_per_second} for t in found])
         return
-    print_table(args.folder, COLUMNS, map(row, found))
+    print_parts([table(args.folder, COLUMNS, map(row, found))])
 
 
 def row(timing: Timing) -> tuple[str, ...]:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from vitquant.cli.streams import note, say
-from vitquant.errors import ConfigError, printable
+from vitquant.errors import ConfigError
 from vitquant.files import json_text
-from vitquant.progress import console
+from vitquant.report.tables import Part, write
 from vitquant.report.units import decibels
 
 if TYPE_CHECKING:
     from vitquant.adapters.adapt import FloatModel
-    from vitquant.measure import Evaluation
     from vitquant.workflows.job import JobResult
 
-
-COMPARED = ("", "float", "simulated", "integer")
-"""The columns of a comparison."""
 
 MOST = 2**31 - 1
 """Largest count on the command line."""
@@ -96,6 +92,12 @@ def add_executor_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--executor", choices=kinds, default="auto", help=about)
 
 
+def add_program_output_option(parser: argparse.ArgumentParser) -> None:
+    """The outputs that a program or graph gives."""
+    about = "output to compute: logits, class_token or tokens; can be repeated (default: the main output)"
+    parser.add_argument("--output", action="append", default=[], metavar="NAME", help=about)
+
+
 def add_labels_option(parser: argparse.ArgumentParser) -> None:
     """Evaluation of images whose folders are not the classes of the model."""
     about = "ignore labels and class folders; top-1 is not computed"
@@ -150,16 +152,9 @@ def number(text: str, option: str) -> float:
         raise ConfigError("not a number", where=option, got=repr(text), expected="a number such as 0.5") from error
 
 
-def print_table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]], numbers: bool = True) -> None:
-    """Print a table of plain text. Columns with a heading are right-aligned numbers, or left-aligned text."""
-    from rich.table import Table
-
-    table = Table(title=printable(title), title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="right" if column and numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(printable, row))
-    console(sys.stdout).print(table)
+def print_parts(parts: Iterable[Part]) -> None:
+    """Print tables and lines."""
+    write(parts, sys.stdout)
 
 
 def print_json(value: Any) -> None:
@@ -180,58 +175,11 @@ def print_model(model: FloatModel) -> None:
 def print_result(result: JobResult, as_json: bool) -> None:
     """Print the result of the main job as tables or as JSON."""
     if as_json:
-        print_json(result.summary)
+        print_json(result.record.to_dict())
         return
-    from vitquant.report.points import worst_table
+    from vitquant.report.run_tables import run_tables
 
-    found, program = result.evaluation, result.program
-    rows = list(comparison_rows(found))
-    if program is not None:
-        rows.append(("size", f"{result.float_bytes / 1e6:.1f} MB", "", f"{program.nbytes / 1e6:.1f} MB"))
-    print_table(f"{result.summary['model']} on {found.images} images", COMPARED, rows)
-    console(sys.stdout).print(worst_table(result.profile))
-    for record in result.repairs:
-        say(f"{record}.")
-    active = sum(p.active for p in result.profile.points)
-    say(f"{active} of {len(result.profile.points)} points are quantized; {result.kept_float}.")
-    if program is not None and result.comparison is not None:
-        say(computed_with(result.comparison.executor))
-        say(result.comparison.agreement())
-        share = program.nbytes / result.float_bytes
-        say("It uses integer arithmetic only, from pixels to logits.")
-        say(f"Its size is {share:.1%} of the float model.")
-    else:
-        say(f"No integer program: {result.refusal}")
-    say(f"Finished in {result.summary['seconds']['total']:.0f} s. Results in {result.out}/")
+    print_parts(run_tables(result.record))
+    say(f"Finished in {result.record.seconds['total']:.0f} s. Results in {result.out}/")
     for name, what in result.files.items():
         say(f"  {name:33} {what}")
-
-
-def computed_with(executor: str) -> str:
-    """A sentence that names the executor."""
-    return f"Integer results computed with {'the ' if executor.startswith('reference') else ''}{executor}."
-
-
-def comparison_rows(found: Evaluation) -> Iterator[tuple[str, str, str, str]]:
-    """The comparison of the float, simulated and integer models: one row per available metric."""
-    integer = found.integer
-
-    def percents(name: str, *values: float | None) -> tuple[str, str, str, str]:
-        first, second, third = ("" if v is None else f"{v:.2f} %" for v in values)
-        return name, first, second, third
-
-    def sqnrs(name: str, *values: float | None) -> tuple[str, str, str, str]:
-        first, second, third = map(decibels, values)
-        return name, first, second, third
-
-    if found.fp32_top1 is not None:
-        top1 = integer.top1 if integer else None
-        yield percents("top-1", found.fp32_top1, found.quantized_top1, top1)
-    if found.agreement is not None:
-        same = integer.agreement if integer else None
-        yield percents("same class as float", None, found.agreement, same)
-    output = integer.sqnr_db if integer else None
-    yield sqnrs("SQNR of the output", None, found.sqnr_db, output)
-    yield sqnrs("SQNR at the final norm", None, found.sqnr_final_norm_db, None)
-    if integer is not None:
-        yield sqnrs("SQNR against simulated", None, None, integer.to_simulated_db)

@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from vitquant.cli.common import (
-    COMPARED,
     DIR,
     add_checkpoint_options,
     add_command,
@@ -15,17 +14,15 @@ from vitquant.cli.common import (
     add_executor_option,
     add_labels_option,
     add_output_options,
-    comparison_rows,
-    computed_with,
     positive,
     preprocessing_options,
     print_json,
     print_model,
-    print_table,
+    print_parts,
 )
 from vitquant.cli.quality import add_quality_options, require_answerable, require_quality
-from vitquant.cli.streams import say
 from vitquant.errors import ConfigError
+from vitquant.report.tables import COMPARED, comparison_rows, computed_with, table
 
 if TYPE_CHECKING:
     from vitquant.adapters.adapt import FloatModel
@@ -99,9 +96,8 @@ def run(args: argparse.Namespace) -> None:
         print_json(asdict(found))
     else:
         title = f"{args.folder} on {found.evaluation.images} images"
-        print_table(title, COMPARED, comparison_rows(found.evaluation))
-        say(computed_with(found.executor))
-        say(found.agreement())
+        rows = comparison_rows(found.evaluation)
+        print_parts([table(title, COMPARED, rows), computed_with(found.executor), found.agreement()])
     found.require_agreement()
     require_quality(found.evaluation, args)
 

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from vitquant.cli.common import DIR, add_command, add_output_options, positive, print_json
+from vitquant.cli.common import DIR, add_command, add_output_options, add_program_output_option, positive, print_json
 from vitquant.cli.streams import say
 from vitquant.errors import ConfigError
 
@@ -35,6 +35,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument(
         "--count", type=positive, metavar="N", help="images to use (default: 100, or 16 for --onnx-qdq)"
     )
+    add_program_output_option(parser)
     qdq = parser.add_argument_group("options of --onnx-qdq")
     qdq.add_argument("--target", choices=TARGETS, help="target runtime (default: onnxruntime)")
     qdq.add_argument("--opset", type=int, metavar="N", help="ONNX opset, 18 to 21 (default: 21, or 20 for tensorrt)")
@@ -53,10 +54,11 @@ def run(args: argparse.Namespace) -> None:
 
     if args.onnx_integer is not None:
         path, program = args.onnx_integer, load_program(args.source)
-        found = export_onnx_integer(program, path, images=args.images, count=args.count or 100)
+        found = export_onnx_integer(program, path, images=args.images, count=args.count or 100, outputs=args.output)
     else:
         path, model = args.onnx_qdq, load(args.source)
-        found = export_onnx_qdq(model, path, images=args.images, count=args.count or 16, **options)
+        count = args.count or 16
+        found = export_onnx_qdq(model, path, images=args.images, count=count, outputs=args.output, **options)
     if args.json:
         print_json(asdict(found))
         return

@@ -47,9 +47,9 @@ class Parser(argparse.ArgumentParser):
 
 def all_commands() -> Iterable[Command]:
     """The commands, in the order of the help text."""
-    from vitquant.cli import bench, check, config, demo, evaluate, export, quantize, run
+    from vitquant.cli import bench, check, config, demo, evaluate, export, quantize, run, show
 
-    return demo, quantize, check, evaluate, run, bench, export, config
+    return demo, quantize, show, check, evaluate, run, bench, export, config
 
 
 def build_parser(commands: Iterable[Command] | None = None) -> argparse.ArgumentParser:

@@ -7,11 +7,12 @@ import math
 from typing import TYPE_CHECKING
 
 from vitquant.errors import ConfigError, QualityError
+from vitquant.results import IDENTICAL_DB
 
 if TYPE_CHECKING:
     from vitquant.adapters.adapt import FloatModel
     from vitquant.data import ImagesLike
-    from vitquant.measure import Evaluation
+    from vitquant.results import Evaluation
 
 
 def add_quality_options(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +74,8 @@ def require_quality(found: Evaluation, args: argparse.Namespace) -> None:
     sqnr, top1 = (
         (found.sqnr_db, found.quantized_top1) if found.integer is None else (found.integer.sqnr_db, found.integer.top1)
     )
+    if sqnr >= IDENTICAL_DB:
+        sqnr = math.inf
     if args.fail_under_top1 is not None and top1 is None:
         raise unanswerable("the images have no labels")
     limits = [

@@ -14,6 +14,7 @@ from vitquant.compiler.deployability import source_of, verdicts
 from vitquant.errors import DeployabilityError
 from vitquant.layers import AttentionScores, Point, QuantLinear, QuantPatchEmbed, WeightedSum
 from vitquant.layers.graph import Step
+from vitquant.results import float_phrase
 
 
 @dataclass(frozen=True)
@@ -34,23 +35,7 @@ class FloatShare:
     share: float
 
     def __str__(self) -> str:
-        """One sentence.
-
-        >>> str(FloatShare((), (), 0.0))
-        'no point stays in floating point'
-        >>> str(FloatShare(("head.weight", "head_dist.weight"), ("head", "head_dist"), 0.0312))
-        '2 points stay in floating point, with 3.1% of the multiplications: head.weight, head_dist.weight'
-        """
-        if not self.points:
-            return "no point stays in floating point"
-        count = f"{len(self.points)} points stay" if len(self.points) > 1 else "1 point stays"
-        return f"{count} in floating point, with {self.share:.1%} of the multiplications: {self.names}"
-
-    @property
-    def names(self) -> str:
-        """The first five points, and the number of further points."""
-        more = len(self.points) - 5
-        return ", ".join(self.points[:5]) + (f" and {more} more" if more > 0 else "")
+        return float_phrase(self.points, self.share)
 
 
 def products(model: QuantModel) -> Iterator[MatrixProduct]:

@@ -81,12 +81,18 @@ class SharedImages:
     """Counts the images that two sources share, by their pixels after preprocessing."""
 
     def __init__(self) -> None:
+        self.calibration_images = 0
         self.calibration: set[bytes] = set()
         self.evaluation: set[bytes] = set()
 
     def calibrating(self, source: ImageSource) -> ImageSource:
-        """The source of calibration images, with their digests recorded."""
-        return watched(source, lambda batch: self.calibration.update(digests(batch.pixels)))
+        """The source of calibration images, counted and with their digests recorded."""
+
+        def watch(batch: Batch) -> None:
+            self.calibration_images += len(batch)
+            self.calibration.update(digests(batch.pixels))
+
+        return watched(source, watch)
 
     def evaluating(self, source: ImageSource) -> ImageSource:
         """The source of evaluation images, with their digests recorded."""

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
+
+NUMBERS = re.compile(r'\[\n\s*([^]["{}]+)\n\s*]')
+"""A list without texts, lists or objects. Within a text there are no line ends."""
 
 
 def json_text(value: Any) -> str:
-    """A value as indented JSON. NaN and infinities, which JSON does not support, become ``null``."""
-    return json.dumps(finite(value), indent=2, allow_nan=False)
+    """A value as indented JSON, with the numbers of a list in one line.
+
+    NaN and infinities, which JSON does not support, become ``null``.
+    """
+    text = json.dumps(finite(value), indent=2, allow_nan=False)
+    return NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
 
 
 def finite(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -13,21 +12,10 @@ from vitquant.architectures.model import QuantModel
 from vitquant.layers import Point, hooked, points_of
 from vitquant.numerics.quantized import QuantizedTensor, Value, on
 from vitquant.program.program import IntegerProgram
+from vitquant.results import Divergence
 
 Values: TypeAlias = Callable[[Tensor, Collection[str]], dict[str, Tensor]]
 """Images ``uint8`` and names to the codes of these values: what :meth:`Reference.run` does."""
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """A point at which the codes of two executions differ: by how much at most, and the share that differs."""
-
-    point: str
-    largest: int
-    share: float
-
-    def __str__(self) -> str:
-        return f"{self.point}: {self.share:.2%} of the codes differ, by up to {self.largest}"
 
 
 @torch.no_grad()

@@ -16,10 +16,11 @@ from vitquant.device import require_device
 from vitquant.errors import AgreementError
 from vitquant.executors.choose import Executor, Kind, open_executor
 from vitquant.executors.reference import Reference
-from vitquant.measure import Evaluation, evaluate
-from vitquant.measure.agreement import Divergence, divergences
+from vitquant.measure.agreement import divergences
+from vitquant.measure.evaluate import evaluate
 from vitquant.program.program import IntegerProgram
 from vitquant.program.storage import load_program
+from vitquant.results import Divergence, Evaluation, agreement_sentence
 
 MIN_AGREEMENT_DB = 40.0
 AGREEMENT_IMAGES = 4
@@ -37,9 +38,7 @@ class Comparison:
 
     def agreement(self) -> str:
         """One sentence about the agreement."""
-        if self.divergences:
-            return f"The integer program first differs from the simulation at {self.divergences[0]}."
-        return f"The integer program equals the simulation at all {self.compared} points, to the last code."
+        return agreement_sentence(self.compared, self.divergences[0] if self.divergences else None)
 
     def require_agreement(self) -> None:
         """Refuse a program that is not what was simulated.
@@ -71,7 +70,7 @@ def compare_models(
     The logits come from ``executor`` (the quickest one if not given), the codes at the points from the reference.
     """
     executor = executor or open_executor(program, device=model.device)
-    evaluation = evaluate(model, images, batch_size=batch_size, integers=lambda pixels: executor(pixels).real())
+    evaluation = evaluate(model, images, batch_size=batch_size, integers=executor)
     reference = Reference(program, model.device)
     first = next(model_batches(images, AGREEMENT_IMAGES)).pixels
     found, count = divergences(model, program, reference.run, first)

@@ -15,15 +15,19 @@ from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_count, require_kind
 from vitquant.data import ImagesLike, ImageSource, model_batches, open_images
 from vitquant.errors import DataError, NumericsError
+from vitquant.executors.reference import IntegerOutput
 from vitquant.layers import Point, QuantNorm, hooked, only
 from vitquant.layers.layer import entered
 from vitquant.layers.undisturbed import undisturbed
-from vitquant.numerics.quantized import real
+from vitquant.numerics.affine import QuantParams
+from vitquant.numerics.limits import ADDEND_LIMIT
+from vitquant.numerics.quantized import Value, on, real
 from vitquant.numerics.sqnr import SqnrMeter
 from vitquant.progress import track
+from vitquant.results import Evaluation, IntegerEvaluation
 
-Executor: TypeAlias = Callable[[Tensor], Tensor]
-"""Pixels, ``uint8 [B, C, h, w]``, to logits ``[B, K]`` (pooled features without a head)."""
+Executor: TypeAlias = Callable[[Tensor], IntegerOutput]
+"""Pixels, ``uint8 [B, C, h, w]``, to logits ``[B, K]`` (pooled features without a head) as integers."""
 
 MIN_LABELLED = 10
 """Labelled images below which chance cannot be told from failure."""
@@ -31,39 +35,6 @@ MIN_LABELLED = 10
 
 class ChanceWarning(UserWarning):
     """The float model classifies no better than chance."""
-
-
-@dataclass(frozen=True)
-class IntegerEvaluation:
-    """What an executor of the integer program gave.
-
-    ``sqnr_db`` is against the float model, ``to_simulated_db`` against the simulation; the rest as in
-    :class:`Evaluation`.
-    """
-
-    sqnr_db: float
-    to_simulated_db: float
-    top1: float | None
-    agreement: float | None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How much of the float model is left.
-
-    ``sqnr_db`` is the SQNR of the logits (of the pooled features without a head), ``sqnr_final_norm_db`` that of all
-    tokens after the final norm. ``top1`` and ``agreement`` (share of images to which both models give the same class)
-    are in percent; ``top1`` is ``None`` without labels, ``agreement`` without a head. ``integer`` is there if an
-    executor was given.
-    """
-
-    images: int
-    sqnr_db: float
-    sqnr_final_norm_db: float
-    fp32_top1: float | None
-    quantized_top1: float | None
-    agreement: float | None
-    integer: IntegerEvaluation | None = None
 
 
 @undisturbed
@@ -112,19 +83,21 @@ def evaluate(
         for number, batch in enumerate(track(model_batches(source, batch_size), "evaluating", total), start=1):
             pixels = batch.pixels.to(model.device)
             with only([], model):
-                exact_norm, exact = outputs(model, norm_point, pixels)
+                exact_norm, output = outputs(model, norm_point, pixels)
             with only(points, model):
-                rounded_norm, rounded = outputs(model, norm_point, pixels)
-            for output, what in ((exact, "the float model's output"), (rounded, "the model's output")):
-                require_finite_output(output, what, where=f"batch {number}")
+                rounded_norm, simulated = outputs(model, norm_point, pixels)
+            exact, rounded = real(output), real(simulated)
+            for y, what in ((exact, "the float model's output"), (rounded, "the model's output")):
+                require_finite_output(y, what, where=f"batch {number}")
             logits.add(exact, rounded)
             norm.add(exact_norm, rounded_norm)
             count += len(batch)
             given = [exact, rounded]
             if integers is not None:
-                third = integers(pixels).to(pixels.device)
+                answer = integers(pixels)
+                third = answer.real().to(pixels.device)
                 integer.add(exact, third)
-                to_simulated.add(rounded, third)
+                to_simulated.add(*on_one_scale(simulated, answer, pixels.device))
                 given.append(third)
             if model.num_classes:
                 labels = None if batch.labels is None else check_labels(batch.labels, model.num_classes, number)
@@ -169,12 +142,27 @@ def mean_percent(parts: list[Tensor | None]) -> float | None:
     return 100 * float(torch.cat(known).double().mean()) if known else None
 
 
-def outputs(model: QuantModel, norm: Point, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def on_one_scale(simulated: Value, integers: IntegerOutput, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The simulation's and the program's logits, both as integers on the program's scale, times this scale.
+
+    As real numbers they would differ by what float32 rounds off. Accumulators are requantized as the program does it.
+    Real numbers, such as the mean of two heads, are equal to the program's where they differ by rounding alone.
+    """
+    codes, scale = (x.to(device) for x in (integers.codes, integers.scale))
+    params = QuantParams(scale, torch.zeros_like(scale), -ADDEND_LIMIT, ADDEND_LIMIT)
+    wanted = on(simulated, params).codes
+    if isinstance(simulated, Tensor):
+        rounding = 1 + 4 * torch.finfo(simulated.dtype).eps * wanted.abs().amax(-1, keepdim=True)
+        wanted = torch.where((wanted.long() - codes).abs() <= rounding, codes, wanted)
+    return wanted * scale.double(), codes * scale.double()
+
+
+def outputs(model: QuantModel, norm: Point, pixels: Tensor) -> tuple[Tensor, Value]:
     """What the final norm gives, and the logits (or the pooled features, where there is no head)."""
     seen: list[Tensor] = []
     # Entered here, the model leaves it to the caller, who knows which one it is, to refuse what is not finite.
     with entered(model, pixels), hooked([norm], lambda _point, _before, after: seen.append(real(after))):
-        y = real(model(pixels))
+        y = model(pixels)
     return seen[0], y
 
 

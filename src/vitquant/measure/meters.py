@@ -10,30 +10,9 @@ from torch import Tensor
 
 from vitquant.numerics.affine import QuantParams
 from vitquant.numerics.sqnr import SqnrMeter, energy
+from vitquant.results import PointMetrics
 
 HISTOGRAM_BINS = 64
-
-
-@dataclass(frozen=True)
-class PointMetrics:
-    """What one point does to its own tensor, everything before it being float.
-
-    ``outlier_ratio`` is the largest magnitude over its 99.9th percentile; ``clipped`` the share of values beyond the
-    grid by more than half a step; ``kl_divergence`` that of the two histograms over the tensor's range, in nats;
-    ``histogram`` counts the float values in equal bins between ``low`` and ``high``; ``seconds`` is the time that the
-    layer took per image.
-    """
-
-    sqnr_db: float
-    mse: float
-    cosine: float
-    low: float
-    high: float
-    outlier_ratio: float
-    clipped: float
-    kl_divergence: float
-    histogram: tuple[int, ...]
-    seconds: float
 
 
 @dataclass

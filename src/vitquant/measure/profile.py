@@ -25,11 +25,12 @@ from vitquant.layers.linear import WeightPoint
 from vitquant.layers.point import Hook
 from vitquant.layers.undisturbed import undisturbed
 from vitquant.layers.view import timed
-from vitquant.measure.meters import MetricsMeter, PointMetrics
+from vitquant.measure.meters import MetricsMeter
 from vitquant.measure.outliers import Outlier, RangeMeter, outlier_of
 from vitquant.numerics.quantized import Value, real
 from vitquant.numerics.sqnr import SqnrMeter
 from vitquant.progress import track
+from vitquant.results import PointMetrics
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Profiler:
     def __init__(self, model: QuantModel) -> None:
         model.require_calibrated()
         self.model, self.stages = model, measured_stages(model)
-        self.points = model.point_modules()
+        reached = {point.name for stage in self.stages for point in stage.points()}
+        self.points = {name: p for name, p in model.point_modules().items() if name in reached}
         self.isolated = {name: SqnrMeter() for name, p in self.points.items() if p.active}
         self.cumulative = {name: SqnrMeter() for name in self.isolated}
         self.metrics = {

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NOISE_FLOOR = 1e-30
-"""Equal tensors read as 300 dB instead of infinity, which JSON cannot say."""
+from vitquant.results import IDENTICAL_DB
+
+NOISE_FLOOR = 10 ** (-IDENTICAL_DB / 10)
+"""Least ratio of noise to signal."""
 
 
 def decibel(signal: float, noise: float) -> float:

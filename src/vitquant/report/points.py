@@ -1,17 +1,20 @@
-"""A profile as a CSV file and as a table."""
+"""The points of a run as a CSV file and as a table."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vitquant.measure.profile import ModelProfile, PointProfile
+from vitquant.report.tables import table
 from vitquant.report.units import decibels
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from vitquant.report.record import PointRecord, RunRecord
 
 METRICS = (
     "sqnr_db",
@@ -46,7 +49,7 @@ WITH_HEADS = (
 """Points whose channels belong to attention heads; ``head_wise`` is per-group at all others."""
 
 
-def points_csv(profile: ModelProfile, run: str | None = None) -> str:
+def points_csv(points: Iterable[PointRecord], run: str | None = None) -> str:
     """One line per point, with the run id in the last column.
 
     The columns from ``sqnr_db`` to ``histogram`` are filled if ``enable_profiler`` is set.
@@ -54,11 +57,11 @@ def points_csv(profile: ModelProfile, run: str | None = None) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row(point) | {"run": run} for point in profile.points)
+    writer.writerows(row(point) | {"run": run} for point in points)
     return text.getvalue()
 
 
-def row(point: PointProfile) -> dict[str, Any]:
+def row(point: PointRecord) -> dict[str, Any]:
     """The values of a point by column; columns that do not apply are omitted."""
     values: dict[str, Any] = {"name": point.name, "active": point.active}
     if point.config is not None:
@@ -66,9 +69,8 @@ def row(point: PointProfile) -> dict[str, Any]:
         values |= {"calibration_mode": point.config.calibration_mode, "observer_type": point.config.observer_type}
     if point.shape is not None:
         values["shape"] = "x".join(str(n) for n in point.shape)
-    if point.sqnr_isolated_db is not None and point.sqnr_cumulative_db is not None:
-        values["sqnr_isolated_db"] = f"{point.sqnr_isolated_db:.2f}"
-        values["sqnr_cumulative_db"] = f"{point.sqnr_cumulative_db:.2f}"
+    if point.active:
+        values |= {"sqnr_isolated_db": point.isolated_db, "sqnr_cumulative_db": point.cumulative_db}
     if point.metrics is not None:
         metrics = asdict(point.metrics)
         histogram = " ".join(str(n) for n in metrics.pop("histogram"))
@@ -76,31 +78,20 @@ def row(point: PointProfile) -> dict[str, Any]:
     return values
 
 
-def worst_table(profile: ModelProfile, count: int = 5) -> Table:
+def worst_table(run: RunRecord, count: int = 5) -> Table:
     """The points with the lowest isolated SQNR, as a table for the terminal."""
-    from rich.table import Table
-
-    table = Table(
-        title=f"The {count} points with the lowest isolated SQNR (of {len(profile.points)})", title_justify="left"
+    return table(
+        f"The {count} points with the lowest isolated SQNR (of {len(run.points)})",
+        ("point", "type", "isolated SQNR", "cumulative SQNR"),
+        ((p.name, type_name(p), decibels(p.isolated_db), decibels(p.cumulative_db)) for p in run.worst(count)),
+        text_columns=2,
     )
-    table.add_column("point")
-    table.add_column("type")
-    table.add_column("isolated SQNR", justify="right")
-    table.add_column("cumulative SQNR", justify="right")
-    for point in profile.worst(count):
-        table.add_row(
-            point.name,
-            type_name(point),
-            decibels(point.sqnr_isolated_db),
-            decibels(point.sqnr_cumulative_db),
-        )
-    return table
 
 
-def type_name(point: PointProfile) -> str:
-    """Integer type and granularity of a point, such as ``int8 per-channel``."""
-    if point.config is None:
-        return "float"
+def type_name(point: PointRecord) -> str:
+    """Integer type and granularity of a point, such as ``int8 per-channel``; empty if they are unknown."""
+    if point.config is None or not point.active:
+        return "" if point.active else "float"
     bits, mode = point.config.bit_type, point.config.calibration_mode
     grouped = mode == "head_wise" and not point.name.endswith(WITH_HEADS)
     return f"{'int' if bits.signed else 'uint'}{bits.bits} {'per-group' if grouped else GRANULARITY[mode]}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-IDENTICAL_DB = 300.0
-"""The meters report this SQNR for equal tensors, since JSON has no infinity."""
+from vitquant.results import IDENTICAL_DB
 
 
 def decibels(ratio: float | None, digits: int = 1) -> str:
@@ -15,3 +14,26 @@ def decibels(ratio: float | None, digits: int = 1) -> str:
     if ratio is None:
         return ""
     return "identical" if ratio >= IDENTICAL_DB else f"{ratio:.{digits}f} dB"
+
+
+def percent(value: float | None) -> str:
+    """A percentage; empty for ``None``."""
+    return "" if value is None else f"{value:.2f} %"
+
+
+def megabytes(size: float | None) -> str:
+    """A size in MB (10^6 bytes); empty for ``None``."""
+    return "" if size is None else f"{size:.1f} MB"
+
+
+def difference(before: float | None, after: float | None, unit: str, digits: int = 1) -> str:
+    """A change with its sign; empty where one of the values is missing or, for an SQNR, ``identical``.
+
+    >>> difference(37.5, 36.25, "dB"), difference(300.0, 40.0, "dB"), difference(None, 1.0, "%")
+    ('-1.2 dB', '', '')
+    """
+    if before is None or after is None:
+        return ""
+    if unit == "dB" and max(before, after) >= IDENTICAL_DB:
+        return ""
+    return f"{round(after - before, digits) + 0.0:+.{digits}f} {unit}"  # -0.0 becomes +0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +17,18 @@ from vitquant.program.program import IntegerProgram
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a program says of one image: its integers ``[K]``, and what they stand for."""
+    """What a program gives for one image: the chosen outputs by name, ``[C]`` or ``[N, C]``, as integers and as the
+    real numbers that these stand for.
+    """
 
     name: str
-    codes: Tensor
-    logits: Tensor
+    codes: Mapping[str, Tensor]
+    real: Mapping[str, Tensor]
+
+    @property
+    def logits(self) -> Tensor:
+        """The first of the outputs."""
+        return next(iter(self.real.values()))
 
     def top(self, count: int) -> list[tuple[int, float]]:
         """The classes with the largest logits, and these."""
@@ -62,7 +69,8 @@ def classify(
     batch_size: int = 8,
     executor: Executor | None = None,
 ) -> Iterator[Outcome]:
-    """Run a program over images, as :func:`vitquant.data.open_images` takes them; without an executor, by the quickest.
+    """Run a program over images, as :func:`vitquant.data.open_images` takes them; without an executor, by the quickest,
+    and to the program's first output.
 
     Raises:
         DataError: there are none, or they cannot be read.
@@ -72,6 +80,8 @@ def classify(
     preprocessing = preprocessing_of(require_kind(program, IntegerProgram, "program"))
     executor = executor or open_executor(program)
     for batch in model_batches(open_images(images, preprocessing, limit=limit, ignore_labels=True), batch_size):
-        found = executor(batch.pixels)
-        for name, codes, logits in zip(batch.names, found.codes.cpu(), found.real().cpu(), strict=True):
-            yield Outcome(name, codes, logits)
+        found = executor.all(batch.pixels)
+        codes = {name: output.codes.cpu() for name, output in found.items()}
+        real = {name: output.real().cpu() for name, output in found.items()}
+        for i, image in enumerate(batch.names):
+            yield Outcome(image, *({name: x[i] for name, x in part.items()} for part in (codes, real)))

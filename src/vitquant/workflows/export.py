@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -95,18 +95,25 @@ class Verification:
 
 
 def export_onnx_integer(
-    program: IntegerProgram, path: str | Path, *, images: ImagesLike | None = None, count: int = 100
+    program: IntegerProgram,
+    path: str | Path,
+    *,
+    images: ImagesLike | None = None,
+    count: int = 100,
+    outputs: Sequence[str] = (),
 ) -> Verification:
-    """Write a program as an ONNX graph of integer operators, and compare ONNX Runtime's logits with the reference's.
+    """Write a program as an ONNX graph of integer operators, and compare ONNX Runtime's outputs with the reference's.
 
     Args:
         program: what to export.
         path: the ``.onnx`` file; ``verify.json`` is written beside it.
         images: pictures to compare on; made-up ones if there are none.
         count: how many of them.
+        outputs: names of those that the graph gives; the first one, if none is named.
 
     Raises:
-        ConfigError: ``path`` is not that of an ``.onnx`` file, or what is called ``verify.json`` there is none.
+        ConfigError: the program has no such output, ``path`` is not that of an ``.onnx`` file, or what is called
+            ``verify.json`` there is none.
         MissingDependencyError: ``onnx`` or ``onnxruntime`` is not installed.
         AgreementError: the logits differ; both files are written, marked as failed. Or the runtime does not run the
             graph; nothing is written.
@@ -114,12 +121,13 @@ def export_onnx_integer(
     path = destination(path)
     require_kind(program, IntegerProgram, "program")
     require_count(count, "count")
-    exported = Exported("integer", export_integer(program).SerializeToString(), OPSET, program.metadata.get(KEY))
+    graph = export_integer(program, outputs)
+    exported = Exported("integer", graph.SerializeToString(), OPSET, program.metadata.get(KEY))
     pixels, source = pixels_for(preprocessing_of(program), images, count)
     batches = torch.split(pixels, BATCH)
-    reference = Reference(program)
-    wanted = torch.cat([reference(batch).codes for batch in batches])
-    return finish(compared(exported, wanted, outputs(exported, batches, path), source), exported.blob, path)
+    reference = Reference(program, outputs=outputs)
+    wanted = torch.cat([joined(output.codes for output in reference.all(batch).values()) for batch in batches])
+    return finish(compared(exported, wanted, outputs_of(exported, batches, path), source), exported.blob, path)
 
 
 def export_onnx_qdq(
@@ -131,6 +139,7 @@ def export_onnx_qdq(
     packed: bool = True,
     images: ImagesLike | None = None,
     count: int = 16,
+    outputs: Sequence[str] = (),
 ) -> Verification:
     """Write a calibrated model as a quantize/dequantize ONNX graph, and compare it with the simulation.
 
@@ -142,9 +151,11 @@ def export_onnx_qdq(
         packed: store 4-bit weights as INT4 where opset and target have it, otherwise as int8.
         images: pictures to compare on; made-up ones if there are none.
         count: how many of them.
+        outputs: names of those that the graph gives; the main one, if none is named.
 
     Raises:
-        ConfigError: an unknown target, an opset that is not written, or a ``path`` as for :func:`export_onnx_integer`.
+        ConfigError: an unknown target or output, an opset that is not written, or a ``path`` as for
+            :func:`export_onnx_integer`.
         MissingDependencyError: ``onnx`` or the runtime is not installed.
         AgreementError: the graph is another model; both files are written, marked as failed. Or the runtime does not
             run the graph; nothing is written.
@@ -155,14 +166,15 @@ def export_onnx_qdq(
     require_count(count, "count")
     if opset is not None:
         require_count(opset, "opset")
-    graph = export_qdq(model, target=target, opset=opset, packed=packed)
+    graph = export_qdq(model, target=target, opset=opset, packed=packed, outputs=outputs)
     told = tuple(f"{point}: {note}" for point, note in notes(graph).items())
     exported = Exported("qdq", graph.SerializeToString(), graph.opset_import[0].version, run_id(model), target, told)
     pixels, source = pixels_for(model.preprocessing, images, count)
     batches = [model.preprocessing.normalize(batch) for batch in torch.split(pixels, BATCH)]
     with torch.no_grad():
-        wanted = torch.cat([model(batch) for batch in batches])
-    return finish(compared(exported, wanted, outputs(exported, batches, path), source), exported.blob, path)
+        names = list(model.graph.choose(outputs).outputs)
+        wanted = torch.cat([joined(model.outputs(batch, names).values()) for batch in batches])
+    return finish(compared(exported, wanted, outputs_of(exported, batches, path), source), exported.blob, path)
 
 
 def destination(path: str | Path) -> Path:
@@ -180,8 +192,13 @@ def destination(path: str | Path) -> Path:
     return path
 
 
-def outputs(exported: Exported, batches: Sequence[Tensor], path: Path) -> Tensor:
-    """What a graph gives in its runtime.
+def joined(outputs: Iterable[Tensor]) -> Tensor:
+    """All outputs of a batch side by side, ``[B, numbers]``."""
+    return torch.cat([output.flatten(1) for output in outputs], dim=1)
+
+
+def outputs_of(exported: Exported, batches: Sequence[Tensor], path: Path) -> Tensor:
+    """What a graph gives in its runtime, ``[images, numbers]``.
 
     Raises:
         AgreementError: the runtime refuses the graph, or fails on the way.
@@ -189,7 +206,7 @@ def outputs(exported: Exported, batches: Sequence[Tensor], path: Path) -> Tensor
     open_session = SESSIONS[exported.runtime]
     try:
         session = open_session(exported.blob)
-        return torch.cat([torch.from_numpy(session(batch.numpy())) for batch in batches])
+        return torch.cat([joined(map(torch.from_numpy, session.all(batch.numpy()))) for batch in batches])
     except VitquantError:
         raise
     except Exception as error:  # the runtimes' own errors have no root in common

@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import os
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from vitquant.adapters.adapt import FloatModel
 from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_count, require_kind, require_path, require_whole
-from vitquant.artifact.storage import TENSORS, encode_model, run_id
-from vitquant.calibration.repair import RepairRecord
-from vitquant.compiler.float_share import FloatShare, float_share
+from vitquant.artifact.storage import TENSORS, encode_model
+from vitquant.compiler.float_share import float_share
 from vitquant.compiler.lowering import compile  # noqa: A004
 from vitquant.data import ImagesLike, SharedImages, open_images
 from vitquant.device import require_device
 from vitquant.errors import DataError, DeployabilityError, NumericsError
-from vitquant.files import json_text, require_writable, write_folder
-from vitquant.measure import Evaluation, ModelProfile, evaluate, profile
-from vitquant.measure.compare import Comparison, compare_models
+from vitquant.files import require_writable, write_folder
+from vitquant.measure import ModelProfile, evaluate, profile
+from vitquant.measure.compare import compare_models
 from vitquant.measure.evaluate import check_classes
 from vitquant.measure.outliers import OutlierWarning, outlier_message
 from vitquant.program import storage
 from vitquant.program.program import IntegerProgram
-from vitquant.report.points import points_csv
-from vitquant.runs import KEY, MANIFEST, POINTS, SUMMARY
-from vitquant.version import __version__
+from vitquant.report.files import run_files
+from vitquant.report.record import RunRecord
+from vitquant.results import Evaluation
+from vitquant.runs import MANIFEST, POINTS, SUMMARY
 from vitquant.workflows.quantize import ConfigLike, as_config, calibrate_and_repair, prepare
+from vitquant.workflows.record import float_bytes, integer_record, repair_step_record, run_record
 
 RESULTS = {
     SUMMARY: "all metrics",
@@ -50,21 +48,16 @@ PROGRAM_FILES = f"{storage.MANIFEST}, {storage.TENSORS}"
 class JobResult:
     """What the job found, and where it put it.
 
-    ``program`` and ``comparison`` are ``None`` where integers cannot execute the configuration; ``refusal`` says why.
-    ``kept_float`` is what the configuration leaves in floating point; ``repairs`` tells what each repair step did.
+    ``record`` is what :func:`vitquant.load_run` reads from ``out``. ``program`` is ``None`` if integers cannot execute
+    the configuration.
     """
 
     model: QuantModel
     evaluation: Evaluation
     profile: ModelProfile
     program: IntegerProgram | None
-    refusal: str | None
-    comparison: Comparison | None
-    summary: dict[str, Any]
+    record: RunRecord
     out: Path
-    float_bytes: int
-    kept_float: FloatShare
-    repairs: tuple[RepairRecord, ...]
 
     @property
     def files(self) -> dict[str, str]:
@@ -141,10 +134,10 @@ def run(
         program, refusal = lower(quantized, model.name)
     with stopwatch(seconds, "evaluate"):
         if program is None:
-            comparison, evaluated = None, evaluate(quantized, eval_source, batch_size=batch_size)
+            integer, evaluated = None, evaluate(quantized, eval_source, batch_size=batch_size)
         else:
             comparison = compare_models(quantized, program, eval_source, batch_size=batch_size)
-            evaluated = comparison.evaluation
+            integer, evaluated = integer_record(program, comparison), comparison.evaluation
     shared.warn()
     with stopwatch(seconds, "profile"):
         profiled = profile(quantized, evaluation, limit=profile_images, batch_size=batch_size)
@@ -152,32 +145,25 @@ def run(
         warnings.warn(outlier_message(profiled.outliers), OutlierWarning, stacklevel=2)
     seconds["total"] = time.perf_counter() - start
 
-    summary = {KEY: run_id(quantized)} | summarize(model, evaluated, profiled, seconds, seed)
-    summary["float"] = {"points": list(kept_float.points), "multiplications": round(kept_float.share, 6)}
-    summary["repair"] = [repair_summary(record) for record in repairs]
-    summary["integer"] = integer_summary(program, refusal, comparison)
-    files = encode_model(quantized) | {
-        "config.resolved.yaml": quantized.config.to_yaml(),
-        POINTS: points_csv(profiled, summary[KEY]),
-        SUMMARY: json_text(summary) + "\n",
-    }
+    record = run_record(
+        model,
+        quantized,
+        evaluation=evaluated,
+        profile=profiled,
+        kept_float=kept_float,
+        integer=integer,
+        refusal=refusal,
+        seed=seed,
+        calibration_images=shared.calibration_images,
+        seconds=seconds,
+        repair=tuple(map(repair_step_record, repairs)),
+    )
+    files = encode_model(quantized) | {"config.resolved.yaml": quantized.config.to_yaml()} | run_files(record)
     if program is not None:
         files = storage.program_files(program) | files
     # A program that lies there and is not replaced is that of another model.
     write_folder(out, files, remove=[name for name in storage.FILES if name not in files])
-    return JobResult(
-        quantized,
-        evaluated,
-        profiled,
-        program,
-        refusal,
-        comparison,
-        summary,
-        out,
-        float_bytes(model),
-        kept_float,
-        repairs,
-    )
+    return JobResult(quantized, evaluated, profiled, program, record, out)
 
 
 def require_results_folder(out: Path, *, space: int = 0) -> None:
@@ -206,82 +192,3 @@ def stopwatch(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
-
-
-def summarize(
-    model: FloatModel,
-    evaluated: Evaluation,
-    profiled: ModelProfile,
-    seconds: dict[str, float],
-    seed: int,
-) -> dict[str, Any]:
-    """The content of ``summary.json``."""
-    return {
-        "vitquant": __version__,
-        "model": model.name,
-        "parity_db": None if model.parity_db is None else min(round(model.parity_db, 2), 300.0),
-        "preprocessing": model.preprocessing.to_dict(),
-        "notes": list(model.notes),
-        "seed": seed,
-        "images": evaluated.images,
-        "fp32": {"top1": evaluated.fp32_top1},
-        "quantized": {"top1": evaluated.quantized_top1, "agreement": evaluated.agreement},
-        "sqnr_db": round(evaluated.sqnr_db, 3),
-        "sqnr_final_norm_db": round(evaluated.sqnr_final_norm_db, 3),
-        "profile_images": profiled.images,
-        "outliers": {outlier.point: round(outlier.ratio, 1) for outlier in profiled.outliers},
-        "points": {
-            p.name: {
-                "active": p.active,
-                "sqnr_isolated_db": None if p.sqnr_isolated_db is None else round(p.sqnr_isolated_db, 3),
-                "sqnr_cumulative_db": None if p.sqnr_cumulative_db is None else round(p.sqnr_cumulative_db, 3),
-            }
-            for p in profiled.points
-        },
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "peak_rss_mb": round(peak_rss_mb(), 1),
-    }
-
-
-def integer_summary(
-    program: IntegerProgram | None, refusal: str | None, comparison: Comparison | None
-) -> dict[str, Any]:
-    """What ``summary.json`` says of the integer program."""
-    if program is None or comparison is None or comparison.evaluation.integer is None:
-        return {"refused": refusal}
-    found = comparison.evaluation.integer
-    return {
-        "top1": found.top1,
-        "agreement": found.agreement,
-        "sqnr_db": round(found.sqnr_db, 3),
-        "to_simulated_db": round(found.to_simulated_db, 3),
-        "executor": comparison.executor,
-        "points_compared": comparison.compared,
-        "first_divergence": asdict(comparison.divergences[0]) if comparison.divergences else None,
-        "bytes": program.nbytes,
-    }
-
-
-def repair_summary(record: RepairRecord) -> dict[str, Any]:
-    """What ``summary.json`` says of a repair step."""
-    before, after, seconds = (round(v, 3) for v in (record.sqnr_before_db, record.sqnr_after_db, record.seconds))
-    return {
-        "step": record.step,
-        "settings": record.settings,
-        "images": record.images,
-        "changed": list(record.changed),
-        "sqnr_before_db": before,
-        "sqnr_after_db": after,
-        "seconds": seconds,
-    }
-
-
-def float_bytes(model: FloatModel) -> int:
-    """Size of the float model's parameters."""
-    return sum(p.numel() * p.element_size() for p in model.vit.parameters())
-
-
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in MB (10^6 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6

@@ -44,6 +44,7 @@ def quantize(
     batch_size: int = 8,
     device: str | torch.device = "cpu",
     strict: bool = False,
+    output: str | None = None,
 ) -> QuantModel:
     """Quantize a Vision Transformer: build, calibrate, fold, repair. The result computes what integers will.
 
@@ -60,6 +61,7 @@ def quantize(
             except with the number of images that repair steps use (:func:`repair`).
         device: where to compute: any device of PyTorch that is there.
         strict: refuse a configuration that leaves a point in floating point.
+        output: name of the main output, such as ``tokens`` for dense features; the model's first by default.
 
     Raises:
         VitquantError: see ``docs/failures.md`` for what can go wrong and how it reads.
@@ -73,7 +75,14 @@ def quantize(
     """
     require_count(batch_size, "batch_size")
     qmodel = prepare(
-        model, config, weights=weights, weights_entry=weights_entry, img_size=img_size, device=device, strict=strict
+        model,
+        config,
+        weights=weights,
+        weights_entry=weights_entry,
+        img_size=img_size,
+        device=device,
+        strict=strict,
+        output=output,
     )
     return calibrate(qmodel, calibration, limit=limit, batch_size=batch_size)
 
@@ -88,6 +97,7 @@ def prepare(
     img_size: int | tuple[int, int] | None = None,
     device: str | torch.device = "cpu",
     strict: bool = False,
+    output: str | None = None,
 ) -> QuantModel:
     """The first step of :func:`quantize`: the model with its points, not calibrated yet, in mode ``FP32``.
 
@@ -103,6 +113,7 @@ def prepare(
     else:
         found = adapt(model, weights=weights, weights_entry=weights_entry, img_size=img_size)
     qmodel = require_family(found.vit).quantized(found.vit, config, found.preprocessing).to(place)
+    qmodel.choose_output(output)
     if strict:
         require_integers(qmodel)
     return qmodel

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import vitquant
 from support.integer_models import ARCHITECTURES, CONFIGS, pixels, quantized
+from support.random_programs import programs, tangled_programs
 from vitquant.errors import ProgramError
 from vitquant.executors.reference import EXECUTE, Reference
 from vitquant.executors.reference.tensors import Inputs
@@ -128,6 +129,24 @@ def test_metadata_tells_what_the_logits_mean() -> None:
     assert np.array_equal(
         np.array(told["logits" + SCALES], dtype=np.float32), Reference(program)(pixels(1)).scale.numpy()
     )
+
+
+@pytest.mark.job
+@settings(suppress_health_check=list(HealthCheck))
+@given(programs() | tangled_programs())
+def test_random_programs(program: IntegerProgram) -> None:
+    """Windows, tables, gathers and products of all kinds, in any order; all outputs."""
+    names = [output.name for output in program.outputs]
+    try:
+        model = export_integer(program, names)
+    except ProgramError:  # a LayerNorm of more than 63 bits
+        assume(False)
+    assert_integers_only(model)
+    images = np.random.default_rng(0).integers(0, 256, (2, *program.image.shape), dtype=np.uint8)
+    arrays = onnx_session(model.SerializeToString(), threads=1).run(names, {"image": images})
+    found = dict(zip(names, arrays, strict=True))
+    for name, output in Reference(program, outputs=names).all(torch.from_numpy(images)).items():
+        np.testing.assert_array_equal(found[name], output.codes.numpy(), err_msg=name)
 
 
 # --- Operations that no model above takes to their limits ---

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from vitquant.export.onnx.packages import optional
 from vitquant.program.values import Array
 
-Session: TypeAlias = Callable[[Array], Array]
-"""The input of a graph that has one, to its first output."""
+
+@dataclass(frozen=True)
+class Session:
+    """A graph with one input, ready to run: ``all`` gives its outputs in order, a call the first of them."""
+
+    all: Callable[[Array], list[Array]]
+
+    def __call__(self, inputs: Array) -> Array:
+        return self.all(inputs)[0]
 
 
 def onnx_session(model: bytes | str | Path, *, threads: int = 2) -> Any:
@@ -39,7 +47,7 @@ def in_onnxruntime(model: bytes | str | Path, *, threads: int = 2) -> Session:
     """A graph with one input in ONNX Runtime."""
     session = onnx_session(model, threads=threads)
     name = session.get_inputs()[0].name
-    return lambda inputs: np.asarray(session.run(None, {name: inputs})[0])
+    return Session(lambda inputs: [np.asarray(output) for output in session.run(None, {name: inputs})])
 
 
 def in_openvino(model: bytes | str | Path, *, threads: int = 2) -> Session:
@@ -51,7 +59,7 @@ def in_openvino(model: bytes | str | Path, *, threads: int = 2) -> Session:
     core = optional("openvino").Core()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     compiled = core.compile_model(core.read_model(model), "CPU", settings)
-    return lambda inputs: np.array(compiled([inputs])[0])
+    return Session(lambda inputs: [np.array(output) for output in compiled([inputs]).values()])
 
 
 SESSIONS: dict[str, Callable[..., Session]] = {"onnxruntime": in_onnxruntime, "openvino": in_openvino}
