@@ -71,6 +71,7 @@ class Door:
         return [value if word == "?" else word for word in self.command.split()]
 
 
+OUTPUTS = {"unknown": "nothere", "empty": "", "escape": "\x1b[31m", "a point": "blocks.0.norm1", "long": "x" * 10**4}
 RUN, EVALUATE = "run saved photos", "evaluate saved --model fashion_vit --limit 2"
 QUANTIZE = "quantize --model deit_tiny_patch16_224 --weights junk.pth --calib photos --eval photos --out out"
 EXPORT = "export saved --onnx-qdq new.onnx"
@@ -111,6 +112,8 @@ DOORS = (
     Door(f"show {FINISHED} --against ?", SAVED),
     Door("run ? photos", SAVED),
     Door("run saved ?", IMAGES),
+    *(Door(f"{command} --output ?", OUTPUTS) for command in (QUANTIZE, RUN, EXPORT)),
+    Door("export saved --onnx-integer new.onnx --output ?", OUTPUTS),
     Door(RUN + " --out ?", TARGETS),
     Door(RUN + " --device ?", DEVICES),
     Door(RUN + " --top ?", NUMBERS),

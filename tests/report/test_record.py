@@ -149,13 +149,13 @@ def test_one_value_replaced_is_read_or_refused(nonsense: object) -> None:
 
 
 def test_every_key_is_needed_but_those_that_came_later() -> None:
-    later = {"config", "float_bytes", "calibration_images", "repair"}
+    later = {"config", "float_bytes", "calibration_images", "output", "repair"}
     for key in record().to_dict():
         if key not in later:
             refusal(**{key: ...})
     told = {key: value for key, value in record().to_dict().items() if key not in later}
     run = RunRecord.from_dict(told, "summary")
-    assert (run.float_bytes, run.calibration_images, run.repair) == (None, None, ())
+    assert (run.float_bytes, run.calibration_images, run.output, run.repair) == (None, None, "logits", ())
     assert {point.config for point in run.points.values()} == {None}
 
 

@@ -39,6 +39,8 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--calib-limit", type=positive, metavar="N", help="use at most N calibration images")
     parser.add_argument("--eval", required=True, metavar="IMAGES", help="evaluation images, with or without labels")
     add_config_option(parser)
+    about = "output to measure: logits, class_token or tokens (default: logits)"
+    parser.add_argument("--output", metavar="NAME", help=about)
     add_labels_option(parser)
     add_job_options(parser)
     add_checkpoint_options(parser)
@@ -79,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
         device=args.device,
         strict=args.strict,
         ignore_labels=args.ignore_labels,
+        output=args.output,
     )
     print_result(result, args.json)
     require_quality(result.evaluation, args)

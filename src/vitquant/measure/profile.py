@@ -71,19 +71,18 @@ class Profiler:
     def __init__(self, model: QuantModel) -> None:
         model.require_calibrated()
         self.model, self.stages = model, measured_stages(model)
+        self.points = model.point_modules()
         reached = {point.name for stage in self.stages for point in stage.points()}
-        self.points = {name: p for name, p in model.point_modules().items() if name in reached}
-        self.isolated = {name: SqnrMeter() for name, p in self.points.items() if p.active}
-        self.cumulative = {name: SqnrMeter() for name in self.isolated}
+        measured = {name: p for name, p in self.points.items() if p.active and name in reached}
+        self.isolated = {name: SqnrMeter() for name in measured}
+        self.cumulative = {name: SqnrMeter() for name in measured}
         self.metrics = {
-            name: MetricsMeter(p.params)
-            for name, p in self.points.items()
-            if p.active and p.require_config().enable_profiler
+            name: MetricsMeter(p.params) for name, p in measured.items() if p.require_config().enable_profiler
         }
         self.ranges = {
             name: RangeMeter(p.params, channel_dim=p.channel_dim)
-            for name, p in self.points.items()
-            if p.active and p.params is not None and not isinstance(p, WeightPoint)
+            for name, p in measured.items()
+            if p.params is not None and not isinstance(p, WeightPoint)
         }
         self.output = SqnrMeter()
         self.images = 0
@@ -143,8 +142,8 @@ class Profiler:
                 config=point.config,
                 active=point.active,
                 shape=point.shape,
-                sqnr_isolated_db=self.isolated[name].db if point.active else None,
-                sqnr_cumulative_db=self.cumulative[name].db if point.active else None,
+                sqnr_isolated_db=self.isolated[name].db if name in self.isolated else None,
+                sqnr_cumulative_db=self.cumulative[name].db if name in self.cumulative else None,
                 metrics=self.metrics[name].result() if name in self.metrics else None,
             )
             for name, point in self.points.items()
@@ -168,7 +167,8 @@ class Profiler:
 def profile(model: QuantModel, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> ModelProfile:
     """Measure the isolated and the cumulative error of every point of a calibrated model.
 
-    Points with ``enable_profiler`` also get the metrics of :class:`PointMetrics`. The cost is about half a forward
+    Points with ``enable_profiler`` also get the metrics of :class:`PointMetrics`; points that the main output does not
+    depend on get none. The cost is about half a forward
     for each active point.
 
     Args:

@@ -118,7 +118,8 @@ class RunRecord:
 
     ``sqnr_db`` and ``sqnr_final_norm_db`` are those of the simulated model. ``integer`` is ``None`` if integers cannot
     execute the configuration; ``refusal`` says why. ``outliers`` are the points whose range a few values take up, with
-    the ratio of the two ranges. ``float_bytes`` is the size of the float model's parameters.
+    the ratio of the two ranges. ``float_bytes`` is the size of the float model's parameters, ``output`` the name of the
+    output that was measured.
     """
 
     run: str
@@ -143,6 +144,7 @@ class RunRecord:
     refusal: str | None
     float_bytes: Count | None = None
     calibration_images: Count | None = None
+    output: str = "logits"
     repair: tuple[RepairStepRecord, ...] = ()
 
     def __repr__(self) -> str:

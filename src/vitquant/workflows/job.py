@@ -79,6 +79,7 @@ def run(
     device: str | torch.device = "cpu",
     strict: bool = False,
     ignore_labels: bool = False,
+    output: str | None = None,
 ) -> JobResult:
     """Quantize, evaluate, profile, and write everything into ``out``.
 
@@ -98,6 +99,7 @@ def run(
         device: where to compute: any device of PyTorch that is there.
         strict: refuse a configuration that leaves a point in floating point.
         ignore_labels: evaluate without the labels of the images.
+        output: name of the main output, such as ``tokens``; the model's first by default.
 
     Raises:
         VitquantError: whatever goes wrong; ``out`` is as it was before.
@@ -113,7 +115,7 @@ def run(
     torch.manual_seed(require_whole(seed, "seed", -(2**63), 2**63 - 1))
 
     seconds: dict[str, float] = {}
-    quantized = prepare(model, as_config(config), device=place, strict=strict)
+    quantized = prepare(model, as_config(config), device=place, strict=strict, output=output)
     kept_float = float_share(quantized)
     # What can be known to be wrong with these images is found before the long work.
     shared = SharedImages()

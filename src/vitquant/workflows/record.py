@@ -51,6 +51,7 @@ def run_record(
         parity_db=None if original.parity_db is None else min(round(original.parity_db, 2), IDENTICAL_DB),
         preprocessing=PreprocessingRecord(**asdict(original.preprocessing)),
         notes=tuple(original.notes),
+        output=next(iter(model.graph.outputs)),
         seed=seed,
         calibration_images=calibration_images,
         images=evaluation.images,
