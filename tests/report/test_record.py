@@ -12,6 +12,7 @@ from hypothesis import given
 import vitquant
 from support.file_mutations import places
 from support.run_records import OUTPUT, WEIGHT, record, records
+from vitquant.config import BiasCorrectionSettings
 from vitquant.errors import ArtifactError
 from vitquant.files import json_text
 from vitquant.report.record import RepairStepRecord, RunRecord
@@ -167,3 +168,14 @@ def test_points_are_those_of_the_configuration() -> None:
 def test_a_repair_step_is_its_name_and_two_figures() -> None:
     told = record().to_dict() | {"repair": [{"step": "x", "sqnr_before_db": 30, "sqnr_after_db": 31.5}]}
     assert RunRecord.from_dict(told, "summary").repair == (RepairStepRecord("x", 30.0, 31.5),)
+
+
+def test_the_configuration_has_the_repair_steps_that_a_file_can_name() -> None:
+    steps = RepairStepRecord("own", 30.0, 31.0), RepairStepRecord("bias_correction", 31.0, 32.0, {"images": 16})
+    run = record(repair=steps)
+    assert run.config.repair == (BiasCorrectionSettings(images=16),)
+    assert run.to_dict()["config"].endswith("repair:\n- bias_correction: {images: 16}\n")
+    told = run.to_dict()
+    assert RunRecord.from_dict(told, "summary") == run
+    told["repair"][1]["settings"] = {"images": 0}
+    assert "summary.repair: the settings of a repair step are damaged: " in refusal(repair=told["repair"])

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeAlias
 
 from vitquant.arguments import require_kind
 from vitquant.config import ModelConfig, QuantConfig, ResolvedConfig
-from vitquant.config.repair import REPAIR_SETTINGS
+from vitquant.config.repair import REPAIR_SETTINGS, repair_settings
 from vitquant.config.resolve import Resolution
 from vitquant.errors import ArtifactError, ConfigError
 from vitquant.report.compare import RunComparison
@@ -155,10 +155,10 @@ class RunRecord:
 
     @property
     def config(self) -> ResolvedConfig:
-        """The settings of all points."""
-        steps = (REPAIR_SETTINGS[step.step](**step.settings) for step in self.repair if step.step in REPAIR_SETTINGS)
-        resolutions = {name: Resolution(point.config, "") for name, point in self.points.items()}
-        return ResolvedConfig(resolutions, tuple(steps))
+        """The settings of all points, and of the repair steps that a configuration can name."""
+        named = (step for step in self.repair if step.step in REPAIR_SETTINGS)
+        repair = tuple(repair_settings({step.step: step.settings}) for step in named)
+        return ResolvedConfig({name: Resolution(point.config, "") for name, point in self.points.items()}, repair)
 
     @property
     def evaluation(self) -> Evaluation:
@@ -215,12 +215,13 @@ class RunRecord:
             refusal, integer = decode_value(str | None, found["refused"], f"{where}.integer.refused"), None
         else:
             integer = decode(IntegerRecord, found, f"{where}.integer")
-        run = decode(cls, rest, where, points=points, integer=integer, refusal=refusal)
+        record = decode(cls, rest, where, points=points, integer=integer, refusal=refusal)
         try:
-            _ = run.config
+            _ = record.config
         except ConfigError as error:
-            raise ArtifactError(f"damaged: {error}".removesuffix("."), where=f"{where}.repair", fix=FIX) from error
-        return run
+            problem = f"the settings of a repair step are damaged: {error}".removesuffix(".")
+            raise ArtifactError(problem, where=f"{where}.repair", fix=FIX) from error
+        return record
 
 
 def point_from_dict(name: str, told: Any, config: QuantConfig | None, where: str) -> PointRecord:

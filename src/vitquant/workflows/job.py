@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,11 +29,11 @@ from vitquant.measure.outliers import OutlierWarning, outlier_message
 from vitquant.program import storage
 from vitquant.program.program import IntegerProgram
 from vitquant.report.files import run_files
-from vitquant.report.record import RepairStepRecord, RunRecord
+from vitquant.report.record import RunRecord
 from vitquant.results import Evaluation
 from vitquant.runs import MANIFEST, POINTS, SUMMARY
 from vitquant.workflows.quantize import ConfigLike, as_config, calibrate_and_repair, prepare
-from vitquant.workflows.record import float_bytes, integer_record, run_record
+from vitquant.workflows.record import float_bytes, integer_record, repair_step_record, run_record
 
 RESULTS = {
     SUMMARY: "all metrics",
@@ -158,7 +158,7 @@ def run(
         seed=seed,
         calibration_images=shared.calibration_images,
         seconds=seconds,
-        repair=tuple(RepairStepRecord(**asdict(step)) for step in repairs),
+        repair=tuple(map(repair_step_record, repairs)),
     )
     files = encode_model(quantized) | {"config.resolved.yaml": quantized.config.to_yaml()} | run_files(record)
     if program is not None:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from vitquant.adapters.adapt import FloatModel
 from vitquant.architectures.model import QuantModel
 from vitquant.artifact.storage import run_id
+from vitquant.calibration.repair import RepairRecord
 from vitquant.compiler.float_share import FloatShare
 from vitquant.measure import ModelProfile, PointProfile
 from vitquant.measure.compare import Comparison
@@ -82,6 +83,19 @@ def point_record(point: PointProfile) -> PointRecord:
         cumulative_db=None if cumulative is None else round(cumulative, 3),
         shape=point.shape,
         metrics=point.metrics,
+    )
+
+
+def repair_step_record(found: RepairRecord) -> RepairStepRecord:
+    """What one repair step did."""
+    return RepairStepRecord(
+        step=found.step,
+        sqnr_before_db=round(found.sqnr_before_db, 3),
+        sqnr_after_db=round(found.sqnr_after_db, 3),
+        settings=found.settings,
+        images=found.images,
+        changed=found.changed,
+        seconds=round(found.seconds, 3),
     )
 
 
