@@ -30,7 +30,7 @@ from vitquant.adapters.adapt import FloatModel, sqnr_db
 from vitquant.architectures.model import QuantModel
 from vitquant.executors.reference import Reference
 from vitquant.program.program import IntegerProgram
-from vitquant.program.storage import TENSORS
+from vitquant.program.storage import PROGRAM_TENSORS
 from vitquant.report.units import decibels
 
 BATCHES = (1, 8)
@@ -95,7 +95,7 @@ def resources(qmodel: QuantModel, args: argparse.Namespace) -> Report:
     lowering = time.perf_counter() - start
     with tempfile.TemporaryDirectory(prefix="vitquant-bench-") as folder:
         vitquant.save_program(program, folder)
-        size = Path(folder, TENSORS).stat().st_size
+        size = Path(folder, PROGRAM_TENSORS).stat().st_size
         start = time.perf_counter()
         vitquant.load_program(folder)
         loading = time.perf_counter() - start

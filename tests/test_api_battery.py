@@ -34,9 +34,9 @@ from vitquant.errors import VitquantError
 from vitquant.executors.choose import open_executor
 from vitquant.measure.compare import compare
 from vitquant.workflows import job
-from vitquant.workflows.bench import bench
 from vitquant.workflows.classify import classify
 from vitquant.workflows.export import export_onnx_integer, export_onnx_qdq
+from vitquant.workflows.latency import compare_latency
 
 WORDS = WRONG_TYPES | {"empty": "", "unknown": "gpu", "escape": "\x1b[2J\n"}
 PATH_TYPES = WRONG_TYPES | {"NUL": "a\0b"}
@@ -132,7 +132,7 @@ DOORS = (
         {"folder": IN, "original": MODELS, "images": LABELLED, "device": PLACES, "kind": WORDS, **SIZES},
     ),
     Door(
-        bench,
+        compare_latency,
         ("folder=saved", "rounds"),
         {"folder": IN, "batches": WORDS | {"zero": [0]}, "rounds": COUNTS, "threads": LIMITS | {"many": 300}},
     ),

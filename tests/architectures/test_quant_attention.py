@@ -12,7 +12,7 @@ from vitquant.adapters.adapt import FloatModel, sqnr_db
 from vitquant.architectures.float_vit import Block, VisionTransformer
 from vitquant.architectures.vit import QuantAttention
 from vitquant.calibration.calibrate import RangeWarning, calibrate_batches
-from vitquant.config import KINDS, QuantConfig, load_config_from_yaml
+from vitquant.config import POINT_KINDS, QuantConfig, load_config_from_yaml
 from vitquant.errors import ConfigError, ModelError
 from vitquant.layers import IntSoftmax, Mode, QAct, QuantLinear, points_of, set_mode
 from vitquant.numerics.affine import quantize
@@ -57,7 +57,7 @@ def test_the_specifications_usage(block: Block, attn_config: dict[str, Any], tok
         assert getattr(attn, name).config == attn_config[name]
     assert isinstance(attn.intSoft, IntSoftmax)
     assert sorted(p.name for p in points_of(attn)) == sorted(
-        section for section in KINDS if section.startswith(("attn_", "intSoft"))
+        section for section in POINT_KINDS if section.startswith(("attn_", "intSoft"))
     )
 
     exact = block.attn(tokens)

@@ -144,6 +144,6 @@ def test_names_are_taken_once() -> None:
     other = families.Family("gated_windows", Spec, GatedWindows, QuantModel, {})
     with pytest.raises(ModelError, match="two families have the same name"):
         register(other)
-    layer = catalogue.Layer("mlp_fc1", "mlp", catalogue.Kind.NORM, "another")
+    layer = catalogue.LayerSection("mlp_fc1", "mlp", catalogue.PointKind.NORM, "another")
     with pytest.raises(ConfigError, match="two layers have the same name"):
         register(families.Family("other", Spec, GatedWindows, QuantModel, {}, (layer,)))

@@ -1,6 +1,6 @@
 import pytest
 
-from vitquant.config import KINDS, LAYERS, Kind, point_names, section_of
+from vitquant.config import LAYERS, POINT_KINDS, PointKind, point_names, section_of
 from vitquant.errors import ConfigError
 
 
@@ -44,7 +44,7 @@ def test_every_point_reads_the_section_of_its_layer() -> None:
     for point in point_names(12, distilled=True):
         assert point.endswith(section_of(point)) or point.startswith("head_dist")
     assert section_of("head_dist.weight") == "head.weight"
-    assert set(map(section_of, point_names(1))) == set(KINDS)
+    assert set(map(section_of, point_names(1))) == set(POINT_KINDS)
 
 
 def test_a_foreign_point_is_refused_with_the_closest_name() -> None:
@@ -61,5 +61,5 @@ def test_linear_layers_have_two_points_and_others_one() -> None:
         "mlp_fc2",
         "head",
     }
-    assert [point for point, kind in KINDS.items() if kind is Kind.INTSOFT] == ["intSoft"]
-    assert [point for point, kind in KINDS.items() if kind is Kind.NORM] == ["norm1", "norm2", "final_norm"]
+    assert [point for point, kind in POINT_KINDS.items() if kind is PointKind.INTSOFT] == ["intSoft"]
+    assert [point for point, kind in POINT_KINDS.items() if kind is PointKind.NORM] == ["norm1", "norm2", "final_norm"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitquant.config import (
-    KINDS,
+    POINT_KINDS,
     ModelConfig,
     QuantConfig,
     ResolvedConfig,
@@ -53,7 +53,7 @@ def test_a_point_that_nothing_speaks_for_stays_float(resolve: Resolve) -> None:
 )
 def test_kinds_that_fall_back_to_a_global_section(resolve: Resolve, present: str, expected: set[str]) -> None:
     table = resolve(f"{present}: {{}}")
-    assert {KINDS[section_of(point)].value for point, config in table.items() if config} == expected
+    assert {POINT_KINDS[section_of(point)].value for point, config in table.items() if config} == expected
 
 
 def test_the_first_global_section_answers_alone(resolve: Resolve) -> None:
@@ -229,7 +229,7 @@ POINTS = point_names(2)
 def documents(draw: st.DrawFn) -> dict[str, Any]:
     kinds = draw(st.sets(st.sampled_from(["outputs", "weight", "activation", "norm", "intsoft"])))
     layers: dict[str, Any] = {}
-    for section in draw(st.sets(st.sampled_from(list(KINDS)), max_size=5)):
+    for section in draw(st.sets(st.sampled_from(list(POINT_KINDS)), max_size=5)):
         name, _, part = section.partition(".")
         if part:
             layers.setdefault(name, {})[part] = draw(FIELDS)
@@ -252,7 +252,7 @@ def obvious(document: dict[str, Any], point: str) -> QuantConfig | None:
         "activation": ["activation", "outputs"],
         "norm": ["norm", "activation", "outputs"],
         "intsoft": ["intsoft", "activation", "outputs"],
-    }[KINDS[section].value]
+    }[POINT_KINDS[section].value]
     said = [document["defaults"][key] for key in chain if key in document["defaults"]][:1]
     layer = document.get(name)
     if layer is not None and (not part or part in layer):

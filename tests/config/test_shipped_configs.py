@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from vitquant.config import (
-    KINDS,
+    POINT_KINDS,
     BitType,
-    Kind,
     ModelConfig,
+    PointKind,
     QuantConfig,
     ResolvedConfig,
     load_config_from_yaml,
@@ -74,13 +74,13 @@ def test_attn_config_has_exactly_the_specified_settings() -> None:
 
 def test_the_layer_files_cover_their_parts_of_the_model() -> None:
     attention = spoken_for("attn_config.yaml")
-    assert attention == {s for s in KINDS if s.startswith("attn_") or s == "intSoft"}
+    assert attention == {s for s in POINT_KINDS if s.startswith("attn_") or s == "intSoft"}
     assert spoken_for("embed_config.yaml") == {"patch_embed.weight", "patch_embed.output", "pos_embed"}
     mlp = spoken_for("mlp_config.yaml")
-    assert mlp == {"norm2", "residual2", *(s for s in KINDS if s.startswith("mlp_"))}
+    assert mlp == {"norm2", "residual2", *(s for s in POINT_KINDS if s.startswith("mlp_"))}
     assert spoken_for("block_config.yaml") == {*attention, *mlp, "norm1", "residual1"}
     assert spoken_for("head_config.yaml") == {"final_norm", "head.weight", "head.output"}
-    assert spoken_for("vit_int8.yaml") == set(KINDS)
+    assert spoken_for("vit_int8.yaml") == set(POINT_KINDS)
 
 
 def test_the_block_file_says_of_the_mlp_what_the_mlp_file_says() -> None:
@@ -99,7 +99,7 @@ def test_what_integers_need_of_a_whole_model(name: str) -> None:
             assert config.bit_type.signed
         else:
             assert config.bit_type.bits == 8
-        if KINDS[section] is Kind.OUTPUT:
+        if POINT_KINDS[section] is PointKind.OUTPUT:
             assert config.output_quant_enable == (section == "mlp_fc1.output")
         else:
             assert config.output_quant_enable
@@ -110,7 +110,7 @@ def test_what_integers_need_of_a_whole_model(name: str) -> None:
 
 
 def test_linears_int8_quantizes_weights_and_inputs_of_linear_layers_only() -> None:
-    weights = [s for s, kind in KINDS.items() if kind is Kind.WEIGHT]
+    weights = [s for s, kind in POINT_KINDS.items() if kind is PointKind.WEIGHT]
     inputs = ["norm1", "attn_v_out", "norm2", "mlp_gelu", "final_norm"]
     assert spoken_for("linears_int8.yaml") == {*weights, *inputs}
     configs = chain.from_iterable([c] for c in resolved("linears_int8.yaml").values() if c)

@@ -21,7 +21,7 @@ from vitquant.errors import ConfigError, MissingDependencyError
 from vitquant.executors import choose as executors
 from vitquant.executors.choose import open_executor
 from vitquant.measure.compare import compare_models
-from vitquant.workflows.bench import bench
+from vitquant.workflows.latency import compare_latency
 
 
 @pytest.mark.native
@@ -66,7 +66,7 @@ def test_bench_times_all_that_is_installed(tmp_path: Path) -> None:
     model = quantized()
     vitquant.save(model, folder)
     vitquant.save_program(vitquant.compile(model), folder)
-    found = bench(folder, batches=(1, 2), rounds=1, threads=1)
+    found = compare_latency(folder, batches=(1, 2), rounds=1, threads=1)
     names = [t.name for t in found if t.batch == 2]
     assert names[0] == "PyTorch float32, eager"
     assert "reference executor" in names

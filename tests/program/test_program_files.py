@@ -28,7 +28,7 @@ from support.random_programs import STEPS, programs, random_program
 from vitquant.errors import ProgramError
 from vitquant.executors.reference import Reference
 from vitquant.program.program import IntegerProgram
-from vitquant.program.storage import MANIFEST, TENSORS, decode_program, encode_program
+from vitquant.program.storage import PROGRAM_MANIFEST, PROGRAM_TENSORS, decode_program, encode_program
 from vitquant.strict_files import MAX_MANIFEST_BYTES
 
 ROUNDS = 6 * settings().max_examples
@@ -56,7 +56,7 @@ def originals() -> list[Files]:
 def golden(name: str) -> Files:
     """The files of a program that an earlier version wrote."""
     folder = GOLDEN / name
-    return (folder / MANIFEST).read_bytes(), (folder / TENSORS).read_bytes()
+    return (folder / PROGRAM_MANIFEST).read_bytes(), (folder / PROGRAM_TENSORS).read_bytes()
 
 
 @pytest.mark.parametrize("name", GOLDEN_PROGRAMS)
@@ -127,18 +127,18 @@ def test_files(tmp_path: Path) -> None:
     program = vitquant.compile(quantized())
     (tmp_path / "notes.txt").write_text("stays")
     vitquant.save_program(program, tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["notes.txt", MANIFEST, TENSORS]
-    for path in (tmp_path, str(tmp_path), tmp_path / MANIFEST):
+    assert sorted(os.listdir(tmp_path)) == ["notes.txt", PROGRAM_MANIFEST, PROGRAM_TENSORS]
+    for path in (tmp_path, str(tmp_path), tmp_path / PROGRAM_MANIFEST):
         again = vitquant.load_program(path)
         assert encode_program(again) == encode_program(program)
         assert torch.equal(Reference(again)(pixels(2)).codes, Reference(program)(pixels(2)).codes)
-    assert (tmp_path / TENSORS).stat().st_size < 1.2 * program.nbytes + 2**14
+    assert (tmp_path / PROGRAM_TENSORS).stat().st_size < 1.2 * program.nbytes + 2**14
 
 
 def test_two_programs_do_not_mix(tmp_path: Path) -> None:
     for seed in (0, 1):
         vitquant.save_program(vitquant.compile(quantized(seed=seed)), tmp_path / str(seed))
-    (tmp_path / "0" / TENSORS).replace(tmp_path / "1" / TENSORS)
+    (tmp_path / "0" / PROGRAM_TENSORS).replace(tmp_path / "1" / PROGRAM_TENSORS)
     with pytest.raises(ProgramError, match=r"the tensor file is not the one that the program was written with"):
         vitquant.load_program(tmp_path / "1")
 
@@ -192,13 +192,13 @@ def test_missing_files_and_things_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ProgramError, match="cannot read the program: No such file"):
         vitquant.load_program(tmp_path)
     vitquant.save_program(vitquant.compile(quantized()), tmp_path)
-    (tmp_path / TENSORS).unlink()
+    (tmp_path / PROGRAM_TENSORS).unlink()
     with pytest.raises(ProgramError, match=r"program\.safetensors: cannot read the program: No such file"):
         vitquant.load_program(tmp_path)
-    (tmp_path / TENSORS).symlink_to("/dev/zero")
+    (tmp_path / PROGRAM_TENSORS).symlink_to("/dev/zero")
     with pytest.raises(ProgramError, match="not a file"):
         vitquant.load_program(tmp_path)
-    (tmp_path / MANIFEST).write_bytes(b" " * (MAX_MANIFEST_BYTES + 1))
+    (tmp_path / PROGRAM_MANIFEST).write_bytes(b" " * (MAX_MANIFEST_BYTES + 1))
     with pytest.raises(ProgramError, match="the file is too large"):
         vitquant.load_program(tmp_path)
 

@@ -18,7 +18,7 @@ from support.mutations import signed
 from support.numpy_executor import NumpyExecutor
 from vitquant.executors.reference import Reference
 from vitquant.program.ops import KINDS, Operation
-from vitquant.program.ops.operation import Flag, Key, Operand, PerPlace, Tensor
+from vitquant.program.ops.operation import Flag, Key, Operand, PerPlace, TensorField
 from vitquant.program.storage import decode_program
 
 PAGE = (ROOT / "docs" / "program-format.md").read_text(encoding="utf-8")
@@ -60,7 +60,7 @@ def grouped(fields: Iterable[tuple[str, str]]) -> str:
     return ", ".join(parts)
 
 
-def types(tensor: Tensor) -> str:
+def types(tensor: TensorField) -> str:
     """Such as ``I8, I16 or I32``."""
     if not tensor.types:
         return "of the result's storage type"
@@ -75,7 +75,7 @@ def row(kind: type[Operation]) -> list[str]:
         for name, what in kind.declarations.items()
         if isinstance(what, Operand | Key | Flag)
     ]
-    tensors = [(name, f"{types(what)} {axes(what.axes)}") for name, what in kind.declared(Tensor).items()]
+    tensors = [(name, f"{types(what)} {axes(what.axes)}") for name, what in kind.declared(TensorField).items()]
     rescales = list(kind.declared(PerPlace))
     plain = rescales == ["multiplier", "shift"]
     tensors += [] if plain else [(name, "") for name in rescales]

@@ -16,7 +16,7 @@ from vitquant.architectures.float_vit import PatchEmbed
 from vitquant.architectures.model import QuantModel
 from vitquant.architectures.vit import linear
 from vitquant.bounds import one_of, pair, whole
-from vitquant.config import Kind, Layer, ModelConfig
+from vitquant.config import LayerSection, ModelConfig, PointKind
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.layers import (
     AttentionScores,
@@ -197,7 +197,7 @@ GATED_WINDOWS = Family(
         **dict.fromkeys(("embed_dim", "depth", "num_heads", "window", "hidden", "num_classes"), whole(1, 4096)),
     },
     layers=(
-        Layer("mlp_gate", "mlp", None, "second linear layer on the input of the MLP, a factor of its first"),
-        Layer("mlp_product", "mlp", Kind.ACTIVATION, "product of both, input of mlp_fc2"),
+        LayerSection("mlp_gate", "mlp", None, "second linear layer on the input of the MLP, a factor of its first"),
+        LayerSection("mlp_product", "mlp", PointKind.ACTIVATION, "product of both, input of mlp_fc2"),
     ),
 )

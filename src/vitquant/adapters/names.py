@@ -32,7 +32,7 @@ TO_LARGE, TO_BASE = ("tiny", "small", "base", "large"), ("tiny", "small", "base"
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelSeries:
     """Models that differ in size only; ``{}`` in the name is the size."""
 
     name: str
@@ -50,28 +50,30 @@ class Family:
 
 
 FAMILIES = (
-    Family("vit_{}_patch16_224", TO_LARGE, 16, 224, 0.9, imagenet=False),
-    Family("vit_{}_patch16_384", TO_LARGE, 16, 384, 1.0, imagenet=False),
-    Family("vit_{}_patch32_224", ("small", "base"), 32, 224, 0.9, imagenet=False),
-    Family("vit_{}_patch32_224", ("large",), 32, 224, 0.9, imagenet=False, num_classes=0),
-    Family("vit_{}_patch32_384", ("small", "base", "large"), 32, 384, 1.0, imagenet=False),
-    Family("vit_{}_patch8_224", ("small",), 8, 224, 0.9, num_classes=0),  # DINO's (Caron et al., 2021)
-    Family("vit_{}_patch8_224", ("base",), 8, 224, 0.9, imagenet=False),
-    Family("vit_{}_patch14_224", ("large",), 14, 224, 0.9, imagenet=False),
-    Family("deit_{}_patch16_224", TO_BASE, 16, 224, 0.9),
-    Family("deit_{}_patch16_384", ("base",), 16, 384, 1.0),
-    Family("deit_{}_distilled_patch16_224", TO_BASE, 16, 224, 0.9, dist_token=True),
-    Family("deit_{}_distilled_patch16_384", ("base",), 16, 384, 1.0, dist_token=True),
-    Family(
+    ModelSeries("vit_{}_patch16_224", TO_LARGE, 16, 224, 0.9, imagenet=False),
+    ModelSeries("vit_{}_patch16_384", TO_LARGE, 16, 384, 1.0, imagenet=False),
+    ModelSeries("vit_{}_patch32_224", ("small", "base"), 32, 224, 0.9, imagenet=False),
+    ModelSeries("vit_{}_patch32_224", ("large",), 32, 224, 0.9, imagenet=False, num_classes=0),
+    ModelSeries("vit_{}_patch32_384", ("small", "base", "large"), 32, 384, 1.0, imagenet=False),
+    ModelSeries("vit_{}_patch8_224", ("small",), 8, 224, 0.9, num_classes=0),  # DINO's (Caron et al., 2021)
+    ModelSeries("vit_{}_patch8_224", ("base",), 8, 224, 0.9, imagenet=False),
+    ModelSeries("vit_{}_patch14_224", ("large",), 14, 224, 0.9, imagenet=False),
+    ModelSeries("deit_{}_patch16_224", TO_BASE, 16, 224, 0.9),
+    ModelSeries("deit_{}_patch16_384", ("base",), 16, 384, 1.0),
+    ModelSeries("deit_{}_distilled_patch16_224", TO_BASE, 16, 224, 0.9, dist_token=True),
+    ModelSeries("deit_{}_distilled_patch16_384", ("base",), 16, 384, 1.0, dist_token=True),
+    ModelSeries(
         "deit3_{}_patch16_224",
         ("small", "medium", "base", "large"),
         *(16, 224, 0.9),
         pos_covers_prefix=False,
         layer_scale=True,
     ),
-    Family("deit3_{}_patch16_384", ("small", "base", "large"), 16, 384, 1.0, pos_covers_prefix=False, layer_scale=True),
-    Family("vit_{}_patch14_dinov2", ("small", "base", "large"), 14, 518, 1.0, num_classes=0, layer_scale=True),
-    Family(
+    ModelSeries(
+        "deit3_{}_patch16_384", ("small", "base", "large"), 16, 384, 1.0, pos_covers_prefix=False, layer_scale=True
+    ),
+    ModelSeries("vit_{}_patch14_dinov2", ("small", "base", "large"), 14, 518, 1.0, num_classes=0, layer_scale=True),
+    ModelSeries(
         "vit_{}_patch14_reg4_dinov2",
         ("small", "base", "large"),
         *(14, 518, 1.0),
@@ -148,7 +150,7 @@ def _named(base: str) -> tuple[ViTSpec, Preprocessing]:
     )
 
 
-def _spec(family: Family, size: str) -> ViTSpec:
+def _spec(family: ModelSeries, size: str) -> ViTSpec:
     embed_dim, depth, num_heads = SIZES[size]
     return ViTSpec(
         img_size=(family.img, family.img),
@@ -165,7 +167,7 @@ def _spec(family: Family, size: str) -> ViTSpec:
     )
 
 
-def _preprocessing(family: Family) -> Preprocessing:
+def _preprocessing(family: ModelSeries) -> Preprocessing:
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if family.imagenet else (HALF, HALF)
     return Preprocessing((family.img, family.img), mean, std, "bicubic", family.crop_pct)
 

@@ -18,7 +18,7 @@ from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 from vitquant.architectures.model import QuantModel
 from vitquant.architectures.vit import QuantViT
 from vitquant.bounds import FLAG, Check, number, one_of, pair, whole
-from vitquant.config import Layer, ModelConfig, add_layers
+from vitquant.config import LayerSection, ModelConfig, add_layers
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import ModelError
 
@@ -65,7 +65,7 @@ class Family:
     float_model: type[nn.Module]
     quantized: type[QuantModel]
     bounds: Mapping[str, Check]
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[LayerSection, ...] = ()
 
     def shapes_only(self, spec: Spec, config: ModelConfig, preprocessing: Preprocessing | None = None) -> QuantModel:
         """A model that is not calibrated, without numbers: its tensors are on torch's meta device.

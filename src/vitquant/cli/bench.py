@@ -10,7 +10,7 @@ from vitquant.cli.common import DIR, add_command, add_output_options, positive, 
 from vitquant.report.tables import table
 
 if TYPE_CHECKING:
-    from vitquant.workflows.bench import Timing
+    from vitquant.workflows.latency import Timing
 
 COLUMNS = ("", "batch", "ms per call", "images per second", "time relative to float PyTorch")
 
@@ -33,9 +33,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(args: argparse.Namespace) -> None:
     """Print latency and throughput."""
-    from vitquant.workflows.bench import bench
+    from vitquant.workflows.latency import compare_latency
 
-    found = bench(args.folder, batches=args.batch, rounds=args.rounds, threads=args.threads)
+    found = compare_latency(args.folder, batches=args.batch, rounds=args.rounds, threads=args.threads)
     if args.json:
         print_json([asdict(t) | {"images_per_second": t.images_per_second} for t in found])
         return

@@ -1,10 +1,10 @@
 """Configuration files, parsed into frozen, validated objects. Does not import torch."""
 
 from vitquant.config.catalogue import (
-    KINDS,
     LAYERS,
-    Kind,
-    Layer,
+    POINT_KINDS,
+    LayerSection,
+    PointKind,
     add_layers,
     is_per_head,
     point_names,
@@ -21,15 +21,15 @@ from vitquant.config.repair import BiasCorrectionSettings, RepairSettings, repai
 from vitquant.config.show import Row, render_table, rich_table
 
 __all__ = [
-    "KINDS",
     "LAYERS",
+    "POINT_KINDS",
     "BiasCorrectionSettings",
     "BitType",
     "FieldError",
-    "Kind",
-    "Layer",
+    "LayerSection",
     "ModelConfig",
     "OpenConfig",
+    "PointKind",
     "QuantConfig",
     "RepairSettings",
     "ResolvedConfig",

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from vitquant.errors import ConfigError
 
 
-class Kind(Enum):
+class PointKind(Enum):
     """The kind of a point's tensor. The value is the name of its global section."""
 
     WEIGHT = "weight"
@@ -27,22 +27,22 @@ class Kind(Enum):
     INTSOFT = "intsoft"
 
     @property
-    def fallbacks(self) -> tuple[Kind, ...]:
+    def fallbacks(self) -> tuple[PointKind, ...]:
         """Global sections for this kind, in the order of lookup; the first section that is present is used."""
         return _FALLBACKS[self]
 
 
 _FALLBACKS = {
-    Kind.WEIGHT: (Kind.WEIGHT,),
-    Kind.OUTPUT: (Kind.OUTPUT,),
-    Kind.ACTIVATION: (Kind.ACTIVATION, Kind.OUTPUT),
-    Kind.NORM: (Kind.NORM, Kind.ACTIVATION, Kind.OUTPUT),
-    Kind.INTSOFT: (Kind.INTSOFT, Kind.ACTIVATION, Kind.OUTPUT),
+    PointKind.WEIGHT: (PointKind.WEIGHT,),
+    PointKind.OUTPUT: (PointKind.OUTPUT,),
+    PointKind.ACTIVATION: (PointKind.ACTIVATION, PointKind.OUTPUT),
+    PointKind.NORM: (PointKind.NORM, PointKind.ACTIVATION, PointKind.OUTPUT),
+    PointKind.INTSOFT: (PointKind.INTSOFT, PointKind.ACTIVATION, PointKind.OUTPUT),
 }
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerSection:
     """One layer section of a configuration file.
 
     ``group`` is the part of the model that the layer belongs to, ``about`` describes its tensor, and ``kind`` is the
@@ -52,7 +52,7 @@ class Layer:
 
     name: str
     group: str
-    kind: Kind | None
+    kind: PointKind | None
     about: str
     per_head: bool = False
     head_rows: bool = False
@@ -63,48 +63,55 @@ class Layer:
         return self.kind is None
 
     @property
-    def points(self) -> Mapping[str, Kind]:
+    def points(self) -> Mapping[str, PointKind]:
         """Section name of each of its points -> kind."""
         if self.kind is not None:
             return {self.name: self.kind}
-        return {f"{self.name}.weight": Kind.WEIGHT, f"{self.name}.output": Kind.OUTPUT}
+        return {f"{self.name}.weight": PointKind.WEIGHT, f"{self.name}.output": PointKind.OUTPUT}
 
 
-VIT_LAYERS: tuple[Layer, ...] = (
-    Layer("patch_embed", "embedding", None, "projection of the flattened patches"),
-    Layer(
-        "pos_embed", "embedding", Kind.ACTIVATION, "patches + prefix tokens + positions: start of the residual stream"
+VIT_LAYERS: tuple[LayerSection, ...] = (
+    LayerSection("patch_embed", "embedding", None, "projection of the flattened patches"),
+    LayerSection(
+        "pos_embed",
+        "embedding",
+        PointKind.ACTIVATION,
+        "patches + prefix tokens + positions: start of the residual stream",
     ),
-    Layer("norm1", "attention", Kind.NORM, "LayerNorm before the attention, input of attn_qkv"),
-    Layer("attn_qkv", "attention", None, "projection to Q, K and V", head_rows=True),
-    Layer("attn_q_out", "attention", Kind.ACTIVATION, "Q after the split"),
-    Layer("attn_k_out", "attention", Kind.ACTIVATION, "K after the split"),
-    Layer("attn_kv_out", "attention", Kind.ACTIVATION, "attention scores, Q @ K^T * head_dim^-1/2", per_head=True),
-    Layer("intSoft", "attention", Kind.INTSOFT, "attention probabilities", per_head=True),
-    Layer("attn_v_input", "attention", Kind.ACTIVATION, "V after the split"),
-    Layer("attn_v_out", "attention", Kind.ACTIVATION, "attention output: probabilities @ V, input of attn_proj"),
-    Layer("attn_proj", "attention", None, "output projection of the attention", head_rows=True),
-    Layer("residual1", "attention", Kind.ACTIVATION, "residual stream after the attention"),
-    Layer("norm2", "mlp", Kind.NORM, "LayerNorm before the MLP, input of mlp_fc1"),
-    Layer("mlp_fc1", "mlp", None, "first linear layer of the MLP"),
-    Layer("mlp_gelu", "mlp", Kind.ACTIVATION, "output of GELU, input of mlp_fc2"),
-    Layer("mlp_fc2", "mlp", None, "second linear layer of the MLP"),
-    Layer("residual2", "mlp", Kind.ACTIVATION, "residual stream after the MLP"),
-    Layer("final_norm", "head", Kind.NORM, "last LayerNorm, input of the head"),
-    Layer("head", "head", None, "classifier; DeiT's second classifier, head_dist, uses this section too"),
+    LayerSection("norm1", "attention", PointKind.NORM, "LayerNorm before the attention, input of attn_qkv"),
+    LayerSection("attn_qkv", "attention", None, "projection to Q, K and V", head_rows=True),
+    LayerSection("attn_q_out", "attention", PointKind.ACTIVATION, "Q after the split"),
+    LayerSection("attn_k_out", "attention", PointKind.ACTIVATION, "K after the split"),
+    LayerSection(
+        "attn_kv_out", "attention", PointKind.ACTIVATION, "attention scores, Q @ K^T * head_dim^-1/2", per_head=True
+    ),
+    LayerSection("intSoft", "attention", PointKind.INTSOFT, "attention probabilities", per_head=True),
+    LayerSection("attn_v_input", "attention", PointKind.ACTIVATION, "V after the split"),
+    LayerSection(
+        "attn_v_out", "attention", PointKind.ACTIVATION, "attention output: probabilities @ V, input of attn_proj"
+    ),
+    LayerSection("attn_proj", "attention", None, "output projection of the attention", head_rows=True),
+    LayerSection("residual1", "attention", PointKind.ACTIVATION, "residual stream after the attention"),
+    LayerSection("norm2", "mlp", PointKind.NORM, "LayerNorm before the MLP, input of mlp_fc1"),
+    LayerSection("mlp_fc1", "mlp", None, "first linear layer of the MLP"),
+    LayerSection("mlp_gelu", "mlp", PointKind.ACTIVATION, "output of GELU, input of mlp_fc2"),
+    LayerSection("mlp_fc2", "mlp", None, "second linear layer of the MLP"),
+    LayerSection("residual2", "mlp", PointKind.ACTIVATION, "residual stream after the MLP"),
+    LayerSection("final_norm", "head", PointKind.NORM, "last LayerNorm, input of the head"),
+    LayerSection("head", "head", None, "classifier; DeiT's second classifier, head_dist, uses this section too"),
 )
 
-_LAYERS: dict[str, Layer] = {}
-_KINDS: dict[str, Kind] = {}
+_LAYERS: dict[str, LayerSection] = {}
+_KINDS: dict[str, PointKind] = {}
 
-LAYERS: Mapping[str, Layer] = MappingProxyType(_LAYERS)
+LAYERS: Mapping[str, LayerSection] = MappingProxyType(_LAYERS)
 """Section name of every layer of every family -> layer, in model order."""
 
-KINDS: Mapping[str, Kind] = MappingProxyType(_KINDS)
+POINT_KINDS: Mapping[str, PointKind] = MappingProxyType(_KINDS)
 """Section name of every point -> kind, in model order."""
 
 
-def add_layers(layers: Iterable[Layer]) -> None:
+def add_layers(layers: Iterable[LayerSection]) -> None:
     """Make the layers of a family known. Families share the layers of the same name.
 
     Raises:
@@ -135,8 +142,10 @@ def section_of(point: str) -> str:
     """
     section = re.sub(r"^(?:\w+\.\d+\.)+", "", point)
     section = re.sub(r"^head_dist\.", "head.", section)
-    if section not in KINDS:
-        raise ConfigError("not a point of any model", where=point, expected=closest(section, KINDS) or ", ".join(KINDS))
+    if section not in POINT_KINDS:
+        raise ConfigError(
+            "not a point of any model", where=point, expected=closest(section, POINT_KINDS) or ", ".join(POINT_KINDS)
+        )
     return section
 
 

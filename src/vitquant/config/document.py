@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from vitquant.config.catalogue import LAYERS, Kind, closest
+from vitquant.config.catalogue import LAYERS, PointKind, closest
 from vitquant.config.explain import FieldError, show, unknown_field
 from vitquant.config.pattern import Pattern
 from vitquant.config.quant_config import PARTIAL, SOFTMAX_FIELDS, BitType, QuantConfig
@@ -18,7 +18,7 @@ from vitquant.config.repair import RepairSettings, read_repair
 from vitquant.config.source import Leaf, Location, Node, Table, plain
 from vitquant.errors import ConfigError
 
-GLOBAL_KEYS: Mapping[str, Kind] = {"outputs": Kind.OUTPUT, **{kind.value: kind for kind in Kind}}
+GLOBAL_KEYS: Mapping[str, PointKind] = {"outputs": PointKind.OUTPUT, **{kind.value: kind for kind in PointKind}}
 """Keys of the global sections; ``output`` is another spelling of ``outputs``."""
 
 _LINEAR_PARTS = ("weight", "output")
@@ -56,12 +56,12 @@ class Document:
 
     form: str
     name: str
-    defaults: Mapping[Kind, Section]
+    defaults: Mapping[PointKind, Section]
     layers: Mapping[str, Section]
     overrides: tuple[Override, ...]
     repair: tuple[RepairSettings, ...]
 
-    def sections_of(self, section: str, kind: Kind) -> tuple[Section, ...]:
+    def sections_of(self, section: str, kind: PointKind) -> tuple[Section, ...]:
         """The sections that apply to a point, least specific first: at most one global section and one of its layer."""
         base = next((self.defaults[key] for key in kind.fallbacks if key in self.defaults), None)
         return tuple(found for found in (base, self.layers.get(section)) if found is not None)
@@ -115,8 +115,8 @@ def form_of(root: Table) -> str:
     return "per-layer" if any(key in LAYERS for key in root.entries) else "global"
 
 
-def _read_defaults(sections: list[tuple[str, str, Node]]) -> Mapping[Kind, Section]:
-    found: dict[Kind, Section] = {}
+def _read_defaults(sections: list[tuple[str, str, Node]]) -> Mapping[PointKind, Section]:
+    found: dict[PointKind, Section] = {}
     for key, name, node in sections:
         if key not in GLOBAL_KEYS:
             raise unknown_field(key, key, tuple(GLOBAL_KEYS)).at(f"{node.location} {name}")
@@ -124,14 +124,14 @@ def _read_defaults(sections: list[tuple[str, str, Node]]) -> Mapping[Kind, Secti
         if kind in found:
             other = f"`{found[kind].name}` ({found[kind].location})"
             raise ConfigError(f"duplicates {other}", where=f"{node.location} {name}", fix="remove one of them")
-        found[kind] = read_section(node, name, softmax=kind is Kind.INTSOFT)
+        found[kind] = read_section(node, name, softmax=kind is PointKind.INTSOFT)
     return found
 
 
 def _read_layer(name: str, node: Node) -> Iterator[tuple[str, Section]]:
     layer = LAYERS[name]
     if layer.kind is not None:
-        yield name, read_section(node, name, softmax=layer.kind is Kind.INTSOFT)
+        yield name, read_section(node, name, softmax=layer.kind is PointKind.INTSOFT)
         return
     parts = _entries(node, name)
     for part, child in parts.items():

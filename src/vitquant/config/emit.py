@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import yaml
 
-from vitquant.config.catalogue import KINDS, LAYERS, Kind, section_of
+from vitquant.config.catalogue import LAYERS, POINT_KINDS, PointKind, section_of
 from vitquant.config.document import flatten, unflatten
 from vitquant.config.quant_config import SOFTMAX_FIELDS, QuantConfig
 
@@ -15,9 +15,9 @@ _ALWAYS = ("calibration_mode", "bit_type.bits", "bit_type.signed", "observer_typ
 _DEFAULTS = flatten(QuantConfig())
 
 
-def settings(config: QuantConfig, kind: Kind) -> dict[str, object]:
+def settings(config: QuantConfig, kind: PointKind) -> dict[str, object]:
     """The fields to write for a config: the most important fields, and all that differ from the defaults."""
-    always = (*_ALWAYS, *SOFTMAX_FIELDS) if kind is Kind.INTSOFT else _ALWAYS
+    always = (*_ALWAYS, *SOFTMAX_FIELDS) if kind is PointKind.INTSOFT else _ALWAYS
     return unflatten({k: v for k, v in flatten(config).items() if k in always or v != _DEFAULTS[k]})
 
 
@@ -43,7 +43,7 @@ def model_sections(table: Mapping[str, QuantConfig | None]) -> dict[str, object]
 
     A layer that stays in floating point in some block gets no section, since a section applies to all blocks.
     """
-    by_section: dict[str, list[QuantConfig | None]] = {section: [] for section in KINDS}
+    by_section: dict[str, list[QuantConfig | None]] = {section: [] for section in POINT_KINDS}
     for point, config in table.items():
         by_section[section_of(point)].append(config)
     common: dict[str, QuantConfig] = {}
@@ -55,7 +55,7 @@ def model_sections(table: Mapping[str, QuantConfig | None]) -> dict[str, object]
     for point, config in table.items():
         base = common.get(section_of(point))
         if config is not None and config != base:
-            overrides[point] = difference(config, base) if base else settings(config, KINDS[section_of(point)])
+            overrides[point] = difference(config, base) if base else settings(config, POINT_KINDS[section_of(point)])
     document = layer_sections(common)
     if overrides:
         document["overrides"] = overrides

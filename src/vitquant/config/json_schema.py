@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitquant.config.catalogue import LAYERS, Kind
+from vitquant.config.catalogue import LAYERS, PointKind
 from vitquant.config.document import GLOBAL_KEYS
 from vitquant.config.quant_config import SOFTMAX_FIELDS, QuantConfig
 from vitquant.config.repair import REPAIR_SETTINGS, RepairSettings
 
 _ABOUT_GLOBAL = {
-    Kind.WEIGHT: "All weights of linear layers.",
-    Kind.OUTPUT: "All outputs of linear layers; also all other points, except weights, whose kind has no section.",
-    Kind.ACTIVATION: "All activations; also norm and intsoft if they have no section.",
-    Kind.NORM: "All LayerNorm outputs.",
-    Kind.INTSOFT: "All attention probabilities.",
+    PointKind.WEIGHT: "All weights of linear layers.",
+    PointKind.OUTPUT: "All outputs of linear layers; also all other points, except weights, whose kind has no section.",
+    PointKind.ACTIVATION: "All activations; also norm and intsoft if they have no section.",
+    PointKind.NORM: "All LayerNorm outputs.",
+    PointKind.INTSOFT: "All attention probabilities.",
 }
 
 
@@ -102,8 +102,8 @@ def _ref(name: str) -> dict[str, Any]:
     return {"$ref": f"#/$defs/{name}"}
 
 
-def _ref_of(kind: Kind) -> dict[str, Any]:
-    return _ref("intsoft" if kind is Kind.INTSOFT else "tensor")
+def _ref_of(kind: PointKind) -> dict[str, Any]:
+    return _ref("intsoft" if kind is PointKind.INTSOFT else "tensor")
 
 
 def _described(schema: dict[str, Any], description: str) -> dict[str, Any]:

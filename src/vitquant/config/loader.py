@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from vitquant.config.catalogue import LAYERS, Layer
+from vitquant.config.catalogue import LAYERS, LayerSection
 from vitquant.config.document import Document, unflatten
 from vitquant.config.model_config import ModelConfig
 from vitquant.config.quant_config import QuantConfig
@@ -68,7 +68,7 @@ def get_layer_config(configs: Mapping[str, object], layer_name: str) -> LayerCon
     return _layer(ModelConfig.from_dict(configs).document, LAYERS[layer_name])
 
 
-def _layer(document: Document, layer: Layer) -> LayerConfig:
+def _layer(document: Document, layer: LayerSection) -> LayerConfig:
     configs = {point: resolve_section(document, point).config for point in layer.points}
     if not layer.linear:
         return configs[layer.name]

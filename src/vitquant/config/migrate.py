@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from vitquant.config.catalogue import KINDS, LAYERS
+from vitquant.config.catalogue import LAYERS, POINT_KINDS
 from vitquant.config.emit import dump, layer_sections
 from vitquant.config.model_config import ModelConfig
 from vitquant.config.repair import repair_section
@@ -34,7 +34,7 @@ def migrate(path: str | Path) -> str:
             got=f"the {document.form} format",
             expected="outputs, weight, activation, norm, intsoft, repair and nothing else",
         )
-    resolved = {point: resolve_section(document, point).config for point in KINDS}
+    resolved = {point: resolve_section(document, point).config for point in POINT_KINDS}
     configs = {point: config for point, config in resolved.items() if config is not None}
     parts = [_HEADER.format(name=Path(path).name)]
     for group, layers in groupby(LAYERS.values(), key=lambda layer: layer.group):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vitquant.config.catalogue import KINDS, LAYERS, Kind, closest, section_of
+from vitquant.config.catalogue import LAYERS, POINT_KINDS, PointKind, closest, section_of
 from vitquant.config.document import Document, Override, Section, unflatten
 from vitquant.config.explain import FieldError, brief
 from vitquant.config.quant_config import SOFTMAX_FIELDS, QuantConfig
@@ -29,7 +29,7 @@ class Resolution:
 
 def resolve_section(document: Document, section: str) -> Resolution:
     """The settings of a layer in all blocks, without overrides. ``section`` is as in the catalogue."""
-    return _merge(section, section, document.sections_of(section, KINDS[section]), ())
+    return _merge(section, section, document.sections_of(section, POINT_KINDS[section]), ())
 
 
 def resolve_default(section: Section) -> QuantConfig:
@@ -45,7 +45,7 @@ def resolve_point(document: Document, point: str) -> Resolution:
     """
     section = section_of(point)
     overrides = [rule for rule in document.overrides if rule.pattern.matches(point)]
-    return _merge(point, section, document.sections_of(section, KINDS[section]), overrides)
+    return _merge(point, section, document.sections_of(section, POINT_KINDS[section]), overrides)
 
 
 def require_matching(document: Document, points: Sequence[str]) -> None:
@@ -104,16 +104,16 @@ def _refuse_ties(point: str, overrides: Sequence[Override]) -> None:
 
 
 def _check_point(point: str, section: str, winners: Mapping[str, Section], config: QuantConfig) -> None:
-    kind = KINDS[section]
+    kind = POINT_KINDS[section]
     stray = next((field for field in SOFTMAX_FIELDS if field in winners and _deliberate(field, winners[field])), None)
-    if stray and kind is not Kind.INTSOFT:
+    if stray and kind is not PointKind.INTSOFT:
         raise ConfigError(
             f"`{stray}` applies to intSoft only, but the rule matches {point}",
             where=winners[stray].where(stray),
             fix="use blocks.*.intSoft",
         )
     layer = LAYERS[section.partition(".")[0]]
-    if kind is Kind.WEIGHT and config.calibration_mode == "head_wise" and not layer.head_rows:
+    if kind is PointKind.WEIGHT and config.calibration_mode == "head_wise" and not layer.head_rows:
         with_heads = " and ".join(f"{name}.weight" for name, layer in LAYERS.items() if layer.head_rows)
         raise ConfigError(
             f"the rows of {point} do not belong to attention heads",

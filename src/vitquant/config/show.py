@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vitquant.config.catalogue import KINDS, Kind, section_of
+from vitquant.config.catalogue import POINT_KINDS, PointKind, section_of
 from vitquant.config.model_config import ResolvedConfig
 from vitquant.config.quant_config import QuantConfig
 from vitquant.errors import printable
@@ -98,7 +98,7 @@ def _label(points: list[str]) -> str:
 def _row(points: str, config: QuantConfig | None, source: str) -> Row:
     if config is None:
         return Row(points, "", "", "", "", "", "float", printable(source))
-    softmax = KINDS[section_of(re.sub(r"^blocks\.[\d,-]+\.", "", points))] is Kind.INTSOFT
+    softmax = POINT_KINDS[section_of(re.sub(r"^blocks\.[\d,-]+\.", "", points))] is PointKind.INTSOFT
     method = f"{config.softmax}, {config.approximation}" if softmax else config.quantization_method
     if softmax and config.quantization_method != "uniform":
         method += f", {config.quantization_method}"

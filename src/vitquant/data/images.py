@@ -24,7 +24,7 @@ from vitquant.errors import ConfigError, DataError
 __all__ = ["Batch", "ImageSource", "ImagesLike", "open_images"]
 
 ImagesLike: TypeAlias = ImageSource | str | PathLike[str] | Tensor | np.ndarray | Iterable[Any] | MapStyle
-KINDS = "a folder, an .npz file, a tensor, (tensor, labels), a dataset, or an iterable of tensors or PIL images"
+SOURCES = "a folder, an .npz file, a tensor, (tensor, labels), a dataset, or an iterable of tensors or PIL images"
 
 
 def open_images(
@@ -69,7 +69,7 @@ def open_images(
         return IterableSource(source, limit, preprocessing, ignore_labels)
     if isinstance(source, MapStyle) and not isinstance(source, bytes | bytearray):
         return IterableSource(Indexed(source), limit, preprocessing, ignore_labels)
-    raise DataError("not a source of images", where="images", got=type(source).__name__, expected=KINDS)
+    raise DataError("not a source of images", where="images", got=type(source).__name__, expected=SOURCES)
 
 
 def _open_path(path: Path, preprocessing: Preprocessing, limit: int | None, ignore_labels: bool) -> ImageSource:
@@ -82,7 +82,7 @@ def _open_path(path: Path, preprocessing: Preprocessing, limit: int | None, igno
         raise DataError(f"cannot be read ({error.strerror or error})", where=str(path)) from error
     if path.suffix.lower() != ".npz":
         raise DataError(
-            "not a source of images", where=str(path), got=f"a file {path.suffix or path.name}", expected=KINDS
+            "not a source of images", where=str(path), got=f"a file {path.suffix or path.name}", expected=SOURCES
         )
     return open_npz(path, preprocessing, limit, ignore_labels=ignore_labels)
 
@@ -92,7 +92,7 @@ def _open_whole(images: Any, labels: Any, preprocessing: Preprocessing, limit: i
     if isinstance(images, Tensor | np.ndarray):
         return open_tensor(as_tensor(images, "images"), labels, preprocessing, limit)
     if not isinstance(images, list | tuple):
-        raise DataError("not a source of images", where="images", got=type(images).__name__, expected=KINDS)
+        raise DataError("not a source of images", where="images", got=type(images).__name__, expected=SOURCES)
     if labels is not None and len(labels) != len(images):
         got, expected = f"{len(labels)} labels", f"integers [{len(images)}]"
         raise DataError("the labels do not match the images", where="labels", got=got, expected=expected)

@@ -18,7 +18,7 @@ from vitquant.executors.reference import IntegerOutput, Reference, require_pixel
 from vitquant.program.program import IntegerProgram, Output
 from vitquant.program.storage import encode_program
 
-Kind: TypeAlias = Literal["auto", "reference", "native"]
+ExecutorName: TypeAlias = Literal["auto", "reference", "native"]
 
 NATIVE = "vitquant_runtime"
 
@@ -41,7 +41,7 @@ class Executor:
 
 def open_executor(
     program: IntegerProgram,
-    kind: Kind = "auto",
+    kind: ExecutorName = "auto",
     *,
     device: torch.device | str = "cpu",
     threads: int | None = None,
@@ -63,8 +63,8 @@ def open_executor(
         DeviceError: the device is not there, or the native executor cannot start its threads.
     """
     require_kind(program, IntegerProgram, "program")
-    if kind not in get_args(Kind):
-        raise ConfigError("unknown executor", where="executor", got=kind, expected=" or ".join(get_args(Kind)))
+    if kind not in get_args(ExecutorName):
+        raise ConfigError("unknown executor", where="executor", got=kind, expected=" or ".join(get_args(ExecutorName)))
     threads = require_threads(threads)
     on_cpu = parse_device(device).type == "cpu"
     if kind == "auto":

@@ -14,7 +14,7 @@ from vitquant.artifact.storage import load
 from vitquant.data import ImagesLike, ImageSource, model_batches, open_images
 from vitquant.device import require_device
 from vitquant.errors import AgreementError
-from vitquant.executors.choose import Executor, Kind, open_executor
+from vitquant.executors.choose import Executor, ExecutorName, open_executor
 from vitquant.executors.reference import Reference
 from vitquant.measure.agreement import divergences
 from vitquant.measure.evaluate import evaluate
@@ -85,7 +85,7 @@ def compare(
     limit: int | None = None,
     batch_size: int = 8,
     device: str | torch.device = "cpu",
-    kind: Kind = "auto",
+    kind: ExecutorName = "auto",
     ignore_labels: bool = False,
 ) -> Comparison:
     """The same for what lies in a folder: a saved model and its integer program.

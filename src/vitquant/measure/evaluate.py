@@ -26,7 +26,7 @@ from vitquant.numerics.sqnr import SqnrMeter
 from vitquant.progress import track
 from vitquant.results import Evaluation, IntegerEvaluation
 
-Executor: TypeAlias = Callable[[Tensor], IntegerOutput]
+ProgramRun: TypeAlias = Callable[[Tensor], IntegerOutput]
 """Pixels, ``uint8 [B, C, h, w]``, to logits ``[B, K]`` (pooled features without a head) as integers."""
 
 MIN_LABELLED = 10
@@ -44,7 +44,7 @@ def evaluate(
     *,
     limit: int | None = None,
     batch_size: int = 8,
-    integers: Executor | None = None,
+    integers: ProgramRun | None = None,
     ignore_labels: bool = False,
 ) -> Evaluation:
     """Run a calibrated model in float and quantized over the images, and an executor of its integer program beside it.

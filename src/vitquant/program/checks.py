@@ -14,7 +14,7 @@ OPERAND_LIMIT = 2**23
 """Numbers that are multiplied with each other lie in ``[-2^23, 2^23)``, so that three bytes hold them."""
 
 
-class Known(dict[str, Value]):
+class KnownValues(dict[str, Value]):
     """The values so far, and more about some: what the codes of a row of softmax sum to at most, where that is less
     than all at once, and which have rows that never sum to 0.
     """

@@ -34,8 +34,8 @@ FORMAT, FORMAT_VERSION = "vitquant-program", 2
 READABLE = (1, 2)
 """Versions of the format: what :func:`decode_program` reads, and the last of them is written."""
 
-MANIFEST, TENSORS = PROGRAM, "program.safetensors"
-FILES = (TENSORS, MANIFEST)
+PROGRAM_MANIFEST, PROGRAM_TENSORS = PROGRAM, "program.safetensors"
+FILES = (PROGRAM_TENSORS, PROGRAM_MANIFEST)
 
 MAX_HEADER_BYTES = 2**23
 """Of the tensor file: some hundred bytes a tensor."""
@@ -57,7 +57,7 @@ def save_program(program: IntegerProgram, folder: str | Path) -> None:
 def program_files(program: IntegerProgram) -> dict[str, bytes | str]:
     """The files of a saved program by name, the manifest last."""
     manifest, tensors = encode_program(program)
-    return {TENSORS: tensors, MANIFEST: manifest}
+    return {PROGRAM_TENSORS: tensors, PROGRAM_MANIFEST: manifest}
 
 
 def load_program(path: str | Path) -> IntegerProgram:
@@ -69,11 +69,11 @@ def load_program(path: str | Path) -> IntegerProgram:
         ArtifactError: the folder's files are of different runs.
     """
     path = require_path(path, "program")
-    path = path / MANIFEST if path.is_dir() else path
+    path = path / PROGRAM_MANIFEST if path.is_dir() else path
     manifest = read_bytes(path, MAX_MANIFEST_BYTES)
     require_one_run(path.parent)
     size = whole(expect(read_manifest(manifest, str(path))[1], "tensors", dict, str(path)), "bytes", str(path))
-    return decode_program(manifest, read_bytes(path.parent / TENSORS, size), str(path))
+    return decode_program(manifest, read_bytes(path.parent / PROGRAM_TENSORS, size), str(path))
 
 
 def encode_program(program: IntegerProgram) -> tuple[bytes, bytes]:
@@ -87,14 +87,14 @@ def encode_program(program: IntegerProgram) -> tuple[bytes, bytes]:
         "operations": [operation_to_json(op) for op in program.operations],
         "outputs": [asdict(output) for output in program.outputs],
         "metadata": dict(program.metadata),
-        "tensors": {"file": TENSORS, "sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)},
+        "tensors": {"file": PROGRAM_TENSORS, "sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)},
     }
     manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "sha256": NO_DIGEST, "program": body}
     text = json.dumps(manifest, indent=1, allow_nan=False).encode()
     return text.replace(NO_DIGEST.encode(), digest(text, NO_DIGEST).encode(), 1), tensors
 
 
-def decode_program(manifest: bytes, tensors: bytes, where: str = MANIFEST) -> IntegerProgram:
+def decode_program(manifest: bytes, tensors: bytes, where: str = PROGRAM_MANIFEST) -> IntegerProgram:
     """The inverse.
 
     Raises:
@@ -102,7 +102,7 @@ def decode_program(manifest: bytes, tensors: bytes, where: str = MANIFEST) -> In
     """
     version, body = read_manifest(manifest, where)
     told = expect(body, "tensors", dict, where)
-    expected = {"file": TENSORS, "sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)}
+    expected = {"file": PROGRAM_TENSORS, "sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)}
     if told != expected:
         refuse(where, "the tensor file is not the one that the program was written with", got=f"{len(tensors)} bytes")
     check_header(tensors, where)

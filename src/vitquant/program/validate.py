@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from vitquant.numerics.limits import ADDEND_LIMIT, INT32_MAX
-from vitquant.program.checks import Known, expect_range, expect_shape, refuse
+from vitquant.program.checks import KnownValues, expect_range, expect_shape, refuse
 from vitquant.program.ops import Operation
-from vitquant.program.ops.operation import Key, Operand, PerPlace, Tensor, length
+from vitquant.program.ops.operation import Key, Operand, PerPlace, TensorField, length
 from vitquant.program.program import IntegerProgram
 from vitquant.program.values import Value
 
@@ -33,7 +33,7 @@ def validate(program: IntegerProgram) -> None:
     image = program.image
     if len(image.shape) != 3 or (image.low, image.high) != (0, 255):
         refuse(image.name, "the image must be uint8 [channels, height, width]", got=f"{image.kind} {image.shape}")
-    known = Known()
+    known = KnownValues()
     known[image.name] = image
     for operation in program.operations:
         name = operation.out.name
@@ -48,7 +48,7 @@ def validate(program: IntegerProgram) -> None:
     check_outputs(program, known)
 
 
-def check_outputs(program: IntegerProgram, known: Known) -> None:
+def check_outputs(program: IntegerProgram, known: KnownValues) -> None:
     """At least one, with names of their own; each is tokens that an operation makes."""
     names = [output.name for output in program.outputs]
     if not names or len(set(names)) < len(names):
@@ -94,7 +94,7 @@ def check_value(value: Value) -> None:
         refuse(name, "codes less their zero point would leave 32 bits", got=f"{value.low} .. {value.high}")
 
 
-def check_declared(op: Operation, known: Known) -> dict[str, int]:
+def check_declared(op: Operation, known: KnownValues) -> dict[str, int]:
     """Everything that the fields of an operation declare; gives the lengths and keys that were found."""
     sizes = Sizes(op)
     for name, key in op.declared(Key).items():
@@ -111,7 +111,7 @@ def check_declared(op: Operation, known: Known) -> dict[str, int]:
         if len(value.shape) != len(axes.split()):
             refuse(op.out.name, f"{op.kind} reads [{axes}] as {name}", got=f"{value.name} {value.shape}")
     sizes.meet([(op.declared(Operand)[name].axes, value.shape) for name, value in operands.items()])
-    for name, tensor in op.declared(Tensor).items():
+    for name, tensor in op.declared(TensorField).items():
         check_tensor(op, name, tensor, sizes)
     if len(op.out.shape) != len(op.makes.split()):
         refuse(op.out.name, f"{op.kind} makes [{op.makes}]", got=op.out.shape)
@@ -150,7 +150,7 @@ class Sizes(dict[str, int]):
                     refuse(self.op.out.name, "its operands do not fit each other", got=shapes, expected=wanted)
 
 
-def check_tensor(op: Operation, name: str, tensor: Tensor, sizes: Sizes) -> None:
+def check_tensor(op: Operation, name: str, tensor: TensorField, sizes: Sizes) -> None:
     """A constant of a type and shape that it may have."""
     array = getattr(op, name)
     types, axes = tensor.types or (op.out.dtype.name,), tensor.axes.split()

@@ -41,7 +41,7 @@ RESULTS = {
     "config.resolved.yaml": "the settings of each point",
     f"{MANIFEST}, {TENSORS}": "the quantized model",
 }
-PROGRAM_FILES = f"{storage.MANIFEST}, {storage.TENSORS}"
+PROGRAM_FILES = f"{storage.PROGRAM_MANIFEST}, {storage.PROGRAM_TENSORS}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from vitquant.artifact.storage import state
 from vitquant.calibration.calibrate import calibrate_batches
 from vitquant.calibration.repair import (
     REPAIR_STEPS,
-    Block,
+    GraphBlock,
     LayerInputs,
     RepairStep,
     RepairWarning,
@@ -54,7 +54,7 @@ class CoarserSettings(RepairSettings):
 class Coarser(RepairStep):
     """Doubles the scale of each block's second norm, which is folded into ``mlp_fc1``."""
 
-    def repair_block(self, block: Block) -> None:
+    def repair_block(self, block: GraphBlock) -> None:
         for point in block.points:
             if point.name.endswith("norm2"):
                 params = point.require_params()
@@ -84,7 +84,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> Log:
     for step in REPAIR_STEPS.values():
         block, layer = step.repair_block, step.repair_layer
 
-        def logged_block(self: Any, block: Block, call: Any = block) -> None:
+        def logged_block(self: Any, block: GraphBlock, call: Any = block) -> None:
             log.append((self.settings.name, block.name))
             call(self, block)
 
@@ -154,7 +154,7 @@ class Watch(RepairStep):
         self.layers: dict[str, list[tuple[Tensor, Value]]] = {}
         self.nbytes: list[int] = []
 
-    def repair_block(self, block: Block) -> None:
+    def repair_block(self, block: GraphBlock) -> None:
         exact, rounded = (list(values) for values in zip(*block.batches(), strict=True))
         outputs = [block.exact_output(x) for x in exact], [block.rounded_output(q) for q in rounded]
         self.blocks.append((block.name, exact, rounded, *outputs))
@@ -216,7 +216,7 @@ def test_each_step_uses_its_own_number_of_images() -> None:
 class Interrupted(Nudge):
     """Ctrl-C at the second block."""
 
-    def repair_block(self, block: Block) -> None:
+    def repair_block(self, block: GraphBlock) -> None:
         if block.name == "blocks.1":
             raise KeyboardInterrupt
 
@@ -356,7 +356,7 @@ def test_shared_and_float_layers_stay_as_they_are() -> None:
 
 def test_a_scale_is_folded_into_the_layer_that_reads_it_in_a_later_block() -> None:
     class Wider(RepairStep):
-        def repair_block(self, block: Block) -> None:
+        def repair_block(self, block: GraphBlock) -> None:
             for point in block.points:
                 if point.name == "last":
                     params = point.require_params()

@@ -21,10 +21,10 @@ from support.random_programs import programs, tangled_programs
 from vitquant.errors import ProgramError
 from vitquant.executors.reference import EXECUTE, Reference
 from vitquant.executors.reference.tensors import Inputs
-from vitquant.export.onnx.graph import Graph, Tensor
+from vitquant.export.onnx.graph import GraphTensor, OnnxGraph
 from vitquant.export.onnx.integer import EMIT, METADATA, OPSET, SCALES, arithmetic, export_integer
-from vitquant.export.onnx.integer.shared import Known
-from vitquant.export.onnx.integer.step import Step
+from vitquant.export.onnx.integer.shared import GraphValues
+from vitquant.export.onnx.integer.step import NodeWriter
 from vitquant.export.onnx.runtime import in_onnxruntime, onnx_session
 from vitquant.numerics.affine import QuantParams
 from vitquant.numerics.layernorm import integer_layernorm
@@ -164,14 +164,14 @@ def assert_operation(op: Operation, *inputs: tuple[Value, Array]) -> None:
     constants = Reference(program).constants[op.out.name]
     tensors = {name: torch.from_numpy(array) for name, array in codes.items()}
     reference = EXECUTE[type(op)](op, constants, Inputs(tensors, values, len(codes[inputs[0][0].name])))
-    graph = Graph(OPSET)
-    EMIT[type(op)](Step(graph, op.out.name), op, Known(values, "image"))
-    found = run_graph(graph, codes, Tensor(op.out.name, op.out.dtype, ("batch", *op.out.shape)))
+    graph = OnnxGraph(OPSET)
+    EMIT[type(op)](NodeWriter(graph, op.out.name), op, GraphValues(values, "image"))
+    found = run_graph(graph, codes, GraphTensor(op.out.name, op.out.dtype, ("batch", *op.out.shape)))
     np.testing.assert_array_equal(found, reference.numpy())
 
 
-def run_graph(graph: Graph, inputs: dict[str, Array], out: Tensor) -> Array:
-    declared = [Tensor(name, array.dtype, array.shape) for name, array in inputs.items()]
+def run_graph(graph: OnnxGraph, inputs: dict[str, Array], out: GraphTensor) -> Array:
+    declared = [GraphTensor(name, array.dtype, array.shape) for name, array in inputs.items()]
     data = graph.model("part", declared, [out], {}).SerializeToString()
     found: Array = onnx_session(data, threads=1).run([out.name], inputs)[0]
     return found
@@ -205,9 +205,9 @@ def test_layernorm_that_no_compiled_program_has_is_refused() -> None:
     gain, offset = np.full(4096, 2**36), np.full(4096, 2**60)
     out = value("norm", (1, 4096), -128, 127)
     op = LayerNorm(out, "x", gain, offset, np.full(4096, 30, np.uint8), np.array([0]), 0)
-    known = Known({"x": value("x", (1, 4096), -128, 127), "norm": out}, "image")
+    known = GraphValues({"x": value("x", (1, 4096), -128, 127), "norm": out}, "image")
     with pytest.raises(ProgramError, match=r"^norm: .* Got 64"):
-        EMIT[LayerNorm](Step(Graph(OPSET), "norm"), op, known)
+        EMIT[LayerNorm](NodeWriter(OnnxGraph(OPSET), "norm"), op, known)
 
 
 @pytest.mark.parametrize("last", [0, 7, 15])
@@ -247,11 +247,11 @@ def test_pooled_means_of_any_sign(count: int, low: int, span: int, seed: int) ->
 
 def square_root(steps: int = arithmetic.NEWTON_STEPS) -> Callable[[Array], Array]:
     """The integer square root as a graph, run on int64 ``[n]``."""
-    graph = Graph(OPSET)
+    graph = OnnxGraph(OPSET)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arithmetic, "NEWTON_STEPS", steps)
-        out = arithmetic.isqrt(Step(graph, "root"), "x")
-    ends = [Tensor(name, np.dtype("int64"), ("n", 1)) for name in ("x", out)]
+        out = arithmetic.isqrt(NodeWriter(graph, "root"), "x")
+    ends = [GraphTensor(name, np.dtype("int64"), ("n", 1)) for name in ("x", out)]
     session = onnx_session(graph.model("root", ends[:1], ends[1:], {}).SerializeToString(), threads=1)
     return lambda x: session.run([out], {"x": x[:, None]})[0][:, 0]
 
@@ -296,9 +296,9 @@ def test_rescale(data: st.DataObject) -> None:
     n = data.draw(st.lists(st.integers(0, 52), min_size=3, max_size=3))
     b = data.draw(st.lists(st.integers(-(2**52), 2**52), min_size=3, max_size=3))
     x = data.draw(st.lists(st.integers(-limit, limit), min_size=1, max_size=30))
-    graph = Graph(OPSET)
-    made = arithmetic.rescale(Step(graph, "y"), "x", np.array(m), np.array(b), np.array(n), limit)
-    out = Tensor(made.tensor, np.dtype(made.dtype), (len(x), 3))
+    graph = OnnxGraph(OPSET)
+    made = arithmetic.rescale(NodeWriter(graph, "y"), "x", np.array(m), np.array(b), np.array(n), limit)
+    out = GraphTensor(made.tensor, np.dtype(made.dtype), (len(x), 3))
     y = run_graph(graph, {"x": np.array(x, np.int32)[:, None]}, out)
     exact = [[(v * m[i] + b[i] + ((1 << n[i]) >> 1)) >> n[i] for i in range(3)] for v in x]
     assert (y.astype(np.int64) - made.offset).tolist() == exact

@@ -365,9 +365,9 @@ def test_four_bit_weights_as_int8_give_the_same() -> None:
 
 
 def test_int4_keeps_an_odd_number_of_codes() -> None:
-    from vitquant.export.onnx.graph import Graph
+    from vitquant.export.onnx.graph import OnnxGraph
 
-    graph = Graph(21)
+    graph = OnnxGraph(21)
     codes = np.array([[-8, 7, -1], [0, 1, -7], [3, -4, 5]])
     graph.codes("w", codes, "int4")
     np.testing.assert_array_equal(numpy_helper.to_array(graph.initializers[0]).astype(np.int64), codes)

@@ -6,11 +6,11 @@ in ``vitquant.config.repair`` and the step here, and name it in ``registry.py``.
 
 from vitquant.calibration.repair.registry import REPAIR_STEPS, make_steps
 from vitquant.calibration.repair.run import RepairRecord, RepairWarning, repair_images
-from vitquant.calibration.repair.step import Block, LayerInputs, RepairStep
+from vitquant.calibration.repair.step import GraphBlock, LayerInputs, RepairStep
 
 __all__ = [
     "REPAIR_STEPS",
-    "Block",
+    "GraphBlock",
     "LayerInputs",
     "RepairRecord",
     "RepairStep",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vitquant.calibration.calibrate import unchanged_if_it_fails
-from vitquant.calibration.repair.step import Block, LayerInputs, RepairStep
+from vitquant.calibration.repair.step import GraphBlock, LayerInputs, RepairStep
 from vitquant.calibration.repair.stream import Stream
 from vitquant.data.sample import evenly_spaced
 from vitquant.layers import Point, QuantLinear, points_of
@@ -136,7 +136,7 @@ def run_step(model: Layer, step: RepairStep, batches: Sequence[Tensor]) -> tuple
     return before, after
 
 
-def blocks(exact: Stream, rounded: Stream) -> Iterator[Block]:
+def blocks(exact: Stream, rounded: Stream) -> Iterator[GraphBlock]:
     """The model in blocks: neighbouring stages of the graph whose steps belong to the same module."""
     start, end, merged = 0, 0, list[Stage]()
     stages = rounded.graph.stages
@@ -146,7 +146,7 @@ def blocks(exact: Stream, rounded: Stream) -> Iterator[Block]:
         if following is None or owner(following) != owner(stage):
             first, last = merged[0].steps[0], merged[-1].steps[-1]
             alone = first.name if first is last else f"{first.name} to {last.name}"
-            yield Block(owner(stage) or alone, start, end, merged[0].source, exact, rounded)
+            yield GraphBlock(owner(stage) or alone, start, end, merged[0].source, exact, rounded)
             start, merged = end, []
 
 

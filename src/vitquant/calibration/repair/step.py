@@ -32,7 +32,7 @@ class RepairStep:
     def __init__(self, settings: RepairSettings) -> None:
         self.settings = settings
 
-    def repair_block(self, block: Block) -> None:
+    def repair_block(self, block: GraphBlock) -> None:
         """Change anything in the block."""
 
     def repair_layer(self, layer: LayerInputs) -> None:
@@ -69,7 +69,7 @@ class LayerInputs:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class GraphBlock:
     """Neighbouring steps of the graph that start from one value, ``source``, and end with one.
 
     ``start`` and ``end`` are positions in the graph. ``name`` is the module that the steps belong to, such as

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class GraphTensor:
     """An input or output of the graph: name, element type, shape; a dimension by name is free."""
 
     name: str
@@ -25,7 +25,7 @@ class Tensor:
     shape: tuple[int | str, ...]
 
 
-class Graph:
+class OnnxGraph:
     """Nodes and constants in the order in which they are added. A node's single output has the node's name.
 
     Raises:
@@ -88,7 +88,7 @@ class Graph:
         return number
 
     def model(
-        self, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], metadata: Mapping[str, str]
+        self, name: str, inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor], metadata: Mapping[str, str]
     ) -> onnx.ModelProto:
         """The whole as a checked model, in the oldest file format that has its opset, for older runtimes."""
         helper = self.onnx.helper

@@ -17,10 +17,10 @@ from torch import nn
 
 from vitquant.architectures.model import QuantModel
 from vitquant.errors import ModelError
-from vitquant.export.onnx.graph import Tensor
+from vitquant.export.onnx.graph import GraphTensor
 from vitquant.export.onnx.qdq_linear import array
 from vitquant.export.onnx.qdq_points import ONE, ZERO, Activation, PointWriter
-from vitquant.export.onnx.qdq_targets import GELU_OPSET, Landing, Runtime, landing
+from vitquant.export.onnx.qdq_targets import GELU_OPSET, QdqFormat, Runtime, qdq_format
 from vitquant.layers import (
     AttentionScores,
     IntSoftmax,
@@ -89,7 +89,7 @@ def export_qdq(
         "preprocessing": json.dumps(model.preprocessing.to_dict()),
         "notes": "\n".join(f"{point}: {told}" for point, told in export.notes.items()),
     }
-    images = Tensor(INPUT, np.dtype("float32"), ("batch", *model.preprocessing.shape))
+    images = GraphTensor(INPUT, np.dtype("float32"), ("batch", *model.preprocessing.shape))
     return export.graph.model("vitquant", [images], given, metadata)
 
 
@@ -131,7 +131,7 @@ class QdqExport(PointWriter):
         """Of a norm: the range of the tokens that are read after it, where it is computed for these alone."""
         self._pairs: dict[str, str] = {}
 
-    def outputs(self) -> list[Tensor]:
+    def outputs(self) -> list[GraphTensor]:
         """Everything, from the images to what the graph gives."""
         images: Written = Activation(INPUT, "images")
         written = self.steps.follow(images, self.write)
@@ -141,7 +141,7 @@ class QdqExport(PointWriter):
             if len(shape) > 1:
                 rows = self.reshape(rows, f"{name}/images", -1, *shape)
             self.graph.node("Identity", rows, name=name)
-            found.append(Tensor(name, np.dtype("float32"), ("batch", *shape)))
+            found.append(GraphTensor(name, np.dtype("float32"), ("batch", *shape)))
         return found
 
     def write(self, step: Step, *inputs: Written) -> Written:
@@ -165,7 +165,7 @@ class QdqExport(PointWriter):
         name = self.reshape(name, "patches", -1, channels * height * width)
         x = Activation(name, "pixels")
         if embed.linear.weight.active:
-            x = self.land("pixels", name, landing(embed.pixel_params(), self.runtime))
+            x = self.quantized("pixels", name, qdq_format(embed.pixel_params(), self.runtime))
         return Pending(lambda point: self.linear(embed.linear, x))
 
     def embedding(self, step: Step, point: QuantEmbedding, patches: Written) -> Written:
@@ -178,12 +178,12 @@ class QdqExport(PointWriter):
         table = graph.floats("pos_embed/table", array(point.table))
         name = graph.node("Add", name, table, name="pos_embed/Add")
         name = self.reshape(name, "pos_embed/rows", -1, channels)
-        return self.land(point.name, name, self.landing_of(point))
+        return self.quantized(point.name, name, self.format_of(point))
 
     def residual(self, step: Step, point: QuantResidual, x: Activation, y: Written) -> Written:
         """The stream plus what a branch gives."""
         total = self.graph.node("Add", self.real(x), self.real(self.settled(y)), name=f"{point.name}/Add")
-        return self.land(point.name, total, self.landing_of(point))
+        return self.quantized(point.name, total, self.format_of(point))
 
     def project(self, step: Step, layer: QuantLinear, x: Activation) -> Written:
         """A linear layer; rounded at its own output, or at the next point."""
@@ -206,7 +206,7 @@ class QdqExport(PointWriter):
         def write(point: Point | None) -> Activation:
             assert point is not None
             sliced = self.graph.slice(whole, f"{point.name}/Slice", -1, part)
-            return self.land(point.name, sliced, self.landing_of(point))
+            return self.quantized(point.name, sliced, self.format_of(point))
 
         return Pending(write)
 
@@ -219,7 +219,7 @@ class QdqExport(PointWriter):
             expected = " or ".join(kind.__name__ for kind in ACTIVATIONS)
             got = type(point.act_module).__name__
             raise ModelError("no ONNX form of this activation function", where=point.name, got=got, expected=expected)
-        return self.land(point.name, write(self, point.name, self.real(self.settled(x))), self.landing_of(point))
+        return self.quantized(point.name, write(self, point.name, self.real(self.settled(x))), self.format_of(point))
 
     def norm(self, step: Step, point: QuantNorm, x: Activation) -> Written:
         """A LayerNorm, of those tokens only that are read after it."""
@@ -249,7 +249,7 @@ class QdqExport(PointWriter):
 
     def select_tokens(self, step: Step, layer: SelectTokens, x: Activation) -> Written:
         """Tokens by number; -1 is a row of zeros, put before all others."""
-        graph, name, index, landing_of_all = self.graph, layer.name, np.array(layer.index), x.landing
+        graph, name, index, format_after = self.graph, layer.name, np.array(layer.index), x.format
         tokens = self.reshape(x.name, f"{name}/tokens", -1, *self.shapes[step.inputs[0]])
         if index.min() < 0:
             tokens = graph.node("Pad", tokens, graph.dims(f"{name}/pads", 0, 1, 0, 0, 0, 0), name=f"{name}/Pad")
@@ -260,16 +260,16 @@ class QdqExport(PointWriter):
         found = graph.node("Gather", tokens, graph.constant(f"{name}/index", index), name=f"{name}/Gather", axis=1)
         rows = self.reshape(found, f"{name}/rows", -1, self.shapes[step][-1])
         params = self.params[step]
-        if landing_of_all is not None and params is not None:
-            landing_of_all = landing(params, self.runtime)
-        return Activation(rows, x.point if layer.together == 1 else name, landing_of_all)
+        if format_after is not None and params is not None:
+            format_after = qdq_format(params, self.runtime)
+        return Activation(rows, x.point if layer.together == 1 else name, format_after)
 
     def product_of_two(self, step: Step, layer: Product, a: Activation, b: Activation) -> Written:
         """The product of two activations."""
         name = self.graph.node("Mul", self.real(a), self.real(b), name=f"{layer.name}/Mul")
 
         def write(point: Point | None) -> Activation:
-            return self.land(layer.name if point is None else point.name, name, self.landing_of(point))
+            return self.quantized(layer.name if point is None else point.name, name, self.format_of(point))
 
         return Pending(write)
 
@@ -281,7 +281,9 @@ class QdqExport(PointWriter):
         mean = graph.node("ReduceMean", tokens, graph.dims("pool/axis", 1), name="pool/ReduceMean", keepdims=0)
         params = self.params[step]
         return (
-            Activation(mean, layer.name) if params is None else self.land("pool", mean, landing(params, self.runtime))
+            Activation(mean, layer.name)
+            if params is None
+            else self.quantized("pool", mean, qdq_format(params, self.runtime))
         )
 
     def mean_of(self, step: Step, layer: MeanOf, *parts: Written) -> Written:
@@ -331,7 +333,7 @@ class QdqExport(PointWriter):
             name, unit = self.graph.node("Add", name, bias, name=f"{layer.name}/Add"), ONE
 
         def write(point: Point | None) -> Activation:
-            return self.land(layer.name, name, self.landing_of(point), unit, tail=self.tail(step))
+            return self.quantized(layer.name, name, self.format_of(point), unit, tail=self.tail(step))
 
         return Pending(write)
 
@@ -349,15 +351,15 @@ class QdqExport(PointWriter):
         if config is not None and config.softmax == "row":
             dtype = self.runtime.dtype(0, 2**config.bit_type.bits - 1)
             if dtype is not None and dtype.startswith("u"):
-                return self.rows(name, x, Landing(ONE, ZERO, 1 / (2**config.bit_type.bits - 1), 0, dtype, None))
+                return self.rows(name, x, QdqFormat(ONE, ZERO, 1 / (2**config.bit_type.bits - 1), 0, dtype, None))
         p = graph.node("Softmax", x, name=f"{name}/Softmax", axis=-1)
         if config is None or config.softmax == "uniform":
-            rounded = self.factor(self.land(name, p, self.landing_of(point), tail=tail))
+            rounded = self.factor(self.quantized(name, p, self.format_of(point), tail=tail))
             return Probabilities(rounded.name, 1 / rounded.gain)
         self.notes[name] = f"left float: no codes of {self.runtime.target.name} have the form {config.softmax}"
         return Probabilities(p, ONE)
 
-    def rows(self, name: str, x: str, where: Landing) -> Probabilities:
+    def rows(self, name: str, x: str, where: QdqFormat) -> Probabilities:
         """Exponentials of the distance from each row's maximum, rounded, and the sums that they are shares of."""
         graph, axis = self.graph, self.graph.dims(f"{name}/axis", -1)
         peak = graph.node("ReduceMax", x, axis, name=f"{name}/ReduceMax")
@@ -381,7 +383,7 @@ class QdqExport(PointWriter):
         product = graph.node("Transpose", product, name=f"{name}/Transpose", perm=[0, 2, 1, 3])
         merged = self.reshape(product, f"{name}/rows", -1, shape[1])
         unit = np.repeat(weights.unit, shape[1] // len(weights.unit)) / v.gain
-        return Pending(lambda point: self.land(name, merged, self.landing_of(point), unit))
+        return Pending(lambda point: self.quantized(name, merged, self.format_of(point), unit))
 
     def silu(self, name: str, x: str) -> str:
         """``x`` times its logistic function."""

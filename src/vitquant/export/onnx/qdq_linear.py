@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from vitquant.export.onnx.graph import Graph
-from vitquant.export.onnx.qdq_targets import Landing, Runtime
+from vitquant.export.onnx.graph import OnnxGraph
+from vitquant.export.onnx.qdq_targets import QdqFormat, Runtime
 from vitquant.layers import QuantLinear
 from vitquant.numerics.limits import INT32_MAX
 from vitquant.program.values import Array
@@ -37,14 +37,14 @@ class Rows:
     def __getitem__(self, rows: slice) -> Rows:
         return Rows(self.codes[rows], self.zero[rows], self.scale[rows], self.bias[rows], self.dtype)
 
-    def landed(self, where: Landing | None) -> Rows:
+    def in_format(self, where: QdqFormat | None) -> Rows:
         """The same with the gain and offset multiplied in that the result has next."""
         if where is None:
             return self
         return replace(self, scale=self.scale * where.gain, bias=self.bias * where.gain + where.offset)
 
 
-def rows_of(layer: QuantLinear, source: Landing | None, runtime: Runtime) -> Rows:
+def rows_of(layer: QuantLinear, source: QdqFormat | None, runtime: Runtime) -> Rows:
     """All rows of a layer, for a tensor with the gain and offset of ``source``.
 
     Without ``source`` for the real tensor, divided by the layer's ``input_scale`` if it has one.
@@ -60,7 +60,9 @@ def rows_of(layer: QuantLinear, source: Landing | None, runtime: Runtime) -> Row
     return Rows(codes, zero, scale, bias, runtime.weight_dtype(params.qmin, params.qmax))
 
 
-def gemm(graph: Graph, layer: str, part: str, x: str, source: Landing | None, rows: Rows, *, integer_bias: bool) -> str:
+def gemm(
+    graph: OnnxGraph, layer: str, part: str, x: str, source: QdqFormat | None, rows: Rows, *, integer_bias: bool
+) -> str:
     """The product as a ``Gemm`` on rows ``[..., in]``; ``source`` is how ``x`` was rounded."""
     weight = write_weight(graph, f"{layer}.weight{part}", rows)
     integers = integer_bias and source is not None and source.is_8_bit and rows.dtype in ("int8", "uint8")
@@ -69,7 +71,7 @@ def gemm(graph: Graph, layer: str, part: str, x: str, source: Landing | None, ro
     return graph.node("Gemm", x, weight, bias, name=f"{layer}{part}/Gemm", transB=1)
 
 
-def write_weight(graph: Graph, name: str, rows: Rows) -> str:
+def write_weight(graph: OnnxGraph, name: str, rows: Rows) -> str:
     """Integers and their DequantizeLinear, one scale a row."""
     if rows.dtype is None:
         return graph.floats(name, (rows.codes - rows.zero[:, None]) * rows.scale[:, None])
@@ -81,7 +83,7 @@ def write_weight(graph: Graph, name: str, rows: Rows) -> str:
     return graph.node("DequantizeLinear", codes, scale, zero, name=f"{name}/DequantizeLinear", axis=0)
 
 
-def write_bias(graph: Graph, name: str, bias: Array, unit: Array | None) -> str:
+def write_bias(graph: OnnxGraph, name: str, bias: Array, unit: Array | None) -> str:
     """Float, or int32 in units of the accumulators, as integer kernels take it."""
     codes = None if unit is None else (bias / unit).round()
     if codes is None or abs(codes).max() > INT32_MAX:

@@ -7,9 +7,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from vitquant.export.onnx.graph import Graph
+from vitquant.export.onnx.graph import OnnxGraph
 from vitquant.export.onnx.qdq_linear import array, gemm, rows_of
-from vitquant.export.onnx.qdq_targets import Landing, Runtime, landing
+from vitquant.export.onnx.qdq_targets import QdqFormat, Runtime, qdq_format
 from vitquant.layers import Point, QuantLinear, QuantNorm
 from vitquant.program.values import Array
 
@@ -23,24 +23,24 @@ Tail: TypeAlias = tuple[int, ...]
 class Activation:
     """A float tensor of the graph, and how it stands for the real one: ``gain * real + offset``, per channel.
 
-    ``point`` names where it comes from; without ``landing`` it was not rounded there, and is the real one. ``tail`` are
+    ``point`` names where it comes from; without ``format`` it was not rounded there, and is the real one. ``tail`` are
     the dimensions after the channels.
     """
 
     name: str
     point: str
-    landing: Landing | None = None
+    format: QdqFormat | None = None
     tail: Tail = ()
 
     @property
     def gain(self) -> Array:
         """Float64, one element or one for each channel."""
-        return ONE if self.landing is None else self.landing.gain
+        return ONE if self.format is None else self.format.gain
 
     @property
     def offset(self) -> Array:
         """Likewise."""
-        return ZERO if self.landing is None else self.landing.offset
+        return ZERO if self.format is None else self.format.offset
 
 
 class PointWriter:
@@ -50,20 +50,20 @@ class PointWriter:
     """
 
     def __init__(self, runtime: Runtime) -> None:
-        self.runtime, self.graph = runtime, Graph(runtime.opset)
+        self.runtime, self.graph = runtime, OnnxGraph(runtime.opset)
         self.notes: dict[str, str] = {}
         self._real: dict[str, str] = {}
 
-    def landing_of(self, point: Point | None) -> Landing | None:
+    def format_of(self, point: Point | None) -> QdqFormat | None:
         """How the point's tensor is rounded; ``None`` where it stays float."""
         if point is None or not point.active:
             return None
-        found = landing(point.require_params(), self.runtime)
+        found = qdq_format(point.require_params(), self.runtime)
         if found is None:
             self.notes[point.name] = self.runtime.too_wide
         return found
 
-    def round(self, point: str, name: str, where: Landing | None, tail: Tail = ()) -> Activation:
+    def round(self, point: str, name: str, where: QdqFormat | None, tail: Tail = ()) -> Activation:
         """The nodes of a point, on a tensor that has gain and offset already."""
         graph = self.graph
         if where is None:
@@ -79,11 +79,13 @@ class PointWriter:
         name = graph.node("DequantizeLinear", codes, *grid, name=f"{point}/DequantizeLinear")
         return Activation(name, point, where, tail)
 
-    def land(self, point: str, name: str, where: Landing | None, unit: Array = ONE, tail: Tail = ()) -> Activation:
+    def quantized(
+        self, point: str, name: str, where: QdqFormat | None, unit: Array = ONE, tail: Tail = ()
+    ) -> Activation:
         """Round a tensor that times ``unit`` is the real one."""
         target = Activation(name, point, where)
-        name = self.times(f"{point}/landing", name, target.gain * unit, tail)
-        name = self.plus(f"{point}/landing", name, target.offset, tail)
+        name = self.times(f"{point}/format", name, target.gain * unit, tail)
+        name = self.plus(f"{point}/format", name, target.offset, tail)
         return self.round(point, name, where, tail)
 
     def real(self, x: Activation) -> str:
@@ -121,21 +123,21 @@ class PointWriter:
     ) -> Activation:
         """A linear layer, or the ``part`` of it in some rows, rounded at its own output or else at ``point``."""
         point = layer.output if layer.output.active else point
-        where, name = self.landing_of(point), layer.layer_name
-        weights = rows_of(layer, x.landing, self.runtime)[rows].landed(where)
+        where, name = self.format_of(point), layer.layer_name
+        weights = rows_of(layer, x.format, self.runtime)[rows].in_format(where)
         operand = x.name if layer.weight.active else self.real(x)
         if layer.weight.active and weights.dtype is None:
             self.notes[layer.weight.name] = "rounded, but stored as float; signed: True and 8 bits mend it"
-        if layer.weight.active and layer.input_scale is not None and x.landing is None:
+        if layer.weight.active and layer.input_scale is not None and x.format is None:
             operand = self.times(f"{name}{part}/input", operand, 1 / array(layer.input_scale))
         product = gemm(
-            self.graph, name, part, operand, x.landing, weights, integer_bias=self.runtime.target.integer_bias
+            self.graph, name, part, operand, x.format, weights, integer_bias=self.runtime.target.integer_bias
         )
         return self.round(f"{name}.output" if point is None else point.name, product, where)
 
     def layer_norm(self, point: QuantNorm, x: str) -> Activation:
         """A LayerNorm over the last dimension; the scales of its point are in its own gain and bias."""
-        graph, norm, name, where = self.graph, point.norm, point.name, self.landing_of(point)
+        graph, norm, name, where = self.graph, point.norm, point.name, self.format_of(point)
         out = Activation(name, name, where)
         gain = graph.floats(f"{name}/gain", array(norm.weight) * out.gain)
         bias = graph.floats(f"{name}/bias", array(norm.bias) * out.gain + out.offset)

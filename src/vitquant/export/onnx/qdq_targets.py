@@ -131,7 +131,7 @@ def narrowest_code(qmin: int, qmax: int) -> str:
 
 
 @dataclass(frozen=True)
-class Landing:
+class QdqFormat:
     """How a real tensor ``x`` lands on a grid: ``gain * x + offset`` goes through QuantizeLinear and DequantizeLinear.
 
     ``gain`` and ``offset`` (float64) have one element, or one for each channel; ``scale`` and ``zero_point`` are those
@@ -151,7 +151,7 @@ class Landing:
         return self.dtype in ("int8", "uint8")
 
 
-def landing(grid: QuantParams, runtime: Runtime) -> Landing | None:
+def qdq_format(grid: QuantParams, runtime: Runtime) -> QdqFormat | None:
     """The grid as a runtime can hold it, codes and rounding unchanged; ``None`` where it cannot."""
     dtype = runtime.dtype(grid.qmin, grid.qmax)
     if dtype is None:
@@ -166,4 +166,4 @@ def landing(grid: QuantParams, runtime: Runtime) -> Landing | None:
     offset = (zero + moved - zero_point) * scale
     full = low == info.min and high == info.max
     clip = None if full else ((low - zero_point) * scale, (high - zero_point) * scale)
-    return Landing(gain, offset, scale, zero_point, dtype, clip)
+    return QdqFormat(gain, offset, scale, zero_point, dtype, clip)

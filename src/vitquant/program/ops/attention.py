@@ -12,8 +12,8 @@ from typing import Annotated
 import numpy as np
 
 from vitquant.numerics.limits import ADDEND_LIMIT, EXPONENTIAL_BITS, INT32_MAX, LOG2_ROW_LIMIT
-from vitquant.program.checks import Known, check_operand, expect_range, refuse, require_int32
-from vitquant.program.ops.operation import Flag, Key, Multiplier, Operand, Operation, Shift, Sizes, Tensor
+from vitquant.program.checks import KnownValues, check_operand, expect_range, refuse, require_int32
+from vitquant.program.ops.operation import Flag, Key, Multiplier, Operand, Operation, Shift, Sizes, TensorField
 from vitquant.program.values import Array, Value
 
 EXPONENTIAL_MAX = 2**EXPONENTIAL_BITS - 1
@@ -32,7 +32,7 @@ class Scores(Operation):
     q: Annotated[str, Operand("N C")]
     k: Annotated[str, Operand("M C")]
     windows: Annotated[int, Key(1)]
-    table: Annotated[Array, Tensor("T R S", ("int8", "int16", "int32"))]
+    table: Annotated[Array, TensorField("T R S", ("int8", "int16", "int32"))]
     multiplier: Multiplier
     shift: Shift
 
@@ -41,7 +41,7 @@ class Scores(Operation):
         """Whether the table holds nothing but 0."""
         return not self.table.any()
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         name, q, k = self.out.name, known[self.q], known[self.k]
         heads, keys = sizes["H"], self.out.shape[2]
         if sizes["C"] % heads or sizes["N"] % self.windows:
@@ -64,9 +64,9 @@ class SoftmaxRow(Operation):
     kind = "softmax_row"
     makes = "H N M"
     x: Annotated[str, Operand("H N M")]
-    table: Annotated[Array, Tensor("T L", ("int32",))]
+    table: Annotated[Array, TensorField("T L", ("int32",))]
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         check_exponentials(self.out, self.table, sizes, min(self.out.high, 2**16))
         expect_range(self.out, 0, int(self.table.max()))
         known.rows_above_zero.add(self.out.name)  # the maximum of a row is looked up at distance 0
@@ -79,11 +79,11 @@ class SoftmaxUniform(Operation):
     kind = "softmax_uniform"
     makes = "H N M"
     x: Annotated[str, Operand("H N M")]
-    table: Annotated[Array, Tensor("T L", ("int32",))]
+    table: Annotated[Array, TensorField("T L", ("int32",))]
     multiplier: Multiplier
     shift: Shift
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         check_exponentials(self.out, self.table, sizes, EXPONENTIAL_MAX)
 
 
@@ -97,10 +97,10 @@ class SoftmaxLog2(Operation):
     kind = "softmax_log2"
     makes = "H N M"
     x: Annotated[str, Operand("H N M")]
-    table: Annotated[Array, Tensor("T L", ("int32",))]
+    table: Annotated[Array, TensorField("T L", ("int32",))]
     last: Annotated[int, Key(0, 15)]
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         check_exponentials(self.out, self.table, sizes, EXPONENTIAL_MAX)
         expect_range(self.out, 0, 2**15)
         if not self.out.is_plain:
@@ -127,7 +127,7 @@ class Mix(Operation):
     multiplier: Multiplier
     shift: Shift
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         name, p, v = self.out.name, known[self.p], known[self.v]
         if sizes["C"] % sizes["H"] or sizes["N"] % self.windows:
             refuse(name, "weights and V do not fit", got=f"{p.shape}, {v.shape}, {self.windows} windows")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from vitquant.program.checks import Known, check_operand, refuse, require_int32
-from vitquant.program.ops.operation import Key, Multiplier, Operand, Operation, Shift, Sizes, Tensor
+from vitquant.program.checks import KnownValues, check_operand, refuse, require_int32
+from vitquant.program.ops.operation import Key, Multiplier, Operand, Operation, Shift, Sizes, TensorField
 from vitquant.program.values import Array
 
 
@@ -21,7 +21,7 @@ class Requantize(Operation):
     multiplier: Multiplier
     shift: Shift
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         stop = self.start + sizes["C"]
         if stop > sizes["D"]:
             refuse(self.out.name, "too many channels", got=f"{self.start} .. {stop}", expected=f"of {sizes['D']}")
@@ -53,7 +53,7 @@ class Multiply(Operation):
     multiplier: Multiplier
     shift: Shift
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         a, b = known[self.a].centred_limit, known[self.b].centred_limit
         check_operand(self.out.name, 0, max(a, b))
         require_int32(self.out.name, a * b)
@@ -66,10 +66,10 @@ class Lookup(Operation):
     kind = "lookup"
     makes = "N C"
     x: Annotated[str, Operand("N C")]
-    tables: Annotated[Array, Tensor("T L")]
-    table_of: Annotated[Array, Tensor("C", ("int32",))]
+    tables: Annotated[Array, TensorField("T L")]
+    table_of: Annotated[Array, TensorField("C", ("int32",))]
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         name, out = self.out.name, self.out
         if self.tables.min() < out.low or self.tables.max() > out.high:
             refuse(f"{name}/tables", "out of range", expected=f"{out.low} .. {out.high}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from vitquant.program.checks import Known, refuse
-from vitquant.program.ops.operation import Key, Operand, Operation, Sizes, Tensor
+from vitquant.program.checks import KnownValues, refuse
+from vitquant.program.ops.operation import Key, Operand, Operation, Sizes, TensorField
 from vitquant.program.values import Array
 
 
@@ -20,13 +20,13 @@ class LayerNorm(Operation):
     kind = "layernorm"
     makes = "N C"
     x: Annotated[str, Operand("N C")]
-    gain: Annotated[Array, Tensor("C", ("int64",))]
-    offset: Annotated[Array, Tensor("C", ("int64",))]
-    shift: Annotated[Array, Tensor("C", ("uint8",))]
-    epsilon: Annotated[Array, Tensor("1", ("int64",))]
+    gain: Annotated[Array, TensorField("C", ("int64",))]
+    offset: Annotated[Array, TensorField("C", ("int64",))]
+    shift: Annotated[Array, TensorField("C", ("uint8",))]
+    epsilon: Annotated[Array, TensorField("1", ("int64",))]
     headroom: Annotated[int, Key(0, 60)]
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         x, name, channels, epsilon = known[self.x], self.out.name, sizes["C"], int(self.epsilon[0])
         spread = x.high - x.low
         if spread >= 2**16 or self.headroom % 2 or epsilon < 0:

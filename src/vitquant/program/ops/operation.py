@@ -18,7 +18,7 @@ from vitquant.numerics.limits import MAX_SHIFT, MULTIPLIER_BITS
 from vitquant.program.values import Array, Value
 
 if TYPE_CHECKING:
-    from vitquant.program.checks import Known
+    from vitquant.program.checks import KnownValues
 
 Sizes: TypeAlias = Mapping[str, int]
 """Lengths and keys of one operation, by name."""
@@ -45,7 +45,7 @@ class Flag:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorField:
     """A field with integers of one of these types; without types, of the storage type of the result."""
 
     axes: str
@@ -107,7 +107,7 @@ class Operation:
             if isinstance(value, np.ndarray):
                 yield f.name, value
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         """What the declarations cannot say, after they have been checked.
 
         Raises:

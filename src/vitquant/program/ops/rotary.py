@@ -7,8 +7,8 @@ from typing import Annotated
 
 import numpy as np
 
-from vitquant.program.checks import Known, check_operand, refuse, require_int32
-from vitquant.program.ops.operation import Multiplier, Operand, Operation, Shift, Sizes, Tensor
+from vitquant.program.checks import KnownValues, check_operand, refuse, require_int32
+from vitquant.program.ops.operation import Multiplier, Operand, Operation, Shift, Sizes, TensorField
 from vitquant.program.values import Array
 
 
@@ -24,13 +24,13 @@ class Rotary(Operation):
     since = 2
     makes = "N C"
     x: Annotated[str, Operand("N C")]
-    cos: Annotated[Array, Tensor("N D", ("int16",))]
-    sin: Annotated[Array, Tensor("N D", ("int16",))]
-    partner: Annotated[Array, Tensor("D", ("int32",))]
+    cos: Annotated[Array, TensorField("N D", ("int16",))]
+    sin: Annotated[Array, TensorField("N D", ("int16",))]
+    partner: Annotated[Array, TensorField("D", ("int32",))]
     multiplier: Multiplier
     shift: Shift
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         name, limit = self.out.name, known[self.x].centred_limit
         if sizes["C"] % sizes["D"]:
             refuse(name, "the channels are no whole number of runs", got=f"{sizes['C']} by {sizes['D']}")

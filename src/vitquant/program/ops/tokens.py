@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from vitquant.numerics.limits import ADDEND_LIMIT
-from vitquant.program.checks import Known, expect_shape, refuse, require_int32
-from vitquant.program.ops.operation import Key, Multiplier, Operand, Operation, Shift, Sizes, Tensor
+from vitquant.program.checks import KnownValues, expect_shape, refuse, require_int32
+from vitquant.program.ops.operation import Key, Multiplier, Operand, Operation, Shift, Sizes, TensorField
 from vitquant.program.values import Array
 
 
@@ -22,7 +22,7 @@ class Patches(Operation):
     height: Annotated[int, Key(1)]
     width: Annotated[int, Key(1)]
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         h, w = sizes["h"], sizes["w"]
         if h % self.height or w % self.width:
             refuse(self.out.name, "the patches do not tile the image", got=f"{self.height}x{self.width} of {h}x{w}")
@@ -40,11 +40,11 @@ class Embed(Operation):
     makes = "prefix+P C"
     x: Annotated[str, Operand("P C")]
     prefix: Annotated[int, Key(0)]
-    table: Annotated[Array, Tensor("prefix+P C", ("int8", "uint8", "int16", "int32"))]
+    table: Annotated[Array, TensorField("prefix+P C", ("int8", "uint8", "int16", "int32"))]
     multiplier: Multiplier
     shift: Shift
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         if int(self.table.min()) < -ADDEND_LIMIT or int(self.table.max()) > ADDEND_LIMIT:
             refuse(f"{self.out.name}/table", "out of range", expected=f"{-ADDEND_LIMIT} .. {ADDEND_LIMIT}")
 
@@ -56,9 +56,9 @@ class Constant(Operation):
     kind = "constant"
     since = 2
     makes = "N C"
-    table: Annotated[Array, Tensor("N C")]
+    table: Annotated[Array, TensorField("N C")]
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         out = self.out
         if self.table.min() < out.low or self.table.max() > out.high:
             refuse(f"{out.name}/table", "out of range", expected=f"{out.low} .. {out.high}")
@@ -76,9 +76,9 @@ class Gather(Operation):
     makes = "K/r r*C"
     keeps_codes = True
     x: Annotated[str, Operand("N C")]
-    index: Annotated[Array, Tensor("K", ("int32",))]
+    index: Annotated[Array, TensorField("K", ("int32",))]
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         count, channels = sizes["K"], sizes["C"]
         together = self.out.shape[1] // channels
         if together < 1 or count % together:
@@ -98,7 +98,7 @@ class Take(Operation):
     x: Annotated[str, Operand("N C")]
     token: Annotated[int, Key(0)]
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         check_token(self.out.name, self.token, sizes)
 
 
@@ -112,7 +112,7 @@ class Pool(Operation):
     x: Annotated[str, Operand("N C")]
     first: Annotated[int, Key(0)]
 
-    def check(self, sizes: Sizes, known: Known) -> None:
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
         x = known[self.x]
         check_token(self.out.name, self.first, sizes)
         require_int32(self.out.name, sizes["N"] * max(abs(x.low), abs(x.high)))

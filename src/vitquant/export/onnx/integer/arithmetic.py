@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitquant.errors import ProgramError
-from vitquant.export.onnx.integer.step import Step
+from vitquant.export.onnx.integer.step import NodeWriter
 from vitquant.numerics.limits import INT32_MAX
 from vitquant.program.values import Array
 
@@ -43,7 +43,7 @@ class Rescaled:
         """Element type of the tensor."""
         return type_for(self.limit)
 
-    def widened(self, step: Step, limit: int) -> str:
+    def widened(self, step: NodeWriter, limit: int) -> str:
         """The tensor in the type that holds a larger limit too."""
         dtype = type_for(limit)
         return self.tensor if dtype == self.dtype else step.cast(self.tensor, dtype)
@@ -59,7 +59,7 @@ def constant(values: Any, dtype: str = "int64") -> Array:
     return np.asarray(values, dtype=dtype)
 
 
-def rescale(step: Step, x: str, multiplier: Array, addend: Array, shift: Array, limit: Array | int) -> Rescaled:
+def rescale(step: NodeWriter, x: str, multiplier: Array, addend: Array, shift: Array, limit: Array | int) -> Rescaled:
     """``floor((x * multiplier + addend) / 2^shift + 1/2)`` of integers of any type, ``|x| <= limit``.
 
     Raises:
@@ -80,25 +80,25 @@ def rescale(step: Step, x: str, multiplier: Array, addend: Array, shift: Array, 
     return Rescaled(step.cast(y, type_for(largest)), constant(1 << (bits - n)), largest)
 
 
-def look_up(step: Step, tables: Array, index: str, shape: tuple[int, ...], out: str = "") -> str:
+def look_up(step: NodeWriter, tables: Array, index: str, shape: tuple[int, ...], out: str = "") -> str:
     """Places ``index`` (int32 ``[B, *shape]``) of the flattened tables."""
     flat = step.node("Reshape", index, constant([-1]))
     found = step.node("GatherElements", tables.reshape(-1), flat, axis=0)
     return step.node("Reshape", found, constant([-1, *shape]), out=out)
 
 
-def reached(step: Step, x: str, thresholds: list[int], dtype: str) -> str:
+def reached(step: NodeWriter, x: str, thresholds: list[int], dtype: str) -> str:
     """How many of the thresholds each number of ``[..., 1]`` reaches, int32."""
     passed = step.node("GreaterOrEqual", x, constant(thresholds, dtype))
     return step.reduce("ReduceSum", step.cast(passed, "int32"))
 
 
-def half_length(step: Step, x: str) -> str:
+def half_length(step: NodeWriter, x: str) -> str:
     """Half the number of bits of int64 ``0 <= x < 2^62``, ``[..., 1]``, rounded up: int32, at most 31."""
     return reached(step, x, [4**j for j in range(31)], "int64")
 
 
-def isqrt(step: Step, x: str) -> str:
+def isqrt(step: NodeWriter, x: str) -> str:
     """``floor(sqrt(x))`` of int64 ``1 <= x < 2^62``, ``[..., 1]``, by Newton's steps from above.
 
     The start is a power of two above the root; steps never go below the floor, and only those that fall are taken.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vitquant.export.onnx.integer.arithmetic import BIT_LENGTH, constant, look_up, reached
-from vitquant.export.onnx.integer.shared import SIGN, Emit, Known, as_bytes, as_int32, requantized
-from vitquant.export.onnx.integer.step import Step
+from vitquant.export.onnx.integer.shared import SIGN, Emit, GraphValues, as_bytes, as_int32, requantized
+from vitquant.export.onnx.integer.step import NodeWriter
 from vitquant.numerics.limits import EXPONENTIAL_BITS, INT32_MAX
 from vitquant.numerics.softmax import LOG2_MAX, RECIPROCAL_BITS, SHARE_BITS
 from vitquant.program import ops
@@ -24,7 +24,7 @@ def byte_zero(value: Value) -> int | None:
 
 
 def product(
-    step: Step, known: Known, a: str, b: str, layout_a: Callable[[str], str], layout_b: Callable[[str], str]
+    step: NodeWriter, known: GraphValues, a: str, b: str, layout_a: Callable[[str], str], layout_b: Callable[[str], str]
 ) -> str:
     """``(a - zero_a) @ (b - zero_b)`` of values that their layouts make matrices, int32."""
     (x, y), (zero_x, zero_y) = (known[a], known[b]), (byte_zero(known[a]), byte_zero(known[b]))
@@ -37,7 +37,7 @@ def product(
 
 
 def split_heads(
-    step: Step, value: Value, heads: int, windows: int, *, transposed: bool = False
+    step: NodeWriter, value: Value, heads: int, windows: int, *, transposed: bool = False
 ) -> Callable[[str], str]:
     """Layout ``[B, N, C]`` to ``[B, H, N, C / H]``, or with windows to ``[B, H, W, N / W, C / H]``; ``transposed``
     exchanges the last two axes.
@@ -53,7 +53,7 @@ def split_heads(
     return lambda x: step.node("Transpose", step.reshape(x, *shape), perm=perm)
 
 
-def distances(step: Step, x: str, heads: int, table: Array) -> str:
+def distances(step: NodeWriter, x: str, heads: int, table: Array) -> str:
     """Row maximum less code, int32, plus where the table of the score's head begins."""
     codes = step.cast(x, "int32")
     top = step.reduce("ReduceMax", codes)
@@ -63,7 +63,7 @@ def distances(step: Step, x: str, heads: int, table: Array) -> str:
     return step.node("Sub", top, codes)
 
 
-def scores(step: Step, op: ops.Scores, known: Known) -> None:
+def scores(step: NodeWriter, op: ops.Scores, known: GraphValues) -> None:
     """Q and K, head by head, each query with the keys of its window."""
     q, k, heads = known[op.q], known[op.k], op.out.shape[0]
     limit = q.shape[1] // heads * q.centred_limit * k.centred_limit
@@ -78,13 +78,13 @@ def scores(step: Step, op: ops.Scores, known: Known) -> None:
     requantized(step, acc, op, known, limit, table=table)
 
 
-def softmax_row(step: Step, op: ops.SoftmaxRow, known: Known) -> None:
+def softmax_row(step: NodeWriter, op: ops.SoftmaxRow, known: GraphValues) -> None:
     """Exponentials by the distance from the row's maximum."""
     index = distances(step, known.tensor(op.x), op.out.shape[0], op.table)
     look_up(step, op.table.astype(op.out.dtype), index, op.out.shape, known.tensor(op.out.name))
 
 
-def softmax_uniform(step: Step, op: ops.SoftmaxUniform, known: Known) -> None:
+def softmax_uniform(step: NodeWriter, op: ops.SoftmaxUniform, known: GraphValues) -> None:
     """Shares of exponentials in their row, on an affine grid."""
     index = distances(step, known.tensor(op.x), op.out.shape[0], op.table)
     e = look_up(step, op.table, index, op.out.shape)
@@ -95,7 +95,7 @@ def softmax_uniform(step: Step, op: ops.SoftmaxUniform, known: Known) -> None:
     requantized(step, share, op, known, 2**SHARE_BITS)
 
 
-def softmax_log2(step: Step, op: ops.SoftmaxLog2, known: Known) -> None:
+def softmax_log2(step: NodeWriter, op: ops.SoftmaxLog2, known: GraphValues) -> None:
     """Shares of exponentials in their row, as powers of two.
 
     With ``b`` and ``t`` the numbers of bits of an exponential ``e`` and of its row's sum ``s``, ``s / e`` lies within
@@ -123,7 +123,7 @@ def softmax_log2(step: Step, op: ops.SoftmaxLog2, known: Known) -> None:
     look_up(step, weights, q, op.out.shape, known.tensor(op.out.name))
 
 
-def mix(step: Step, op: ops.Mix, known: Known) -> None:
+def mix(step: NodeWriter, op: ops.Mix, known: GraphValues) -> None:
     """The weights times V, divided by the row's sum where they are no shares yet."""
     p, v = known[op.p], known[op.v]
     heads, tokens, keys = p.shape

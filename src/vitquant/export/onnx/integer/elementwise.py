@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from vitquant.export.onnx.integer.arithmetic import Rescaled, look_up
-from vitquant.export.onnx.integer.shared import Emit, Known, as_int32, centred, requantized, stored
-from vitquant.export.onnx.integer.step import Step
+from vitquant.export.onnx.integer.shared import Emit, GraphValues, as_int32, centred, requantized, stored
+from vitquant.export.onnx.integer.step import NodeWriter
 from vitquant.program import ops
 
 
-def requantize(step: Step, op: ops.Requantize, known: Known) -> None:
+def requantize(step: NodeWriter, op: ops.Requantize, known: GraphValues) -> None:
     """Some channels of a value, on another grid."""
     x, out = known[op.x], op.out
     part = slice(op.start, op.start + out.shape[-1])
@@ -21,7 +21,7 @@ def requantize(step: Step, op: ops.Requantize, known: Known) -> None:
     stored(step, y, out.spread(out.zero_point), out, known)
 
 
-def add(step: Step, op: ops.Add, known: Known) -> None:
+def add(step: NodeWriter, op: ops.Add, known: GraphValues) -> None:
     """Both addends at the scale of the sum."""
     out = op.out
     a = centred(step, known.tensor(op.a), known[op.a], op.multiplier_a, op.shift_a)
@@ -31,14 +31,14 @@ def add(step: Step, op: ops.Add, known: Known) -> None:
     stored(step, total, out.spread(out.zero_point), out, known)
 
 
-def multiply(step: Step, op: ops.Multiply, known: Known) -> None:
+def multiply(step: NodeWriter, op: ops.Multiply, known: GraphValues) -> None:
     """The product of both, code by code."""
     a, b = (as_int32(step, known.tensor(name), known[name]) for name in (op.a, op.b))
     limit = known[op.a].centred_limit * known[op.b].centred_limit
     requantized(step, step.node("Mul", a, b), op, known, limit)
 
 
-def lookup(step: Step, op: ops.Lookup, known: Known) -> None:
+def lookup(step: NodeWriter, op: ops.Lookup, known: GraphValues) -> None:
     """A table, or one for each kind of channel."""
     index = step.cast(known.tensor(op.x), "int32")
     begins = op.table_of * op.tables.shape[1] - known[op.x].low

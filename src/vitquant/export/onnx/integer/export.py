@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from vitquant.export.onnx.graph import Graph, Tensor
+from vitquant.export.onnx.graph import GraphTensor, OnnxGraph
 from vitquant.export.onnx.integer import attention, elementwise, layernorm, linear, rotary, tokens
-from vitquant.export.onnx.integer.shared import INPUT, Emit, Known
-from vitquant.export.onnx.integer.step import Step
+from vitquant.export.onnx.integer.shared import INPUT, Emit, GraphValues
+from vitquant.export.onnx.integer.step import NodeWriter
 from vitquant.program import ops
 from vitquant.program.program import IntegerProgram, Output
 from vitquant.program.values import Value
@@ -45,10 +45,10 @@ def export_integer(program: IntegerProgram, outputs: Sequence[str] = ()) -> Any:
         ProgramError: a LayerNorm needs more than 63 bits; no compiled program does.
     """
     chosen = program.choose(outputs)
-    graph, image, values = Graph(OPSET), program.image, program.values()
-    known = Known(values, image.name, [output.name for output in chosen])
+    graph, image, values = OnnxGraph(OPSET), program.image, program.values()
+    known = GraphValues(values, image.name, [output.name for output in chosen])
     for op in program.needed(output.value for output in chosen):
-        EMIT[type(op)](Step(graph, known.tensor(op.out.name)), op, known)
+        EMIT[type(op)](NodeWriter(graph, known.tensor(op.out.name)), op, known)
     tensors, scales = [], {}
     for output in chosen:
         value = values[output.value]
@@ -57,18 +57,18 @@ def export_integer(program: IntegerProgram, outputs: Sequence[str] = ()) -> Any:
         scales[output.name + SCALES] = json.dumps(scale)
     return graph.model(
         str(program.metadata.get("model", "vit")),
-        [Tensor(INPUT, np.dtype("uint8"), ("batch", *image.shape))],
+        [GraphTensor(INPUT, np.dtype("uint8"), ("batch", *image.shape))],
         tensors,
         {METADATA: json.dumps(dict(program.metadata)), **scales},
     )
 
 
-def emit_output(graph: Graph, output: Output, value: Value, known: Known) -> Tensor:
+def emit_output(graph: OnnxGraph, output: Output, value: Value, known: GraphValues) -> GraphTensor:
     """Codes less their zero points, as an output of the graph."""
-    step = Step(graph, output.name)
+    step = NodeWriter(graph, output.name)
     codes = step.node("Cast", known.tensor(value.name), to=np.dtype("int32"))
     if not value.is_plain:
         codes = step.node("Sub", codes, value.spread(value.zero_point))
     shape = value.shape[1:] if output.pooled else value.shape
     step.reshape(codes, *shape, out=output.name)
-    return Tensor(output.name, np.dtype("int32"), ("batch", *shape))
+    return GraphTensor(output.name, np.dtype("int32"), ("batch", *shape))

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from vitquant.export.onnx.integer.arithmetic import constant, half_length, isqrt, rescale
-from vitquant.export.onnx.integer.shared import Emit, Known, stored
-from vitquant.export.onnx.integer.step import Step
+from vitquant.export.onnx.integer.shared import Emit, GraphValues, stored
+from vitquant.export.onnx.integer.step import NodeWriter
 from vitquant.numerics.layernorm import FRACTION, RECIPROCAL
 from vitquant.program import ops
 
 
-def layernorm(step: Step, op: ops.LayerNorm, known: Known) -> None:
+def layernorm(step: NodeWriter, op: ops.LayerNorm, known: GraphValues) -> None:
     """As told in :mod:`vitquant.numerics.layernorm`; what depends on a token's magnitude comes from small tables."""
     value, channels = known[op.x], op.out.shape[-1]
     # Codes counted from the lowest one: the mean goes anyway, and the sums fit 32 bits.

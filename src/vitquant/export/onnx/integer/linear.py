@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from vitquant.export.onnx.integer.arithmetic import constant
-from vitquant.export.onnx.integer.shared import SIGN, Emit, Known, as_bytes, requantized
-from vitquant.export.onnx.integer.step import Step
+from vitquant.export.onnx.integer.shared import SIGN, Emit, GraphValues, as_bytes, requantized
+from vitquant.export.onnx.integer.step import NodeWriter
 from vitquant.program import ops
 from vitquant.program.checks import accumulator_limit
 
 
-def linear(step: Step, op: ops.Linear, known: Known) -> None:
+def linear(step: NodeWriter, op: ops.Linear, known: GraphValues) -> None:
     """Products of codes; the bias is in the addend of the requantization."""
     x, weight = known[op.x], np.ascontiguousarray(op.weight.T)
     tensor = known.tensor(op.x)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vitquant.export.onnx.integer.shared import Emit, Known, as_int32, requantized
-from vitquant.export.onnx.integer.step import Step
+from vitquant.export.onnx.integer.shared import Emit, GraphValues, as_int32, requantized
+from vitquant.export.onnx.integer.step import NodeWriter
 from vitquant.program import ops
 
 
-def rotary(step: Step, op: ops.Rotary, known: Known) -> None:
+def rotary(step: NodeWriter, op: ops.Rotary, known: GraphValues) -> None:
     """Each channel turned together with its partner."""
     x, channels, width = known[op.x], op.out.shape[1], len(op.partner)
     first = np.arange(channels) // width * width

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from vitquant.export.onnx.integer.arithmetic import Rescaled, constant, rescale, type_for
-from vitquant.export.onnx.integer.step import Step
+from vitquant.export.onnx.integer.step import NodeWriter
 from vitquant.program.values import Array, Value
 
 INPUT = "image"
@@ -20,7 +20,7 @@ SIGN = 128
 
 
 @dataclass(frozen=True)
-class Known:
+class GraphValues:
     """The program's values, and how their tensors are called in the graph, whose outputs have names of their own."""
 
     values: Mapping[str, Value]
@@ -37,11 +37,13 @@ class Known:
         return f"{name}/codes" if name == INPUT or name in self.outputs else name
 
 
-Emit: TypeAlias = Callable[[Step, Any, Known], None]
+Emit: TypeAlias = Callable[[NodeWriter, Any, GraphValues], None]
 """Adds the nodes of an operation."""
 
 
-def centred(step: Step, x: str, value: Value, multiplier: Array, shift: Array, part: slice = slice(None)) -> Rescaled:
+def centred(
+    step: NodeWriter, x: str, value: Value, multiplier: Array, shift: Array, part: slice = slice(None)
+) -> Rescaled:
     """``x`` less its zero point, rescaled; ``part`` are the channels that ``x`` has of the value."""
     zero = value.spread(value.zero_point)[part].astype(np.int64)
     return rescale(
@@ -49,7 +51,7 @@ def centred(step: Step, x: str, value: Value, multiplier: Array, shift: Array, p
     )
 
 
-def stored(step: Step, x: Rescaled, addend: Array, value: Value, known: Known) -> None:
+def stored(step: NodeWriter, x: Rescaled, addend: Array, value: Value, known: GraphValues) -> None:
     """``x + addend``, clamped to the value's codes, in its type and under its name."""
     plus = constant(addend) - x.offset
     limit = x.limit + int(np.abs(plus).max())
@@ -59,10 +61,10 @@ def stored(step: Step, x: Rescaled, addend: Array, value: Value, known: Known) -
 
 
 def requantized(
-    step: Step,
+    step: NodeWriter,
     x: str,
     op: Any,
-    known: Known,
+    known: GraphValues,
     limit: Array | int,
     *,
     bias: Array | None = None,
@@ -84,14 +86,14 @@ def along(value: Value, per_place: Array) -> Array:
     return per_place.reshape(-1, 1, 1) if len(value.shape) == 3 and len(per_place) > 1 else per_place
 
 
-def as_bytes(step: Step, x: str, value: Value) -> str:
+def as_bytes(step: NodeWriter, x: str, value: Value) -> str:
     """Codes of one byte as unsigned ones."""
     if value.dtype == np.uint8:
         return x
     return step.node("BitwiseXor", step.cast(x, "uint8"), constant([SIGN], "uint8"))
 
 
-def as_int32(step: Step, x: str, value: Value) -> str:
+def as_int32(step: NodeWriter, x: str, value: Value) -> str:
     """Codes less their zero point."""
     wide = step.cast(x, "int32")
     return wide if value.is_plain else step.node("Sub", wide, along(value, value.spread(value.zero_point)))

@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from vitquant.export.onnx.graph import Graph
+from vitquant.export.onnx.graph import OnnxGraph
 from vitquant.program.values import Array
 
 
-class Step:
+class NodeWriter:
     """Adds the nodes of one operation to a graph; what it names begins with ``prefix``.
 
     Inputs of nodes are names, or arrays that become constants; equal ones are stored once.
     """
 
-    def __init__(self, graph: Graph, prefix: str) -> None:
+    def __init__(self, graph: OnnxGraph, prefix: str) -> None:
         self.graph, self.prefix = graph, prefix
         self._count = 0
 

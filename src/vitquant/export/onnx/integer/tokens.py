@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from vitquant.export.onnx.integer.arithmetic import Rescaled, constant
-from vitquant.export.onnx.integer.shared import INPUT, Emit, Known, centred, stored
-from vitquant.export.onnx.integer.step import Step
+from vitquant.export.onnx.integer.shared import INPUT, Emit, GraphValues, centred, stored
+from vitquant.export.onnx.integer.step import NodeWriter
 from vitquant.program import ops
 
 
-def patches(step: Step, op: ops.Patches, known: Known) -> None:
+def patches(step: NodeWriter, op: ops.Patches, known: GraphValues) -> None:
     """Layout only."""
     channels, height, width = known[op.x].shape
     rows, columns = height // op.height, width // op.width
@@ -21,7 +21,7 @@ def patches(step: Step, op: ops.Patches, known: Known) -> None:
     step.reshape(x, *op.out.shape, out=known.tensor(op.out.name))
 
 
-def embed(step: Step, op: ops.Embed, known: Known) -> None:
+def embed(step: NodeWriter, op: ops.Embed, known: GraphValues) -> None:
     """Patch tokens, rows of zeros before them, added to the table."""
     x = known[op.x]
     y = centred(step, known.tensor(op.x), x, op.multiplier, op.shift)
@@ -31,14 +31,14 @@ def embed(step: Step, op: ops.Embed, known: Known) -> None:
     stored(step, Rescaled(padded, is_patch * y.offset, y.limit), op.table, op.out, known)
 
 
-def constant_tokens(step: Step, op: ops.Constant, known: Known) -> None:
+def constant_tokens(step: NodeWriter, op: ops.Constant, known: GraphValues) -> None:
     """The same for every image: the batch is that of the graph's input."""
     batch = step.node("Shape", INPUT, start=0, end=1)
     shape = step.node("Concat", batch, constant(op.out.shape), axis=0)
     step.node("Expand", op.table[None], shape, out=known.tensor(op.out.name))
 
 
-def gather(step: Step, op: ops.Gather, known: Known) -> None:
+def gather(step: NodeWriter, op: ops.Gather, known: GraphValues) -> None:
     """Rows by number, of which -1 is the zero point: a row put before all others."""
     x, index, rows = known[op.x], op.index.astype(np.int64), known.tensor(op.x)
     if index.min() < 0:
@@ -50,12 +50,12 @@ def gather(step: Step, op: ops.Gather, known: Known) -> None:
     step.cast(found, op.out.dtype, known.tensor(op.out.name))
 
 
-def take(step: Step, op: ops.Take, known: Known) -> None:
+def take(step: NodeWriter, op: ops.Take, known: GraphValues) -> None:
     """One token."""
     step.slice(known.tensor(op.x), 1, op.token, op.token + 1, known.tensor(op.out.name))
 
 
-def pool(step: Step, op: ops.Pool, known: Known) -> None:
+def pool(step: NodeWriter, op: ops.Pool, known: GraphValues) -> None:
     """The rounded mean of the patch tokens, counted from the lowest code, as ``Div`` rounds towards 0."""
     x = known[op.x]
     count = x.shape[0] - op.first

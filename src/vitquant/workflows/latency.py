@@ -30,7 +30,7 @@ Work: TypeAlias = Callable[[Tensor], Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """One contender at one batch size: milliseconds a call (median), and a call's time as a share of the base's."""
+    """One runtime at one batch size: milliseconds a call (median), and a call's time as a share of the base's."""
 
     name: str
     batch: int
@@ -44,10 +44,10 @@ class Timing:
 
 
 @torch.no_grad()
-def bench(
+def compare_latency(
     folder: str | Path, *, batches: Sequence[int] = (1, 8), rounds: int = 7, threads: int | None = None
 ) -> list[Timing]:
-    """Time the program in a folder, and its rivals on the same model, in turns.
+    """Time the program in a folder and other runtimes on the same model, in turns.
 
     The float model has the architecture of the saved one, and random weights: its speed does not depend on them.
 
@@ -55,7 +55,7 @@ def bench(
         folder: what ``vitquant quantize`` wrote.
         batches: images in a call.
         rounds: each figure is the median of so many.
-        threads: of all contenders; torch's present number if not given.
+        threads: of all runtimes; torch's present number if not given.
 
     Raises:
         ConfigError: a number is not one of images, rounds or threads.
@@ -70,7 +70,7 @@ def bench(
     torch.set_num_threads(threads)
     try:
         model = load(folder)
-        works = contenders(model, folder, threads)
+        works = runtimes(model, folder, threads)
         found: list[Timing] = []
         for batch in sizes:
             pixels = made_up(model.preprocessing.shape, batch)
@@ -80,7 +80,7 @@ def bench(
         torch.set_num_threads(before)
 
 
-def contenders(model: QuantModel, folder: str | Path, threads: int) -> dict[str, Work]:
+def runtimes(model: QuantModel, folder: str | Path, threads: int) -> dict[str, Work]:
     """What is timed, the base of the ratios first. All start from pixels."""
     normalize = model.preprocessing.normalize
     vit = require_family(model).float_model(model.spec).eval()
