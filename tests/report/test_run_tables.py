@@ -81,3 +81,10 @@ def test_repair_steps() -> None:
 
 def test_names_are_escaped() -> None:
     assert "\x1b" not in str(record(model="\x1b[2J", refusal="\x1b[31m", integer=None))
+
+
+def test_the_output_that_was_measured() -> None:
+    assert "output" not in str(record()).splitlines()[0]
+    shown = str(record(output="tokens"))
+    assert shown.splitlines()[0].strip().endswith("images, output tokens")
+    assert "from pixels to tokens." in shown

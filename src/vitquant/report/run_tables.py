@@ -28,7 +28,8 @@ def run_tables(run: RunRecord) -> Iterator[Part]:
     rows, integer = list(comparison_rows(run.evaluation)), run.integer
     if integer is not None and run.float_bytes is not None:
         rows.append(("size", megabytes(run.float_bytes / 1e6), "", megabytes(integer.bytes / 1e6)))
-    yield table(f"{run.model} on {run.images} images", COMPARED, rows)
+    measured = "" if run.output == "logits" else f", output {run.output}"
+    yield table(f"{run.model} on {run.images} images{measured}", COMPARED, rows)
     if run.points:
         yield worst_table(run)
     if run.repair:
@@ -41,6 +42,6 @@ def run_tables(run: RunRecord) -> Iterator[Part]:
         return
     yield computed_with(integer.executor)
     yield agreement_sentence(integer.points_compared, integer.first_divergence)
-    yield "It uses integer arithmetic only, from pixels to logits."
+    yield f"It uses integer arithmetic only, from pixels to {run.output}."
     if run.float_bytes:
         yield f"Its size is {integer.bytes / run.float_bytes:.1%} of the float model."
