@@ -92,3 +92,15 @@ def test_the_weighted_sum_in_windows() -> None:
     out = value("y", (2, 1), -128, 127)
     mix = ops.Mix(out, "s", "k", 2, False, 0, 0, *ONE)
     assert result(q, k, scores, mix) == [[20], [87]]
+
+
+def test_a_constant_key_and_value() -> None:
+    """The key 7 stands before 1 and 3, so the query 2 gives 14, 2, 6; as values they give 98 + 2 + 18."""
+    k = given("k", [[1], [3]])
+    table = np.array([[7], [0], [0]], dtype=np.int8)
+    with_prefix = ops.Embed(value("all", (3, 1), -128, 127), "k", 1, table, *ONE)
+    q = given("q", [[2]])
+    scores = ops.Scores(value("s", (1, 1, 3), -128, 127), "q", "all", 1, ops.no_table(), *ONE)
+    assert result(k, with_prefix, q, scores) == [[[14, 2, 6]]]
+    mix = ops.Mix(value("y", (1, 1), -128, 127), "s", "all", 1, False, 0, 0, *ONE)
+    assert result(k, with_prefix, q, scores, mix) == [[14 * 7 + 2 * 1 + 6 * 3]]
