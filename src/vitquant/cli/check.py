@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from vitquant.cli.common import CONFIG, add_command, add_output_options, depth, print_json
 from vitquant.cli.streams import say
-from vitquant.config import ModelConfig
 from vitquant.errors import printable
 from vitquant.progress import console
 
@@ -33,7 +32,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(args: argparse.Namespace) -> None:
     """Print the verdicts; fail if a point is not integer-executable."""
-    config = ModelConfig.from_yaml(args.config)
+    from vitquant.config import ModelConfig
+
+    config = ModelConfig.from_yaml(args.config)  # before torch is imported, which takes longer
     from vitquant.adapters.names import lookup
     from vitquant.architectures.families import VIT
     from vitquant.architectures.float_vit import ViTSpec

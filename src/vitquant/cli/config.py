@@ -8,15 +8,6 @@ import sys
 from vitquant.arguments import require_path
 from vitquant.cli.common import CONFIG, add_command, add_output_options, depth, print_json
 from vitquant.cli.streams import note, say
-from vitquant.config import (
-    ModelConfig,
-    json_schema,
-    migrate,
-    point_names,
-    repair_section,
-    repair_text,
-    rich_table,
-)
 from vitquant.errors import printable
 from vitquant.files import write_atomically
 from vitquant.progress import console
@@ -53,6 +44,8 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run_show(args: argparse.Namespace) -> None:
     """Resolve a file against the points of a model and print the table."""
+    from vitquant.config import ModelConfig, repair_section, repair_text, rich_table
+
     resolved = ModelConfig.from_yaml(args.file).resolve(names_of(args.model, args.depth))
     if args.names:
         print("\n".join(resolved))
@@ -67,6 +60,8 @@ def run_show(args: argparse.Namespace) -> None:
 
 def names_of(model: str | None, depth: int) -> tuple[str, ...]:
     """The points of a named model, or of a plain ViT with this depth."""
+    from vitquant.config import point_names
+
     if model is None:
         return point_names(depth)
     from vitquant.adapters.names import lookup
@@ -77,11 +72,15 @@ def names_of(model: str | None, depth: int) -> tuple[str, ...]:
 
 def run_schema(_: argparse.Namespace) -> None:
     """Print the JSON Schema."""
+    from vitquant.config import json_schema
+
     print_json(json_schema())
 
 
 def run_migrate(args: argparse.Namespace) -> None:
     """Print the per-layer format of a global file, or write it."""
+    from vitquant.config import migrate
+
     out = None if args.out is None else require_path(args.out, "--out")
     text = migrate(args.file)
     if out is None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 
 from vitquant.cli.common import DIR, add_command, add_output_options, print_json, print_parts
-from vitquant.report.compare import comparison_tables
-from vitquant.report.files import load_run
-from vitquant.report.run_tables import run_tables
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,6 +18,10 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(args: argparse.Namespace) -> None:
     """Print the tables, or JSON."""
+    from vitquant.report.compare import comparison_tables
+    from vitquant.report.files import load_run
+    from vitquant.report.run_tables import run_tables
+
     shown = load_run(args.folder)
     compared = None if args.against is None else shown.compare(load_run(args.against))
     if args.json:
