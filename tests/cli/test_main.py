@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def test_what_was_typed_is_quoted_printably(capsys: pytest.CaptureFixture[str]) 
 
 
 STARTS = """
-import signal, sys
+import signal, sys, time
 from vitquant.cli.main import main
 
 class Slow:
@@ -114,11 +115,12 @@ class Slow:
     def run(self, args):
         print("started", flush=True)
         try:
-            signal.pause()
+            while True:
+                time.sleep(0.02)  # not signal.pause(), which misses a signal that comes just before it
         finally:  # what files are left whole by
             print("cleaning", flush=True)
-            end = __import__("time").monotonic() + 0.3
-            while __import__("time").monotonic() < end:
+            end = time.monotonic() + 0.3
+            while time.monotonic() < end:
                 pass
             print("cleaned", flush=True)
 
@@ -127,24 +129,23 @@ sys.exit(main(commands=[Slow()]))
 """
 
 
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], "subprocess.Popen[str]"]:
+@contextmanager
+def slow(preamble: str = "") -> Iterator["subprocess.Popen[str]"]:
     """A command that waits, and takes a moment to clean up; started with this preamble."""
-
-    def start(preamble: str = "") -> "subprocess.Popen[str]":
-        defaults = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        code = defaults + preamble + STARTS
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "started\n"
-        return process
-
-    return start
+    defaults = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code = defaults + preamble + STARTS
+    with subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "started\n"
+            yield process
+        finally:
+            process.kill()  # whatever was asserted, nobody waits for it
 
 
 @pytest.mark.job
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_signals_unwind_the_command(name: str, slow: Callable[..., "subprocess.Popen[str]"]) -> None:
+def test_signals_unwind_the_command(name: str) -> None:
     number = getattr(signal, name)
     with slow() as process:
         time.sleep(0.1)
@@ -155,7 +156,7 @@ def test_signals_unwind_the_command(name: str, slow: Callable[..., "subprocess.P
 
 
 @pytest.mark.job
-def test_a_second_one_does_not_disturb_the_cleaning_up(slow: Callable[..., "subprocess.Popen[str]"]) -> None:
+def test_a_second_one_does_not_disturb_the_cleaning_up() -> None:
     with slow() as process:
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
@@ -169,7 +170,7 @@ def test_a_second_one_does_not_disturb_the_cleaning_up(slow: Callable[..., "subp
 
 
 @pytest.mark.job
-def test_an_ignored_signal_stays_ignored(slow: Callable[..., "subprocess.Popen[str]"]) -> None:
+def test_an_ignored_signal_stays_ignored() -> None:
     """As shells start background jobs, and ``nohup`` any."""
     deaf = "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
     with slow(deaf) as process:
