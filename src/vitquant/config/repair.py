@@ -61,8 +61,8 @@ class GptqSettings(RepairSettings):
 
     damping: float = Field(
         0.01,
-        ge=1e-6,
-        le=1.0,
+        gt=0,
+        le=1,
         description="What is added to the diagonal of the inputs' second moments, as a share of its mean. More damping "
         "trusts the images less: weights come closer to rounding to nearest.",
     )

@@ -104,9 +104,12 @@ def moments(batches: Iterable[Value], scale: Tensor | None, width: int) -> Momen
 
 def solve(linear: QuantLinear, weight: Tensor, second: Tensor, damping: float) -> Solution:
     """The best integers for float64 weights ``[out, in]``, all inputs' scales multiplied in."""
+    params = linear.weight.require_params()
+    if not 0 < float(second.diagonal().sum()) < torch.inf:  # the images say nothing, or too large numbers
+        return Solution(quantize(weight, params), params, weight.new_zeros(len(weight)))
     order = second.diagonal().argsort(descending=True, stable=True)
     factor, damped = factorize(second[order][:, order], damping)
-    ordered, params = weight[:, order], linear.weight.require_params()
+    ordered = weight[:, order]
     nearest = quantize(ordered, params)
     left = ordered - (nearest - params.zero_point) * params.scale
     best = Solution(nearest, params, shared(linear, (left @ damped * left).sum(1)))
@@ -143,7 +146,7 @@ def factorize(second: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     The damping is a share of the mean of the diagonal, which is added to the diagonal. It grows until the matrix is
     positive definite, which fewer images than inputs do not make it.
     """
-    level = float(second.diagonal().mean()) or 1.0  # inputs that never vary: round to nearest
+    level = float(second.diagonal().mean())
     eye = torch.eye(len(second), dtype=second.dtype, device=second.device)
     while True:
         damped = second + damping * level * eye
