@@ -63,8 +63,8 @@ class GptqSettings(RepairSettings):
         0.01,
         gt=0,
         le=1,
-        description="What is added to the diagonal of the inputs' second moments, as a share of its mean. More damping "
-        "trusts the images less: weights come closer to rounding to nearest.",
+        description="What is added to the diagonal of the inputs' second moments, as a share of its mean. With more "
+        "damping, weights come closer to rounding to nearest.",
     )
 
 
