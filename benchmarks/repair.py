@@ -21,7 +21,12 @@ from vitquant.adapters.adapt import FloatModel, sqnr_db
 
 Figures: TypeAlias = tuple[str, ...]
 
-STEPS: dict[str, list[str]] = {"none": [], "bias_correction": ["bias_correction"]}
+STEPS: dict[str, list[str]] = {
+    "none": [],
+    "bias_correction": ["bias_correction"],
+    "gptq": ["gptq"],
+    "gptq, bias_correction": ["gptq", "bias_correction"],
+}
 
 
 def main() -> None:

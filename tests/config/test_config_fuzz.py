@@ -107,6 +107,7 @@ def test_arbitrary_text(text: str) -> None:
     check(text)
     check(f"weight:\n  kl_bins: {text}\n")
     check(f"repair:\n  - bias_correction: {text}\n")
+    check(f"repair:\n  - gptq: {{damping: {text}}}\n")
     check(f"repair:\n  - {text}\n")
     check(f"overrides:\n  {text}: {{}}\n")
 
@@ -124,7 +125,7 @@ KEYS = st.one_of(
     st.sampled_from(
         [
             *("weight", "defaults", "overrides", "norm1", "attn_qkv", "bit_type", "bits", "kl_bins", "*", "blocks.*"),
-            *("repair", "bias_correction", "images"),
+            *("repair", "bias_correction", "gptq", "images", "damping"),
         ]
     ),
     SCALARS,

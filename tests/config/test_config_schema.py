@@ -82,6 +82,7 @@ GOOD = [
     "defaults: {}",
     "overrides: {'*.weight': {kl_bins: 64}, 'blocks.0.mlp_fc1': {weight: {}, output: {}}}",
     "repair: [bias_correction, {bias_correction: {}}, {bias_correction: {images: 16}}]",
+    "repair: [gptq, {gptq: {damping: 0.05, images: 16}}, bias_correction]",
 ]
 BAD = [
     "attn_qout: {}",
@@ -108,6 +109,9 @@ BAD = [
     "repair: [{}]",
     "repair: [{bias_correction: {images: 0}}]",
     "repair: [{bias_correction: {image: 1}}]",
+    "repair: [{bias_correction: {damping: 0.01}}]",
+    "repair: [{gptq: {damping: 0}}]",
+    "repair: [{gptq: {damping: 1.5}}]",
     "repair: [[bias_correction]]",
 ]
 

@@ -17,7 +17,14 @@ from vitquant.config.locate import find_config, shipped_names
 from vitquant.config.migrate import migrate
 from vitquant.config.model_config import ModelConfig, OpenConfig, ResolvedConfig
 from vitquant.config.quant_config import BitType, QuantConfig
-from vitquant.config.repair import BiasCorrectionSettings, RepairSettings, repair_section, repair_settings, repair_text
+from vitquant.config.repair import (
+    BiasCorrectionSettings,
+    GptqSettings,
+    RepairSettings,
+    repair_section,
+    repair_settings,
+    repair_text,
+)
 from vitquant.config.show import Row, render_table, rich_table
 
 __all__ = [
@@ -26,6 +33,7 @@ __all__ = [
     "BiasCorrectionSettings",
     "BitType",
     "FieldError",
+    "GptqSettings",
     "LayerSection",
     "ModelConfig",
     "OpenConfig",

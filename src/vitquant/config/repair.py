@@ -49,7 +49,26 @@ class BiasCorrectionSettings(RepairSettings):
     owner: ClassVar[str] = name
 
 
-REPAIR_SETTINGS: dict[str, type[RepairSettings]] = {kind.name: kind for kind in (BiasCorrectionSettings,)}
+class GptqSettings(RepairSettings):
+    """Round the weights of the linear layers so that rounding errors cancel in their outputs.
+
+    >>> GptqSettings(damping=0.05)
+    GptqSettings(images=64, damping=0.05)
+    """
+
+    name: ClassVar[str] = "gptq"
+    owner: ClassVar[str] = name
+
+    damping: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="What is added to the diagonal of the inputs' second moments, as a share of its mean. With more "
+        "damping, weights come closer to rounding to nearest.",
+    )
+
+
+REPAIR_SETTINGS: dict[str, type[RepairSettings]] = {kind.name: kind for kind in (BiasCorrectionSettings, GptqSettings)}
 """The settings of each repair step by its name in a file."""
 
 

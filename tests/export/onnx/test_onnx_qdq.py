@@ -219,6 +219,12 @@ def test_corrected_biases_are_in_the_graph() -> None:
     assert all(".bias" in name for name in moved)
 
 
+@pytest.mark.usefixtures("float_between_points")
+@pytest.mark.filterwarnings("ignore::vitquant.calibration.repair.run.RepairWarning")
+def test_weights_and_scales_of_gptq_are_in_the_graph() -> None:
+    check_codes({"repair": ["gptq"]})
+
+
 @pytest.mark.parametrize("changes", [{}, ALL_UNSIGNED, CHANGES["paired"], CHANGES["outputs too"]], ids=str)
 def test_close_to_the_simulation(changes: dict[str, Any]) -> None:
     """Integer LayerNorm and requantization move some codes by one: less than quantization costs, by far."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from vitquant.calibration.repair.bias_correction import BiasCorrection
+from vitquant.calibration.repair.gptq import Gptq
 from vitquant.calibration.repair.step import RepairStep
-from vitquant.config import BiasCorrectionSettings, RepairSettings, repair_settings
+from vitquant.config import BiasCorrectionSettings, GptqSettings, RepairSettings, repair_settings
 from vitquant.errors import ConfigError
 
-REPAIR_STEPS: dict[str, type[RepairStep]] = {BiasCorrectionSettings.name: BiasCorrection}
+REPAIR_STEPS: dict[str, type[RepairStep]] = {BiasCorrectionSettings.name: BiasCorrection, GptqSettings.name: Gptq}
 """What each step does; its settings are in ``vitquant.config.repair`` under the same name."""
 
 
