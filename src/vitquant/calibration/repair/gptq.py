@@ -48,8 +48,8 @@ class Gptq(RepairStep):
 
     It differs from the paper as follows. The second moments are taken around the mean, since a constant error needs no
     weights: the bias takes it, ``b + (W - W_q) E[q]``. Several scales are tried, and each row (head, layer: what
-    shares a scale) keeps the best one; ``power_of_two`` scales stay. Rounding to nearest competes, so that none gets worse
-    on the step's images, damping included. The weights of an input that does not vary in them are rounded to
+    shares a scale) keeps the best one; ``power_of_two`` scales stay. Rounding to nearest competes, so that none gets
+    worse on the step's images, damping included. The weights of an input that does not vary in them are rounded to
     nearest: the paper sets them to 0, which is right for inputs that are always 0.
 
     A layer stays as it is if its sums would no longer fit into 32 bits.
