@@ -95,7 +95,7 @@ class Sensitivity:
             last = index + 1 == len(gradients)
             parts = torch.autograd.grad(values[stage.steps[-1]], targets, gradient, retain_graph=not last)
             for (name, _, error), part in zip(errors, parts, strict=False):
-                products[name][index] += (part * error).flatten(1).sum(1).double()
+                products[name][index] += torch.linalg.vecdot(part.flatten(1), error.flatten(1)).double()
             found.append(parts[-1])
         return found
 
