@@ -41,14 +41,14 @@ from vitquant.results import PointMetrics
 Exact: TypeAlias = bool | str | Sequence[str]
 """Which isolated SQNRs are exact: ``True`` or ``"all"``, or the names or patterns of further points."""
 WORST = 5
-"""So many points with the lowest estimates are always run."""
+"""Number of points with the lowest SQNR whose estimates are replaced by exact figures."""
 
 
 @dataclass(frozen=True)
 class PointProfile:
     """One row of a profile. The SQNRs are ``None`` for a point that stays float.
 
-    ``estimated`` tells whether the isolated SQNR is an estimate; the cumulative one is always exact.
+    If ``estimated``, the isolated SQNR is a first-order estimate. The cumulative one is always exact.
     """
 
     name: str
@@ -226,7 +226,7 @@ def profile(
     The isolated SQNR of most points is a first-order estimate (:mod:`vitquant.measure.sensitivity`). It is exact, from
     a run of the model, for the five points with the lowest estimates, for points whose error the estimate does not
     cover (a mean over tokens reads them), and for those in ``exact``. :attr:`PointProfile.estimated` tells which it is.
-    The estimate is the same in every run. It costs about ``draws + 4`` forwards, each exact figure about half a forward.
+    The estimate is the same in every run. It costs about ``draws + 4`` forwards, an exact figure about half a forward.
 
     Points with ``enable_profiler`` also get the metrics of :class:`PointMetrics`; points that the main output does not
     depend on get none.
@@ -281,7 +281,9 @@ def exact_points(model: QuantModel, exact: Exact) -> set[str]:
     for pattern in patterns_of(exact):
         matched = set(filter(Pattern.parse(pattern).matches, points))
         if not matched:
-            raise ConfigError("no point of the model matches", where="exact", got=pattern, expected="a point or pattern")
+            raise ConfigError(
+                "no point of the model matches", where="exact", got=pattern, expected="a point or pattern"
+            )
         found |= matched
     return found
 

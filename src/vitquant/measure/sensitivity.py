@@ -123,15 +123,16 @@ def rounded_again(graph: Graph) -> set[str]:
     That second error is larger than what is left of the first one, and no derivative contains it.
     """
     found: set[str] = set()
+    none: frozenset[str] = frozenset()
 
     def rule(step: Step, *given: frozenset[str]) -> frozenset[str]:
         active = frozenset(p.name for p in points_of(step.layer) if p.active and not isinstance(p, WeightPoint))
-        passed = frozenset().union(*given)
+        passed = none.union(*given)
         if isinstance(step.layer, MeanToken):
             found.update(passed)
         elif not isinstance(step.layer, QAct | SelectChannels | SelectToken | SelectTokens):
             return active
         return active or passed
 
-    graph.follow(frozenset(), rule)
+    graph.follow(none, rule)
     return found

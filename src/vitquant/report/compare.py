@@ -164,7 +164,8 @@ def comparison_tables(found: RunComparison) -> Iterator[Part]:
     yield f"The isolated SQNR of {rest} of {len(found.points)} points changed by less than {MIN_CHANGE_DB} dB."
     mixed = sum(point.before.estimated != point.after.estimated for point in found.points)
     if mixed:
-        yield f"The isolated SQNR of {mixed} points is an estimate (~) in one run only, and may differ for that reason."
+        share = f"{mixed} of {len(found.points)} points"
+        yield f"The isolated SQNR of {share} is an estimate (~) in one run only, and may differ for that reason."
     reconfigured = {point.name for point in found.points if point.reconfigured}
     if changed := [name for name in new.points if name in reconfigured]:
         yield f"The settings differ at {first_names(changed)}."

@@ -96,7 +96,8 @@ class PointRecord:
     """One point.
 
     ``isolated_db`` is the SQNR of the output if only this point is quantized, so :data:`IDENTICAL_DB` for a point that
-    stays in floating point (``null`` in JSON); ``estimated`` tells whether it is an estimate. ``cumulative_db`` is that of its own tensor if all points are quantized.
+    stays in floating point (``null`` in JSON); ``estimated`` tells whether it is an estimate. ``cumulative_db`` is that
+    of its own tensor if all points are quantized.
     ``config`` is ``None`` if no rule covers the point, and if the run was written by a vitquant before it was recorded.
     ``metrics`` are there if ``enable_profiler`` is set.
     """

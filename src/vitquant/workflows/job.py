@@ -25,8 +25,8 @@ from vitquant.files import require_writable, write_folder
 from vitquant.measure import ModelProfile, evaluate, profile
 from vitquant.measure.compare import compare_models
 from vitquant.measure.evaluate import check_classes
-from vitquant.measure.profile import Exact, exact_points
 from vitquant.measure.outliers import OutlierWarning, outlier_message
+from vitquant.measure.profile import Exact, exact_points
 from vitquant.program import storage
 from vitquant.program.program import IntegerProgram
 from vitquant.report.files import run_files
