@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     add_clock(parser, rounds=3)
     parser.add_argument("--config", default="vit_int8.yaml")
+    parser.add_argument("--exact", action="store_true", help="no estimates")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     model = load_model(args)
@@ -30,9 +31,11 @@ def main() -> None:
     source = open_images(pixels, model.preprocessing)
     points = len(qmodel.points())
     base = float_pass(model.vit, pixels, model.preprocessing)
-    ratio, taken = ratio_to(base, lambda: profile(qmodel, source, batch_size=BATCH), args.rounds, CLOCKS[args.clock])
+    ratio, taken = ratio_to(
+        base, lambda: profile(qmodel, source, batch_size=BATCH, exact=args.exact), args.rounds, CLOCKS[args.clock]
+    )
     report = Report(
-        f"Profile of all points, {args.config}, {len(pixels)} images",
+        f"{'Exact profile' if args.exact else 'Profile'} of all points, {args.config}, {len(pixels)} images",
         ["points", "s", "float forwards", "float forwards for each ten points", "goal"],
     )
     report.add(str(points), f"{taken:.1f}", f"{ratio:.1f}", f"{10 * ratio / points:.2f}", "20")

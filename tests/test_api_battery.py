@@ -50,6 +50,11 @@ STEPS = {key: value for key, value in WORDS.items() if value is not None and val
     "wrong value": [{"bias_correction": {"images": 0}}],
     "two in one": [{"bias_correction": {}, "other": {}}],
 }
+EXACT = {key: value for key, value in WORDS.items() if value != []} | {
+    "no point": ["blocks.9.*"],
+    "no pattern": ["blocks.(0)"],
+    "a number inside": [1],
+}
 LABELLED = tensors((3, 16, 16)) | {key: IN[key] for key in IN if key not in ("list", "class")}
 UNKNOWN_CLASSES = {key: value for key, value in LABELLED.items() if key != "labels beyond the classes"}
 IMAGES = {key: value for key, value in LABELLED.items() if "labels" not in key}
@@ -101,7 +106,11 @@ DOORS = (
         {"model": MODELS, "images": IMAGES, "steps": STEPS, **SIZES},
     ),
     Door(vitquant.evaluate, ("model", "images"), {"model": MODELS, "images": LABELLED, **SIZES}),
-    Door(vitquant.profile, ("model", "images"), {"model": MODELS, "images": IMAGES, **SIZES}),
+    Door(
+        vitquant.profile,
+        ("model", "images"),
+        {"model": MODELS, "images": IMAGES, "exact": EXACT, "draws": COUNTS, **SIZES},
+    ),
     Door(vitquant.save, ("model", "folder=new"), {"model": MODELS, "folder": OUT_FOLDER}),
     Door(vitquant.load, ("folder=saved",), {"folder": IN}),
     Door(vitquant.compile, ("model",), {"model": MODELS}),
@@ -163,6 +172,7 @@ DOORS = (
             "device": PLACES,
             "batch_size": COUNTS,
             "profile_images": COUNTS,
+            "exact": EXACT,
             "seed": SEEDS,
             "calibration_limit": LIMITS,
         },

@@ -69,6 +69,7 @@ def test_the_changes() -> None:
     assert told["points"]["head.output"] == {
         "reconfigured": True,
         "sqnr_isolated_db": [None, 60.0],
+        "sqnr_isolated_estimated": [False, False],
         "sqnr_cumulative_db": [None, 33.0],
     }
 
@@ -112,3 +113,11 @@ def test_many_points_are_cut_short() -> None:
     assert "Points with a lower isolated SQNR (the 10 of 12 with the largest change)" in shown
     assert "blocks.11.norm1" in shown
     assert "blocks.1.norm1" not in shown
+
+
+def test_estimates_are_marked() -> None:
+    guessed = record(replace(NORM, isolated_db=40.0, estimated=True), WEIGHT, OUTPUT)
+    shown = str(guessed.compare(record(NORM, WEIGHT, OUTPUT)))
+    assert "│         46.0 dB │ ~40.0 dB │ -6.0 dB │" in shown
+    assert "The isolated SQNR of 1 of 3 points is an estimate (~) in one run only" in shown
+    assert "estimate" not in str(guessed.compare(guessed))

@@ -2,12 +2,13 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 
 from support.run_records import METRICS, NORM, OUTPUT, WEIGHT, record
 from vitquant.config import QuantConfig
-from vitquant.report.points import COLUMNS, points_csv, type_name, worst_table
+from vitquant.report.points import COLUMNS, isolated, points_csv, type_name, worst_table
 from vitquant.report.record import PointRecord
 
 
@@ -22,6 +23,14 @@ def test_csv() -> None:
     assert (weight["shape"], weight["histogram"], weight["mse"]) == ("10x96", "1 0 12 3", "1e-05")
     assert float(weight["kl_divergence"]) == METRICS.kl_divergence
     assert (output["active"], output["sqnr_isolated_db"], output["sqnr_cumulative_db"]) == ("False", "", "")
+
+
+def test_estimates() -> None:
+    estimate = replace(NORM, estimated=True)
+    rows = csv.DictReader(io.StringIO(points_csv([estimate, WEIGHT, OUTPUT])))
+    assert [row["sqnr_isolated_estimated"] for row in rows] == ["True", "False", ""]
+    assert [isolated(point) for point in (estimate, WEIGHT, OUTPUT)] == ["~46.0 dB", "40.2 dB", ""]
+    assert "│      ~46.0 dB │         31.6 dB │" in str(record(estimate, WEIGHT))
 
 
 def test_worst_points() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 
 import vitquant
 from support.file_mutations import places
-from support.run_records import OUTPUT, WEIGHT, record, records
+from support.run_records import NORM, OUTPUT, WEIGHT, record, records
 from vitquant.config import BiasCorrectionSettings
 from vitquant.errors import ArtifactError
 from vitquant.files import json_text
@@ -48,6 +48,7 @@ def test_attributes_are_the_keys_of_the_summary() -> None:
         "sqnr_cumulative_db": None,
         "shape": [1, 10],
         "metrics": None,
+        "sqnr_isolated_estimated": False,
     }
     assert record(integer=None, refusal="no scale").to_dict()["integer"] == {"refused": "no scale"}
 
@@ -179,3 +180,15 @@ def test_the_configuration_has_the_repair_steps_that_a_file_can_name() -> None:
     assert RunRecord.from_dict(told, "summary") == run
     told["repair"][1]["settings"] = {"images": 0}
     assert "summary.repair: the settings of a repair step are damaged: " in refusal(repair=told["repair"])
+
+
+def test_estimates_in_the_summary() -> None:
+    run = record(dataclasses.replace(NORM, estimated=True), WEIGHT)
+    told = run.to_dict()
+    assert RunRecord.from_dict(told, "summary") == run
+    flags = {name: point.pop("sqnr_isolated_estimated") for name, point in told["points"].items()}
+    assert flags == {"final_norm": True, "head.weight": False}
+    earlier = RunRecord.from_dict(told, "summary")  # of a vitquant that measured all of them
+    assert not any(point.estimated for point in earlier.points.values())
+    told["points"]["final_norm"]["sqnr_isolated_estimated"] = 1
+    assert "sqnr_isolated_estimated: value not allowed" in refusal(points=told["points"])

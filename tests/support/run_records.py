@@ -94,6 +94,7 @@ def point_records(draw: st.DrawFn, name: str) -> PointRecord:
         cumulative_db=draw(sqnrs) if active else None,
         shape=draw(st.none() | st.lists(counts, max_size=3).map(tuple)),
         metrics=draw(st.none() | metrics),
+        estimated=active and draw(st.booleans()),
     )
 
 

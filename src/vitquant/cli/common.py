@@ -65,6 +65,8 @@ def add_job_options(parser: argparse.ArgumentParser, batch_size: int = 16) -> No
     parser.add_argument(
         "--profile-images", type=positive, default=16, metavar="N", help="images used for the profile (default: 16)"
     )
+    about = "measure the isolated SQNR of all points; by default, only those of the worst are not estimated"
+    parser.add_argument("--exact", action="store_true", help=about)
     about = "recorded in summary.json; all steps are deterministic and do not depend on it (default: 0)"
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help=about)
     add_device_option(parser)

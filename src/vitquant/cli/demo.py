@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
         evaluation=(test, labels),
         out=args.out,
         profile_images=args.profile_images,
+        exact=args.exact,
         batch_size=args.batch_size,
         seed=args.seed,
         device=args.device,

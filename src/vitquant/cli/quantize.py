@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
         out=args.out,
         calibration_limit=args.calib_limit,
         profile_images=args.profile_images,
+        exact=args.exact,
         batch_size=args.batch_size,
         seed=args.seed,
         device=args.device,

@@ -62,7 +62,8 @@ class RangeMeter:
         flat = share.flatten(1)
         rank = max(1, math.ceil(QUANTILE * flat.shape[1]))
         self.images += len(x)
-        self.tail += float(flat.kthvalue(rank, dim=1).values.double().sum())
+        largest = flat.topk(flat.shape[1] - rank + 1, dim=1).values  # several times faster than kthvalue
+        self.tail += float(largest[:, -1].double().sum())
         tokens = share.amax(-1).reshape(len(x), -1)
         self.token_peak += float(tokens.median(dim=1).values.double().sum())
         peaks = share.transpose(0, self.channel_dim).flatten(1).amax(1)

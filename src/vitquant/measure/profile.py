@@ -1,23 +1,28 @@
 """What every point loses, alone and in the chain.
 
-*Isolated*: only this point is quantized, and the SQNR is that of the model's output. The float model's input of every
-block is kept, so a point's run starts at its own block; the blocks before it are never computed again.
+*Isolated*: only this point is quantized, and the SQNR is that of the model's output. Most of these are estimated
+(:mod:`vitquant.measure.sensitivity`); those of the worst points, and of any others on request, are exact: the model is
+run with this point quantized. The float model's input of every block is kept, so a point's run starts at its own block;
+the blocks before it are never computed again.
 
 *Cumulative*: everything is quantized, and the SQNR is that of the point's own tensor, the chain up to it included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from vitquant.architectures.model import QuantModel
-from vitquant.arguments import require_count, require_kind
+from vitquant.arguments import require_count, require_kind, shown
 from vitquant.config import QuantConfig
+from vitquant.config.pattern import Pattern
 from vitquant.data import ImagesLike, model_batches, open_images
+from vitquant.errors import ConfigError
 from vitquant.layers import Point, QuantLinear, hooked, only
 from vitquant.layers.graph import Stage
 from vitquant.layers.layer import entered
@@ -27,15 +32,24 @@ from vitquant.layers.undisturbed import undisturbed
 from vitquant.layers.view import timed
 from vitquant.measure.meters import MetricsMeter
 from vitquant.measure.outliers import Outlier, RangeMeter, outlier_of
+from vitquant.measure.sensitivity import DRAWS, Sensitivity, rounded_again
 from vitquant.numerics.quantized import Value, real
 from vitquant.numerics.sqnr import SqnrMeter
 from vitquant.progress import track
 from vitquant.results import PointMetrics
 
+Exact: TypeAlias = bool | str | Sequence[str]
+"""Which isolated SQNRs are exact: ``True`` or ``"all"``, or the names or patterns of further points."""
+WORST = 5
+"""Number of points with the lowest SQNR whose estimates are replaced by exact figures."""
+
 
 @dataclass(frozen=True)
 class PointProfile:
-    """One row of a profile. The SQNRs are ``None`` for a point that stays float."""
+    """One row of a profile. The SQNRs are ``None`` for a point that stays float.
+
+    If ``estimated``, the isolated SQNR is a first-order estimate. The cumulative one is always exact.
+    """
 
     name: str
     config: QuantConfig | None
@@ -44,6 +58,7 @@ class PointProfile:
     sqnr_isolated_db: float | None
     sqnr_cumulative_db: float | None
     metrics: PointMetrics | None
+    estimated: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,15 +81,23 @@ class ModelProfile:
 
 
 class Profiler:
-    """Accumulates a profile batch by batch."""
+    """Accumulates a profile batch by batch.
 
-    def __init__(self, model: QuantModel) -> None:
+    Args:
+        model: calibrated.
+        exact: the points whose isolated SQNR is measured by running the model; that of the others is estimated.
+        draws: as for :class:`Sensitivity`.
+    """
+
+    def __init__(self, model: QuantModel, exact: Collection[str] = (), draws: int = DRAWS) -> None:
         model.require_calibrated()
         self.model, self.stages = model, measured_stages(model)
         self.points = model.point_modules()
         reached = {point.name for stage in self.stages for point in stage.points()}
         measured = {name: p for name, p in self.points.items() if p.active and name in reached}
-        self.isolated = {name: SqnrMeter() for name in measured}
+        self.isolated = {name: SqnrMeter() for name in measured if name in exact}
+        rest = {name: point for name, point in measured.items() if name not in exact}
+        self.sensitivity = Sensitivity(model, self.stages, rest, draws=draws)
         self.cumulative = {name: SqnrMeter() for name in measured}
         self.metrics = {
             name: MetricsMeter(p.params) for name, p in measured.items() if p.require_config().enable_profiler
@@ -94,7 +117,30 @@ class Profiler:
             inputs = self.chain(pixels)
             for index, stage in enumerate(self.stages):
                 for point in stage.points():
-                    if point.active:
+                    if point.name in self.isolated:
+                        self._isolate(point, index, inputs, self.metrics.get(point.name))
+                    elif point.name in self.metrics:
+                        with only([point], self.model):
+                            measured(stage, point, inputs[index], self.metrics[point.name])
+            if self.sensitivity.meters:
+                self.sensitivity.add(inputs)
+
+    def replace(self, names: Collection[str]) -> None:
+        """Drop the estimates of these points, to measure them by :meth:`add_exact`."""
+        for name in names:
+            del self.sensitivity.meters[name]
+            self.isolated[name] = SqnrMeter()
+
+    def add_exact(self, pixels: Tensor, names: Collection[str]) -> None:
+        """Measure the isolated error of these points on one batch that :meth:`add` has taken in."""
+        with entered(self.model, pixels):
+            inputs = [pixels]
+            with only([], self.model):
+                for stage in self.stages:
+                    inputs.append(real(stage.run(inputs[-1])))
+            for index, stage in enumerate(self.stages):
+                for point in stage.points():
+                    if point.name in names:
                         self._isolate(point, index, inputs)
 
     def chain(self, pixels: Tensor) -> list[Tensor]:
@@ -121,9 +167,8 @@ class Profiler:
 
         return hook
 
-    def _isolate(self, point: Point, index: int, inputs: list[Tensor]) -> None:
+    def _isolate(self, point: Point, index: int, inputs: list[Tensor], meter: MetricsMeter | None = None) -> None:
         """Quantize one point alone, from the float input of its stage to the output."""
-        meter = self.metrics.get(point.name)
         x: Value
         with only([point], self.model):
             if meter is None:
@@ -136,15 +181,18 @@ class Profiler:
 
     def result(self) -> ModelProfile:
         """The profile of all batches so far."""
+        estimated = self.sensitivity.meters
+        isolated = self.isolated | estimated
         rows = [
             PointProfile(
                 name=name,
                 config=point.config,
                 active=point.active,
                 shape=point.shape,
-                sqnr_isolated_db=self.isolated[name].db if name in self.isolated else None,
+                sqnr_isolated_db=isolated[name].db if name in isolated else None,
                 sqnr_cumulative_db=self.cumulative[name].db if name in self.cumulative else None,
                 metrics=self.metrics[name].result() if name in self.metrics else None,
+                estimated=name in estimated,
             )
             for name, point in self.points.items()
         ]
@@ -164,32 +212,95 @@ class Profiler:
 
 
 @undisturbed
-def profile(model: QuantModel, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> ModelProfile:
+def profile(
+    model: QuantModel,
+    images: ImagesLike,
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+    exact: Exact = (),
+    draws: int = DRAWS,
+) -> ModelProfile:
     """Measure the isolated and the cumulative error of every point of a calibrated model.
 
+    The isolated SQNR of most points is a first-order estimate (:mod:`vitquant.measure.sensitivity`). It is exact, from
+    a run of the model, for the five points with the lowest estimates, for points whose error the estimate does not
+    cover (a mean over tokens reads them), and for those in ``exact``. :attr:`PointProfile.estimated` tells which it is.
+    The estimate is the same in every run. It costs about ``draws + 4`` forwards, an exact figure about half a forward.
+
     Points with ``enable_profiler`` also get the metrics of :class:`PointMetrics`; points that the main output does not
-    depend on get none. The cost is about half a forward
-    for each active point.
+    depend on get none.
 
     Args:
         model: calibrated; its mode is the same afterwards.
-        images: as for :func:`vitquant.quantize`.
+        images: as for :func:`vitquant.quantize`. Those that can be iterated only once are kept in memory.
         limit: measure on at most so many images.
         batch_size: images in one forward.
+        exact: names or patterns of points, such as ``["blocks.0.*"]``, whose isolated SQNR is exact; ``True`` or
+            ``"all"`` for all points.
+        draws: random vectors per image for the estimate; more of them reduce its random error, in proportion to the
+            square root.
 
     Raises:
         LifecycleError: an active point was never observed, or another thread calibrates the model.
+        ConfigError: a pattern in ``exact`` is malformed, or matches no point.
         OutOfMemoryError: naming the point, and the batch size that was too large.
     """
     require_kind(model, QuantModel, "model")
     require_count(batch_size, "batch_size")
+    require_count(draws, "draws")
+    names = exact_points(model, exact)
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
     total = source.batch_count(batch_size)
-    profiler = Profiler(model)
+    profiler = Profiler(model, names, draws)
+    kept: list[Tensor] = []
     with torch.no_grad():
         for batch in track(model_batches(source, batch_size), "profiling", total):
             profiler.add(batch.pixels.to(model.device))
+            if not source.repeatable:
+                kept.append(batch.pixels)
+        worst = {row.name for row in profiler.result().worst(WORST) if row.estimated}
+        if worst:
+            profiler.replace(worst)
+            again = (batch.pixels for batch in model_batches(source, batch_size)) if source.repeatable else iter(kept)
+            for pixels in again:
+                profiler.add_exact(pixels.to(model.device), worst)
     return profiler.result()
+
+
+def exact_points(model: QuantModel, exact: Exact) -> set[str]:
+    """The names of the points whose isolated SQNR is to be exact: those asked for, and those that no estimate covers.
+
+    Raises:
+        ConfigError: a pattern is malformed, or matches no point.
+    """
+    points = model.point_modules()
+    if exact is True or (isinstance(exact, str) and exact == "all"):
+        return set(points)
+    found = rounded_again(model.graph.choose())
+    for pattern in patterns_of(exact):
+        matched = set(filter(Pattern.parse(pattern).matches, points))
+        if not matched:
+            raise ConfigError(
+                "no point of the model matches", where="exact", got=pattern, expected="a point or pattern"
+            )
+        found |= matched
+    return found
+
+
+def patterns_of(exact: Exact) -> Sequence[str]:
+    """The patterns in the argument ``exact``.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if exact is False:
+        return ()
+    given = (exact,) if isinstance(exact, str) else exact
+    if isinstance(given, list | tuple) and all(isinstance(pattern, str) for pattern in given):
+        return given
+    expected = 'True, "all", or a list of names and patterns'
+    raise ConfigError("bad value", where="exact", got=shown(exact), expected=expected)
 
 
 def measured_stages(model: QuantModel) -> tuple[Stage, ...]:

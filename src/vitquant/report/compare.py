@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vitquant.report.points import type_name
+from vitquant.report.points import isolated, type_name
 from vitquant.report.tables import Part, as_text, table
 from vitquant.report.units import decibels, difference, megabytes, percent
 from vitquant.results import first_names
@@ -73,11 +73,11 @@ class PointChange:
         """The row of a table."""
         before, after = self.before, self.after
         types = dict.fromkeys(filter(None, (type_name(before), type_name(after))))
-        isolated, cumulative = (
+        alone, cumulative = (
             MetricChange(self.name, "dB", a if before.active else None, b if after.active else None)
             for a, b in ((before.isolated_db, after.isolated_db), (before.cumulative_db, after.cumulative_db))
         )
-        return self.name, " → ".join(types), *isolated.cells()[1:], cumulative.change
+        return self.name, " → ".join(types), isolated(before), isolated(after), alone.change, cumulative.change
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ class RunComparison:
                 p.name: {
                     "reconfigured": p.reconfigured,
                     "sqnr_isolated_db": [r.isolated_db if r.active else None for r in (p.before, p.after)],
+                    "sqnr_isolated_estimated": [r.estimated for r in (p.before, p.after)],
                     "sqnr_cumulative_db": [r.cumulative_db for r in (p.before, p.after)],
                 }
                 for p in self.points
@@ -161,6 +162,10 @@ def comparison_tables(found: RunComparison) -> Iterator[Part]:
             yield points_table(points, what)
     rest = len(found.points) - len(found.worse) - len(found.better)
     yield f"The isolated SQNR of {rest} of {len(found.points)} points changed by less than {MIN_CHANGE_DB} dB."
+    mixed = sum(point.before.estimated != point.after.estimated for point in found.points)
+    if mixed:
+        share = f"{mixed} of {len(found.points)} points"
+        yield f"The isolated SQNR of {share} is an estimate (~) in one run only, and may differ for that reason."
     reconfigured = {point.name for point in found.points if point.reconfigured}
     if changed := [name for name in new.points if name in reconfigured]:
         yield f"The settings differ at {first_names(changed)}."

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vitquant.report.tables import table
-from vitquant.report.units import decibels
+from vitquant.report.units import decibels, marked
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,6 +37,7 @@ COLUMNS = (
     "observer_type",
     "shape",
     "sqnr_isolated_db",
+    "sqnr_isolated_estimated",
     "sqnr_cumulative_db",
     *METRICS,
     "run",
@@ -71,6 +72,7 @@ def row(point: PointRecord) -> dict[str, Any]:
         values["shape"] = "x".join(str(n) for n in point.shape)
     if point.active:
         values |= {"sqnr_isolated_db": point.isolated_db, "sqnr_cumulative_db": point.cumulative_db}
+        values["sqnr_isolated_estimated"] = point.estimated
     if point.metrics is not None:
         metrics = asdict(point.metrics)
         histogram = " ".join(str(n) for n in metrics.pop("histogram"))
@@ -83,9 +85,14 @@ def worst_table(run: RunRecord, count: int = 5) -> Table:
     return table(
         f"The {count} points with the lowest isolated SQNR (of {len(run.points)})",
         ("point", "type", "isolated SQNR", "cumulative SQNR"),
-        ((p.name, type_name(p), decibels(p.isolated_db), decibels(p.cumulative_db)) for p in run.worst(count)),
+        ((p.name, type_name(p), isolated(p), decibels(p.cumulative_db)) for p in run.worst(count)),
         text_columns=2,
     )
+
+
+def isolated(point: PointRecord) -> str:
+    """The isolated SQNR with its unit, ``~`` before an estimate; empty for a point in floating point."""
+    return marked(decibels(point.isolated_db), point.estimated) if point.active else ""
 
 
 def type_name(point: PointRecord) -> str:

@@ -96,7 +96,8 @@ class PointRecord:
     """One point.
 
     ``isolated_db`` is the SQNR of the output if only this point is quantized, so :data:`IDENTICAL_DB` for a point that
-    stays in floating point (``null`` in JSON). ``cumulative_db`` is that of its own tensor if all points are quantized.
+    stays in floating point (``null`` in JSON); ``estimated`` tells whether it is an estimate. ``cumulative_db`` is that
+    of its own tensor if all points are quantized.
     ``config`` is ``None`` if no rule covers the point, and if the run was written by a vitquant before it was recorded.
     ``metrics`` are there if ``enable_profiler`` is set.
     """
@@ -108,6 +109,7 @@ class PointRecord:
     cumulative_db: float | None = field(metadata={"key": "sqnr_cumulative_db"})
     shape: tuple[Count, ...] | None = None
     metrics: PointMetrics | None = None
+    estimated: bool = field(default=False, metadata={"key": "sqnr_isolated_estimated"})
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -16,6 +16,15 @@ def decibels(ratio: float | None, digits: int = 1) -> str:
     return "identical" if ratio >= IDENTICAL_DB else f"{ratio:.{digits}f} dB"
 
 
+def marked(text: str, estimated: bool) -> str:
+    """A number as text, ``~`` before it if it is an estimate.
+
+    >>> marked("37.5 dB", True), marked("37.5 dB", False), marked("identical", True)
+    ('~37.5 dB', '37.5 dB', 'identical')
+    """
+    return f"~{text}" if estimated and text[-1:] == "B" else text
+
+
 def percent(value: float | None) -> str:
     """A percentage; empty for ``None``."""
     return "" if value is None else f"{value:.2f} %"

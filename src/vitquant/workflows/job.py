@@ -26,6 +26,7 @@ from vitquant.measure import ModelProfile, evaluate, profile
 from vitquant.measure.compare import compare_models
 from vitquant.measure.evaluate import check_classes
 from vitquant.measure.outliers import OutlierWarning, outlier_message
+from vitquant.measure.profile import Exact, exact_points
 from vitquant.program import storage
 from vitquant.program.program import IntegerProgram
 from vitquant.report.files import run_files
@@ -74,6 +75,7 @@ def run(
     out: str | Path,
     calibration_limit: int | None = None,
     profile_images: int = 16,
+    exact: Exact = (),
     batch_size: int = 8,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -93,6 +95,7 @@ def run(
         out: folder of the results, made if it does not exist. The files of an earlier run are replaced, others stay.
         calibration_limit: calibrate on at most so many images.
         profile_images: how many of the evaluation images to profile on.
+        exact: points whose isolated SQNR is measured rather than estimated, as for :func:`vitquant.profile`.
         batch_size: images in one forward.
         seed: seed of torch's generators, recorded in ``summary.json``. The steps are deterministic and draw from none;
             it matters only to images that do, such as those of a ``DataLoader`` that shuffles.
@@ -117,6 +120,7 @@ def run(
     seconds: dict[str, float] = {}
     quantized = prepare(model, as_config(config), device=place, strict=strict, output=output)
     kept_float = float_share(quantized)
+    exact_points(quantized, exact)
     # What can be known to be wrong with these images is found before the long work.
     shared = SharedImages()
     opened = open_images(calibration, model.preprocessing, limit=calibration_limit, ignore_labels=True)
@@ -142,7 +146,7 @@ def run(
             integer, evaluated = integer_record(program, comparison), comparison.evaluation
     shared.warn()
     with stopwatch(seconds, "profile"):
-        profiled = profile(quantized, evaluation, limit=profile_images, batch_size=batch_size)
+        profiled = profile(quantized, evaluation, limit=profile_images, batch_size=batch_size, exact=exact)
     if profiled.outliers:
         warnings.warn(outlier_message(profiled.outliers), OutlierWarning, stacklevel=2)
     seconds["total"] = time.perf_counter() - start

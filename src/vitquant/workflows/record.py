@@ -83,6 +83,7 @@ def point_record(point: PointProfile) -> PointRecord:
         cumulative_db=None if cumulative is None else round(cumulative, 3),
         shape=point.shape,
         metrics=point.metrics,
+        estimated=point.estimated,
     )
 
 
