@@ -62,6 +62,7 @@ numbers = st.floats(-1e6, 1e6).map(lambda x: round(x, 3))
 sqnrs = st.floats(-100, IDENTICAL_DB).map(lambda x: round(x, 3)) | st.just(IDENTICAL_DB)
 percents = st.none() | st.floats(0, 100)
 counts = st.integers(0, 2**40)
+run_ids = st.text("0123456789abcdef", max_size=16)
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
@@ -122,7 +123,7 @@ def records(draw: st.DrawFn) -> RunRecord:
     names = draw(st.lists(st.sampled_from(point_names(2)), max_size=6, unique=True))
     integer = draw(st.none() | integers)
     return RunRecord(
-        run=draw(words),
+        run=draw(run_ids),
         version=draw(words),
         model=draw(words),
         parity_db=draw(st.none() | sqnrs),
