@@ -287,3 +287,12 @@ def test_the_flag_reaches_the_results(tmp_path: Any) -> None:
     assert not any(point.estimated for point in everything.record.points.values())
     assert math.isclose(everything.record.sqnr_db, result.record.sqnr_db)
     assert "95 of 120 points is an estimate (~) in one run only" in str(result.record.compare(everything.record))
+
+
+def test_a_first_stage_without_points_to_estimate() -> None:
+    """Nothing is left to be told of the pixels."""
+    model = vitquant.load_fashion()
+    images = vitquant.load_fashion_images()[0]
+    qmodel = vitquant.quantize(model, {"overrides": {"blocks.1.mlp_fc2.weight": {}}}, calibration=images[:8])
+    found = {point.name: point for point in vitquant.profile(qmodel, images[8:12]).points if point.active}
+    assert list(found) == ["blocks.1.mlp_fc2.weight"]

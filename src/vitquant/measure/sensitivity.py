@@ -90,6 +90,8 @@ class Sensitivity:
         targets = [tensor for _, tensor, _ in errors]
         if stage.source is not None:  # nothing before the first stage needs a gradient
             targets.append(values[stage.source])
+        if not targets:  # the first stage has no point to estimate
+            return []
         found: list[Tensor] = []
         for index, gradient in enumerate(gradients):
             last = index + 1 == len(gradients)
