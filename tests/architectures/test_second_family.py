@@ -91,6 +91,7 @@ def test_the_settings_are_read_by_name() -> None:
     assert resolved["blocks.0.mlp_fc1.weight"] is None
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES.keys())
 def test_integers_equal_the_simulation(changes: dict[str, Any]) -> None:
     model = quantized(changes)
@@ -118,6 +119,7 @@ def test_the_native_executor_gives_the_same_integers() -> None:
     assert all(torch.equal(native[name].codes, reference[name].codes) for name in names)
 
 
+@pytest.mark.job
 def test_both_onnx_forms(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     model = quantized()
@@ -126,6 +128,7 @@ def test_both_onnx_forms(tmp_path: Path) -> None:
         assert export_onnx_qdq(model, tmp_path / f"{target}.onnx", target=target, images=pixels(5, seed=1)).sqnr_db > 25
 
 
+@pytest.mark.job
 def test_it_is_measured_saved_and_read(tmp_path: Path) -> None:
     model, images = quantized(), pixels(6, seed=3)
     evaluation, profile = vitquant.evaluate(model, images), vitquant.profile(model, images)

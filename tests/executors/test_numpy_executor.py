@@ -76,6 +76,7 @@ def test_architectures(spec: dict[str, Any]) -> None:
     assert differences(vitquant.compile(quantized(**spec)), pixels(3, seed=2)) == []
 
 
+@pytest.mark.job
 def test_random_programs() -> None:
     varied: Counter[str] = Counter()
 
@@ -89,6 +90,7 @@ def test_random_programs() -> None:
     assert min(varied[kind] for kind in ops.KINDS) >= 3, varied
 
 
+@pytest.mark.job
 @RANDOM
 @given(tangled_programs())
 def test_programs_whose_values_are_read_in_any_way(program: IntegerProgram) -> None:

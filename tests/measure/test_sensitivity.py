@@ -118,6 +118,7 @@ def test_a_linear_model(kind: type[Sensitivity], draws: int, close: float) -> No
         assert meter.noise == pytest.approx(float(exact[name].square().sum()), rel=close), name
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("name", ["as shipped", "paired", "outputs too", "log2", "uniform", "I-BERT", "all layer_wise"])
 def test_every_kind_of_point(name: str) -> None:
     model, images = tiny(CONFIGS[name]), pixels(8, seed=3)
@@ -130,6 +131,7 @@ def test_every_kind_of_point(name: str) -> None:
         assert value == pytest.approx(exact[point], abs=3), point
 
 
+@pytest.mark.job
 @pytest.mark.parametrize(
     "changes",
     [
@@ -149,6 +151,7 @@ def test_other_architectures(changes: dict[str, Any]) -> None:
         assert "blocks.1.residual2" not in estimates(found)
 
 
+@pytest.mark.job
 def test_the_shipped_model(quantized: Any) -> None:
     exact = isolated(vitquant.profile(quantized.model, quantized.pixels, exact="all"))
     found = vitquant.profile(quantized.model, quantized.pixels, draws=16)

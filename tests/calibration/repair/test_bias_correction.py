@@ -100,6 +100,7 @@ def mean_outputs(model: QuantModel, images: Tensor, *, rounding: bool) -> tuple[
     return means, units
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("changes", [CONFIGS[name] for name in ("as shipped", "4 bits", "all unsigned", "outputs too")])
 @pytest.mark.parametrize("spec", ARCHITECTURES, ids=str)
 @torch.no_grad()
@@ -138,6 +139,7 @@ def test_float_layers_stay_as_they_are() -> None:
     assert "blocks.0.mlp_fc2" in record.changed
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS.keys())
 @torch.no_grad()
 def test_integers_are_those_of_the_simulation(changes: dict[str, Any]) -> None:
@@ -150,6 +152,7 @@ def test_integers_are_those_of_the_simulation(changes: dict[str, Any]) -> None:
     torch.testing.assert_close(integer, simulated, rtol=1e-4, atol=1e-4 * float(simulated.abs().max()))
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("spec", ARCHITECTURES, ids=str)
 def test_every_architecture_still_agrees(spec: dict[str, Any]) -> None:
     model = quantized(**spec)

@@ -192,6 +192,7 @@ def test_damping_grows_until_the_moments_are_positive_definite() -> None:
     torch.testing.assert_close(factor.t() @ factor, torch.linalg.inv(damped))
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("mode", ["layer_wise", "head_wise", "channel_wise"])
 @pytest.mark.parametrize("bits", [2, 4, 8, 12])
@@ -235,6 +236,7 @@ def test_a_layer_whose_sums_would_not_fit_stays_as_it_is(monkeypatch: pytest.Mon
     assert layer.revised == before[3]
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("spec", [{}, {"layer_scale": True}], ids=str)
 def test_the_output_is_better(spec: dict[str, Any]) -> None:
     model = quantized({"defaults": {"weight": {"bit_type": {"bits": 4}}}}, **spec)
@@ -244,6 +246,7 @@ def test_the_output_is_better(spec: dict[str, Any]) -> None:
     assert record.sqnr_after_db > record.sqnr_before_db + 2
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS.keys())
 @torch.no_grad()
 def test_integers_are_those_of_the_simulation(changes: dict[str, Any]) -> None:
@@ -252,6 +255,7 @@ def test_integers_are_those_of_the_simulation(changes: dict[str, Any]) -> None:
     assert disagreements(model, vitquant.compile(model), pixels(5, seed=1)) == {}
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("spec", ARCHITECTURES, ids=str)
 def test_every_architecture_still_agrees(spec: dict[str, Any]) -> None:
     model = quantized(CONFIGS["4 bits"], **spec)
