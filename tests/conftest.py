@@ -3,6 +3,7 @@ foreign torchvision, and small models."""
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable
 from itertools import chain
@@ -22,6 +23,13 @@ from vitquant.adapters.fashion import load_fashion, load_fashion_images
 from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 
 torch.set_num_threads(2)  # the tensors are small
+
+# Background jobs of shells and ``nohup`` ignore signals, and the processes that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+for name in ("SIGHUP", "SIGTERM"):
+    if signal.getsignal(getattr(signal, name, signal.SIGINT)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side, each with several threads, wait for each other
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that a test starts
