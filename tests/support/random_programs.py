@@ -213,7 +213,7 @@ class Maker:
             rows = self.pick(*(r for r in range(1, queries + 1) if queries % r == 0))
             spread = self.pick(1, out.high - out.low, ADDEND_LIMIT)
             table = self.numbers(-spread, spread, self.pick(1, heads), rows, self.pick(1, keys))
-            table = table.astype(narrowest(int(table.min()), int(table.max())).name.replace("uint8", "int16"))
+            table = table.astype(narrowest(min(int(table.min()), -1), int(table.max())))
         return self.emit(ops.Scores(out, q.name, k.name, windows, table, *self.rescale(heads, largest, out)))
 
     def softmax(self, x: Value) -> Value:

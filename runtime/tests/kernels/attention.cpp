@@ -78,7 +78,7 @@ void attention(const Kernels& kernels, uint64_t seed, bool large) {
                                r.of({200.0, 2000.0}));
     const int last = static_cast<int>(r.in(0, 15));
 
-    // Addends of some levels, or so many that scores are clamped; a file may hold any up to 2^30.
+    // Addends of some levels, or large enough that scores are clamped; a file may hold any up to 2^30.
     const auto some_of = [&](size_t count) { return r.chance(50) ? count : size_t{1}; };
     const size_t added_heads = some_of(heads), added_rows = some_of(queries), added_keys = r.chance(80) ? keys : 1;
     const int64_t addend = r.chance(40) ? 0 : r.of({int64_t{50}, int64_t{50}, int64_t{2000}, int64_t{1} << 30});

@@ -88,7 +88,7 @@ struct Case {
     }
 };
 
-// All outputs by the C interface, which is told their names.
+// All outputs by the C interface, chosen by name.
 bool agrees_in_c(const fs::path& folder, const Case& known) {
     char error[256];
     vitquant_program* first = vitquant_load(folder.c_str(), 1, error, sizeof error);

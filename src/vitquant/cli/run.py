@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
             say(f"{outcome.name}  {features(outcome.logits)}")
     if args.json:
         shapes = [{name: list(x.shape) for name, x in o.real.items()} for o in outcomes]
-        tops = [{"top": o.top(args.top)} if classes else {} for o in outcomes]
+        tops = [{"top": o.top(args.top)} if o.logits.ndim == 1 else {} for o in outcomes]
         print_json([{"image": o.name, **t, "outputs": s} for o, t, s in zip(outcomes, tops, shapes, strict=True)])
     if out is not None:
         write(out, outcomes)

@@ -15,7 +15,7 @@ from vitquant.numerics.affine import QuantParams, quantize
 from vitquant.numerics.limits import ADDEND_LIMIT, INT32_MAX
 from vitquant.numerics.quantized import addend_params
 from vitquant.numerics.requantize import at_least_smallest, dyadic
-from vitquant.program.values import Array, Value
+from vitquant.program.values import Array, Value, narrowest
 
 
 def image_value(preprocessing: Preprocessing) -> Value:
@@ -63,15 +63,10 @@ def addend(stream: Value, name: str, tokens: int) -> Value:
 
 def addend_codes(table: Tensor, out: Value) -> Array:
     """A table ``[1 or H, R, S]`` on the scale of the scores that it is added to, int8, int16 or int32."""
-    scale = torch.from_numpy(out.scale).repeat_interleave(out.shape[0] // len(out.scale))[:, None, None]
-    scale = scale[:1] if bool((scale == scale[:1]).all()) else scale
+    scale = torch.from_numpy(out.per_place(out.scale))[:, None, None]
     codes = quantize(table.cpu(), addend_params(QuantParams(scale, torch.zeros_like(scale), out.low, out.high)))
     array = as_int32(codes)
-    for dtype in ("int8", "int16"):
-        info = np.iinfo(dtype)
-        if info.min <= array.min() and array.max() <= info.max:
-            return array.astype(dtype)
-    return array
+    return array.astype(narrowest(min(int(array.min()), -1), int(array.max())))  # which is a signed type
 
 
 def integer_form(layer: QuantLinear, grid: QuantParams) -> tuple[Array, Array, Array, Array]:

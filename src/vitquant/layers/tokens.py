@@ -79,6 +79,9 @@ class SelectTokens(Layer):
     def __init__(self, index: Sequence[int], name: str, together: int = 1) -> None:
         super().__init__()
         self.index, self.name, self.together = tuple(index), name, together
+        run = range(self.index[0], self.index[0] + len(self.index))
+        self.run = slice(run.start, run.stop) if run.start >= 0 and self.index == tuple(run) else None
+        """Neighbours in their order, which need no gathering."""
 
     @property
     def label(self) -> str:
@@ -95,9 +98,8 @@ class SelectTokens(Layer):
 
     def select(self, x: Tensor, zero: Tensor) -> Tensor:
         """The tokens of ``x``, ``zero`` in the place of what is none."""
-        first, count = self.index[0], len(self.index)
-        if self.index == tuple(range(first, first + count)) and first >= 0:
-            found = x[:, first : first + count]
+        if self.run is not None:
+            found = x[:, self.run]
         else:
             index = torch.tensor(self.index, device=x.device)
             found = torch.where((index < 0)[:, None], zero, x[:, index])

@@ -54,6 +54,10 @@ class Value:
         repeated: Array = np.repeat(array, self.axis_length // len(array))
         return repeated
 
+    def per_place(self, array: Array) -> Array:
+        """``scale`` or ``zero_point`` with one element for all places, or else one for each."""
+        return array if len(array) == 1 else self.spread(array)
+
     @property
     def kind(self) -> str:
         """The codes' type as people write it, such as ``uint8`` or ``int16``; odd widths by their range."""

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vitquant.executors.reference.tensors import TORCH_TYPES, Constants, Execute, Inputs, requantized, stored, with_zero
+from vitquant.executors.reference.tensors import (
+    TORCH_TYPES,
+    Constants,
+    Execute,
+    Inputs,
+    Prepare,
+    requantized,
+    stored,
+    with_zero,
+)
 from vitquant.numerics.matmul import int_matmul
 from vitquant.numerics.requantize import rescale
 from vitquant.numerics.softmax import divide, log2_weights, look_up, shares
@@ -19,13 +28,20 @@ def scores(op: ops.Scores, c: Constants, x: Inputs) -> Tensor:
     """Q and K, head by head, each query with the keys of its window."""
     q, k = (split_windows(split_heads(x.centred(name), op.out.shape[0]), op.windows) for name in (op.q, op.k))
     acc = merge_windows(int_matmul(q, k.transpose(-1, -2)))
-    if op.adds_nothing:
+    if "table" not in c:
         return requantized(acc, op, c)
-    heads, rows, _ = op.table.shape
-    heads_each, repeats = op.out.shape[0] // heads, op.out.shape[1] // rows
-    table = c["table"].long().repeat_interleave(heads_each, 0).repeat(1, repeats, 1)
-    y = rescale(acc, c["multiplier"], c["shift"], c["start"]) + table
+    y = rescale(acc, c["multiplier"], c["shift"], c["start"]) + c["table"]
     return stored(with_zero(y, op, c), op.out)
+
+
+def prepare_scores(op: ops.Scores, c: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The table for each head and query, ``[H, N, 1 or M / windows]``; without one that adds nothing."""
+    table = c.pop("table")
+    if op.adds_nothing:
+        return c
+    heads, rows, _ = table.shape
+    heads_each, repeats = op.out.shape[0] // heads, op.out.shape[1] // rows
+    return {**c, "table": table.long().repeat_interleave(heads_each, 0).repeat(1, repeats, 1)}
 
 
 def softmax_row(op: ops.SoftmaxRow, c: Constants, x: Inputs) -> Tensor:
@@ -61,3 +77,5 @@ EXECUTE: Mapping[type[ops.Operation], Execute] = {
     ops.SoftmaxLog2: softmax_log2,
     ops.Mix: mix,
 }
+
+PREPARE: Mapping[type[ops.Operation], Prepare] = {ops.Scores: prepare_scores}

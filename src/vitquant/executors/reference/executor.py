@@ -15,18 +15,20 @@ from vitquant.arguments import require_kind
 from vitquant.device import require_device
 from vitquant.errors import ProgramError
 from vitquant.executors.reference import attention, elementwise, layernorm, linear, rotary, tokens
-from vitquant.executors.reference.tensors import Execute, Inputs, along
+from vitquant.executors.reference.tensors import Execute, Inputs, Prepare, along
 from vitquant.layers.memory import memory_named
 from vitquant.layers.plain_torch import plain_torch
 from vitquant.numerics.requantize import half
 from vitquant.program import ops
-from vitquant.program.program import IntegerProgram, Output
+from vitquant.program.program import IntegerProgram
 
 FAMILIES = (tokens, linear, layernorm, elementwise, rotary, attention)
 
 EXECUTE: Mapping[type[ops.Operation], Execute] = {
     kind: execute for family in FAMILIES for kind, execute in family.EXECUTE.items()
 }
+
+PREPARE: Mapping[type[ops.Operation], Prepare] = {**linear.PREPARE, **attention.PREPARE}
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,10 @@ class Reference:
         self.values = program.values()
         self.constants = {op.out.name: self._constants(op) for op in program.operations}
         self.last_use = {name: op.out.name for op in program.operations for name in op.inputs()}
-        self._zeros = {output.name: self._spread(output, "zero_point") for output in self.outputs}
-        self._scales = {output.name: self._spread(output, "scale") for output in self.outputs}
+        self.needed = program.needed(output.value for output in self.outputs)
+        given = {output.name: self.values[output.value] for output in self.outputs}
+        self._zeros = {name: self._tensor(value.per_place(value.zero_point)) for name, value in given.items()}
+        self._scales = {name: self._tensor(value.per_place(value.scale)).clone() for name, value in given.items()}
 
     def __call__(self, images: Tensor) -> IntegerOutput:
         """Images, uint8 ``[B, C, h, w]``, to the first of the chosen outputs.
@@ -92,7 +96,7 @@ class Reference:
         require_pixels(self.program, images)
         wanted = {*keep, *(output.value for output in self.outputs)}
         held = {self.program.image.name: images.to(self.device)}
-        for op in self.program.needed(wanted):
+        for op in self.program.needed(wanted) if keep else self.needed:
             constants = self.constants[op.out.name]
             with memory_named(op.out.name, images):
                 held[op.out.name] = EXECUTE[type(op)](op, constants, Inputs(held, self.values, len(images)))
@@ -108,12 +112,6 @@ class Reference:
     def _tensor(self, array: Any) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
-    def _spread(self, output: Output, field: str) -> Tensor:
-        """Scale or zero point of an output: one element, or one for each channel."""
-        value = self.values[output.value]
-        array = getattr(value, field)
-        return self._tensor(array if len(array) == 1 else value.spread(array)).clone()
-
     def _constants(self, op: ops.Operation) -> dict[str, Tensor]:
         """The operation's tensors, in the form in which they are used."""
         found = {name: self._tensor(array) for name, array in op.constants()}
@@ -122,9 +120,9 @@ class Reference:
                 found[name] = along(op.out, found[name].long())
         if "multiplier" in found:  # what rescaling begins with
             found["start"] = half(found["shift"])
-        zero = op.out.zero_point
-        found["zero"] = along(op.out, self._tensor(zero if len(zero) == 1 else op.out.spread(zero)))
-        return linear.prepared(found) if isinstance(op, ops.Linear) else found
+        found["zero"] = along(op.out, self._tensor(op.out.per_place(op.out.zero_point)))
+        prepare = PREPARE.get(type(op))
+        return found if prepare is None else prepare(op, found)
 
 
 def require_pixels(program: IntegerProgram, images: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vitquant.executors.reference.tensors import Constants, Execute, Inputs, requantized
+from vitquant.executors.reference.tensors import Constants, Execute, Inputs, Prepare, requantized
 from vitquant.numerics.matmul import int_matmul
 from vitquant.program import ops
 
@@ -16,11 +16,13 @@ def linear(op: ops.Linear, c: Constants, x: Inputs) -> Tensor:
     return requantized(int_matmul(x[op.x], c["weight"]), op, c)
 
 
-def prepared(c: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The constants as they are used: ``(acc + bias) m`` is ``acc m + bias m``, one pass less."""
+def prepare(op: ops.Linear, c: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``(acc + bias) m`` is ``acc m + bias m``, one pass less."""
     return {**c, "weight": c["weight"].t(), "start": c["start"] + c["bias"] * c["multiplier"]}
 
 
 EXECUTE: Mapping[type[ops.Operation], Execute] = {
     ops.Linear: linear,
 }
+
+PREPARE: Mapping[type[ops.Operation], Prepare] = {ops.Linear: prepare}

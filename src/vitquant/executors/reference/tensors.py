@@ -56,6 +56,10 @@ Execute: TypeAlias = Callable[[Any, Constants, Inputs], Tensor]
 """An operation, its constants and its operands, to the codes of its result ``[B, ...]``."""
 
 
+Prepare: TypeAlias = Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]
+"""An operation and its constants, to these in the form in which they are used: what need not be done in every call."""
+
+
 def along(value: Value, per_place: Tensor) -> Tensor:
     """One number for each channel, or for each head of scores, in the form that meets the tensor."""
     return per_place[:, None, None] if len(value.shape) == 3 and len(per_place) > 1 else per_place

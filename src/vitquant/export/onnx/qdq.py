@@ -18,6 +18,7 @@ from torch import nn
 from vitquant.architectures.model import QuantModel
 from vitquant.errors import ModelError
 from vitquant.export.onnx.graph import GraphTensor
+from vitquant.export.onnx.heads import heads_layout
 from vitquant.export.onnx.qdq_linear import array
 from vitquant.export.onnx.qdq_points import ONE, ZERO, Activation, PointWriter
 from vitquant.export.onnx.qdq_targets import GELU_OPSET, QdqFormat, Runtime, qdq_format
@@ -297,15 +298,8 @@ class QdqExport(PointWriter):
     def heads(
         self, x: Activation, shape: Shape, layer: AttentionScores | WeightedSum, *, transposed: bool = False
     ) -> str:
-        """``[B * N, C]`` to ``[B, H, N, C / H]``, or with windows to ``[B, H, W, N / W, C / H]``; ``transposed``
-        exchanges the last two axes.
-        """
-        (tokens, channels), heads, windows = shape, layer.num_heads, layer.windows
-        if windows == 1:
-            sizes, perm = [tokens, heads, channels // heads], [0, 2, 3, 1] if transposed else [0, 2, 1, 3]
-        else:
-            sizes = [windows, tokens // windows, heads, channels // heads]
-            perm = [0, 3, 1, 4, 2] if transposed else [0, 3, 1, 2, 4]
+        """Rows ``[B * N, C]`` to heads, as :func:`heads_layout` tells."""
+        sizes, perm = heads_layout(shape, layer.num_heads, layer.windows, transposed=transposed)
         name = self.reshape(x.name, f"{x.point}/heads", -1, *sizes)
         return self.graph.node("Transpose", name, name=f"{x.point}/Transpose", perm=perm)
 

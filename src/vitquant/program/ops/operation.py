@@ -83,6 +83,9 @@ class Operation:
     declarations: ClassVar[Mapping[str, Any]]
     """What each field but ``out`` is declared as, in order."""
 
+    reads: ClassVar[tuple[str, ...]]
+    """The fields that name operands."""
+
     out: Value
 
     def __init_subclass__(cls) -> None:
@@ -90,6 +93,7 @@ class Operation:
         cls.declarations = MappingProxyType(
             {name: get_args(hint)[1] for name, hint in hints.items() if get_origin(hint) is Annotated}
         )
+        cls.reads = tuple(cls.declared(Operand))
 
     @classmethod
     def declared(cls, what: type[Declaration]) -> Mapping[str, Declaration]:
@@ -98,7 +102,7 @@ class Operation:
 
     def inputs(self) -> tuple[str, ...]:
         """Names of the values that the operation reads."""
-        return tuple(getattr(self, name) for name in self.declared(Operand))
+        return tuple(getattr(self, name) for name in self.reads)
 
     def constants(self) -> Iterator[tuple[str, Array]]:
         """The integer tensors of the operation, by field."""

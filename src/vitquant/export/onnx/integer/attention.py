@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from vitquant.export.onnx.heads import heads_layout
 from vitquant.export.onnx.integer.arithmetic import BIT_LENGTH, constant, look_up, reached
 from vitquant.export.onnx.integer.shared import SIGN, Emit, GraphValues, as_bytes, as_int32, requantized
 from vitquant.export.onnx.integer.step import NodeWriter
@@ -39,18 +40,9 @@ def product(
 def split_heads(
     step: NodeWriter, value: Value, heads: int, windows: int, *, transposed: bool = False
 ) -> Callable[[str], str]:
-    """Layout ``[B, N, C]`` to ``[B, H, N, C / H]``, or with windows to ``[B, H, W, N / W, C / H]``; ``transposed``
-    exchanges the last two axes.
-    """
-    tokens, channels = value.shape
-    shape: tuple[int, ...]
-    perm: tuple[int, ...]
-    if windows == 1:
-        shape, perm = (tokens, heads, channels // heads), (0, 2, 3, 1) if transposed else (0, 2, 1, 3)
-    else:
-        shape = (windows, tokens // windows, heads, channels // heads)
-        perm = (0, 3, 1, 4, 2) if transposed else (0, 3, 1, 2, 4)
-    return lambda x: step.node("Transpose", step.reshape(x, *shape), perm=perm)
+    """Tokens to heads, as :func:`heads_layout` tells."""
+    sizes, perm = heads_layout(value.shape, heads, windows, transposed=transposed)
+    return lambda x: step.node("Transpose", step.reshape(x, *sizes), perm=perm)
 
 
 def distances(step: NodeWriter, x: str, heads: int, table: Array) -> str:

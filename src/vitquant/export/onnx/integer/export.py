@@ -53,7 +53,7 @@ def export_integer(program: IntegerProgram, outputs: Sequence[str] = ()) -> Any:
     for output in chosen:
         value = values[output.value]
         tensors.append(emit_output(graph, output, value, known))
-        scale = [float(s) for s in (value.scale if len(value.scale) == 1 else value.spread(value.scale))]
+        scale = [float(s) for s in value.per_place(value.scale)]
         scales[output.name + SCALES] = json.dumps(scale)
     return graph.model(
         str(program.metadata.get("model", "vit")),
