@@ -357,7 +357,7 @@ Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
     for (size_t h = 0; h < heads; ++h) {
         const size_t at = layout == Layout::avx512vnni ? interleaved(h) : h;
         score_scale[h] = plan->scores.scale[at], score_start[h] = plan->scores.start[at];
-        reach = std::fmax(reach, score_limit * score_scale[h] + std::fabs(plan->scores.zero[h]) + 1);
+        reach = std::max(reach, score_limit * score_scale[h] + std::fabs(plan->scores.zero[h]) + 1);
     }
     plan->score_scale = score_scale, plan->score_start = score_start;
     const ScoreTable& added = spec.score_table;
