@@ -110,7 +110,7 @@ def test_the_table_of_repair_steps_is_complete() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|", table, flags=re.MULTILINE))
     assert list(rows) == list(REPAIR_SETTINGS)
     for name, settings in REPAIR_SETTINGS.items():
-        for field, default in settings().model_dump().items():
+        for field, default in settings().model_dump(mode="json").items():
             assert f"`{field}`, default {default}" in rows[name]
 
 

@@ -18,11 +18,15 @@ from vitquant.adapters.adapt import FloatModel
 from vitquant.architectures import families
 from vitquant.architectures.families import register
 from vitquant.architectures.model import QuantModel
+from vitquant.calibration.rewrite import REWRITES
 from vitquant.compiler.deployability import verdicts
 from vitquant.config import ModelConfig, catalogue
 from vitquant.data import Preprocessing
 from vitquant.errors import ConfigError, ModelError
 from vitquant.executors.choose import open_executor
+from vitquant.layers import QuantNorm, only
+from vitquant.numerics.quantized import real
+from vitquant.numerics.sqnr import SqnrMeter
 from vitquant.program.storage import encode_program
 from vitquant.workflows.export import export_onnx_integer, export_onnx_qdq
 
@@ -57,6 +61,23 @@ def test_repair_steps_know_its_blocks_and_layers() -> None:
     ]
     assert moved == [linear.layer_name for linear in model.linears()]
     assert disagreements(model, vitquant.compile(model), pixels(5, seed=1)) == {}
+
+
+def test_its_float_weights_are_rewritten_where_its_layers_allow_it() -> None:
+    model, images = quantized({"repair": list(REWRITES)}), pixels(5, seed=1)
+    found, same = float_model(), SqnrMeter()
+    with only([], model), torch.no_grad():
+        same.add(found.vit(found.preprocessing.normalize(images)), real(model(images)))
+    assert same.db > 90
+    norms = {m.name: bool((m.norm.weight == 1).all()) for m in model.modules() if isinstance(m, QuantNorm)}
+    assert norms == {
+        "blocks.0.norm1": False,
+        "blocks.0.norm2": True,
+        "blocks.1.norm1": False,
+        "blocks.1.norm2": True,
+        "final_norm": True,
+    }
+    assert disagreements(model, vitquant.compile(model), images) == {}
 
 
 def float_model(seed: int = 0) -> FloatModel:

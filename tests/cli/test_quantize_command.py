@@ -13,7 +13,7 @@ import torch
 import vitquant
 from support.documents import FAILURES
 from vitquant.cli.main import main
-from vitquant.config import point_names
+from vitquant.config import BiasCorrectionSettings, point_names
 
 pytestmark = pytest.mark.job
 
@@ -39,7 +39,7 @@ def test_repair_steps_are_in_the_results(quantize: Callable[..., Any], folder: P
     assert vitquant.load_run("out").config.to_yaml() == summary["config"]
     assert (folder / "out" / "config.resolved.yaml").read_text().endswith("repair:\n- bias_correction: {images: 3}\n")
     assert summary["integer"]["first_divergence"] is None
-    assert vitquant.load("out").config.repair[0].images == 3
+    assert vitquant.load("out").config.repair == (BiasCorrectionSettings(images=3),)
 
 
 def test_results_are_those_of_the_library(quantize: Callable[..., Any], folder: Path) -> None:

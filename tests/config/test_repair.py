@@ -69,11 +69,14 @@ def test_without_it_there_are_no_steps(resolve: Callable[..., ResolvedConfig]) -
         (
             "  - bias_corection",
             "a.yaml:3 repair: unknown repair step `bias_corection`, did you mean `bias_correction`. "
-            "Expected one of bias_correction, gptq. Fix: write bias_correction.",
+            "Expected one of "
+            "augmentation, canonical_form, centring, sorted_channels, migration, gptq, bias_correction. "
+            "Fix: write bias_correction.",
         ),
         (
             "  - bias_correction\n  - adaround: {images: 3}",
-            "a.yaml:4 repair: unknown repair step `adaround`. Expected one of bias_correction, gptq.",
+            "a.yaml:4 repair: unknown repair step `adaround`. Expected one of "
+            "augmentation, canonical_form, centring, sorted_channels, migration, gptq, bias_correction.",
         ),
         (
             "  - bias_correction:\n      images: 0",

@@ -208,6 +208,16 @@ def test_only_some_points_round_and_all_modes_return() -> None:
     assert modes() == [Mode.QUANTIZED, Mode.QUANTIZED, Mode.FP32]
 
 
+def test_a_margin_widens_the_range_around_its_middle() -> None:
+    for signed, low, high in ((False, -2.0, 8.0), (True, -2.0, 8.0)):
+        plain = config("layer_wise", 8, signed)
+        point = calibrated(QAct(plain.model_copy(update={"range_margin": 1.5})), torch.tensor([[low, high]]))
+        params = point.require_params()  # the range is -4.5 to 10.5
+        assert params.scale.item() == pytest.approx(10.5 / 127 if signed else 15 / 255)
+        assert params.zero_point.item() == (0 if signed else round(4.5 * 255 / 15))
+        assert calibrated(QAct(plain), torch.tensor([[low, high]])).require_params().scale < params.scale
+
+
 def test_residual_adds_codes() -> None:
     point = calibrated(QuantResidual("residual1", config(bits=4)), torch.tensor([[7.0, -7.0]]))  # scale 1
     x, y = torch.tensor([[0.4, 1.6, 6.0, -6.0, 2.5]]), torch.tensor([[0.4, 1.6, 4.0, -6.0, 0.5]])

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from vitquant.architectures.families import FAMILIES, VIT, Family, Spec
 from vitquant.bounds import Check, colours, number, one_of, pair, whole
+from vitquant.calibration.rewrite import REWRITES
 from vitquant.config import ModelConfig
 from vitquant.data.preprocessing import Preprocessing
 from vitquant.errors import ArtifactError, ConfigError, ModelError
@@ -22,6 +23,9 @@ MAX_HEADER_BYTES = 2**24
 
 MAX_NAME = 100
 """Characters of an output's name."""
+
+MAX_REWRITES = 16
+"""A configuration names each once; a model that was calibrated again has them again."""
 
 MAX_TENSOR_BYTES = 2**36
 """Of the tensor file, where the manifest does not say how large it is."""
@@ -46,6 +50,7 @@ class Manifest:
     sha256: str
     size: int | None
     output: str | None
+    rewrites: tuple[str, ...]
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -87,6 +92,7 @@ def read_manifest(folder: Path) -> Manifest:
             sha256=tensors["sha256"],
             size=tensors.get("bytes"),
             output=read_output(manifest.get("output"), where),
+            rewrites=read_rewrites(manifest.get("rewrites", []), where),
         )
     except (ConfigError, ModelError) as error:
         raise ArtifactError(f"the saved model is damaged: {error}".removesuffix("."), where=where) from error
@@ -119,6 +125,22 @@ def read_output(told: object, where: str) -> str | None:
     if told is not None and not (isinstance(told, str) and 0 < len(told) <= MAX_NAME and told.isidentifier()):
         raise ArtifactError("damaged: value not allowed", where=f"{where} output", got=ascii(told)[:80])
     return told
+
+
+def read_rewrites(told: object, where: str) -> tuple[str, ...]:
+    """What was done to the float weights, in order.
+
+    Raises:
+        ArtifactError: there is no such rewrite.
+    """
+    if not isinstance(told, list) or len(told) > MAX_REWRITES or not all(name in REWRITES for name in map(str, told)):
+        raise ArtifactError(
+            "damaged: value not allowed",
+            where=f"{where} rewrites",
+            got=ascii(told)[:80],
+            expected=f"at most {MAX_REWRITES} of {', '.join(REWRITES)}",
+        )
+    return tuple(map(str, told))
 
 
 def read_spec(family: Family, told: dict[str, Any], where: str) -> Spec:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,10 +31,12 @@ from vitquant.artifact.manifest import (
     require_room,
 )
 from vitquant.artifact.outline import outline
+from vitquant.calibration.rewrite import rewrite_again
 from vitquant.config import ModelConfig
 from vitquant.errors import ArtifactError, ConfigError, ModelError
 from vitquant.files import write_folder
 from vitquant.layers import AttentionScores, Mode, QuantEmbedding, QuantLinear, QuantNorm, QuantPatchEmbed
+from vitquant.layers.layer import AppliedRewrite
 from vitquant.layers.plain_torch import plain_torch
 from vitquant.layers.undisturbed import undisturbed
 from vitquant.numerics.affine import QuantParams
@@ -43,6 +45,9 @@ from vitquant.strict_files import parse_json, read_file
 from vitquant.version import __version__
 
 TENSORS = "model.safetensors"
+REWRITE = "rewrite."
+"""What the names of the tensors of rewrites start with."""
+
 SMALLEST_SCALE = float(torch.finfo(torch.float32).tiny)
 """Calibration makes no smaller ones: their reciprocals would be infinite."""
 
@@ -82,6 +87,7 @@ def encode_model(model: QuantModel) -> dict[str, bytes | str]:
         KEY: run_id(model),
         "family": require_family(model).name,
         "output": model.output,
+        "rewrites": [applied.name for applied in model.rewrites],
         "spec": asdict(model.spec),
         "preprocessing": model.preprocessing.to_dict(),
         "config": model.config.to_yaml(),
@@ -144,6 +150,8 @@ def load(folder: str | Path, *, vit: nn.Module | None = None) -> QuantModel:
             model = outline(manifest.family, manifest.spec, manifest.config, manifest.preprocessing)
             model.choose_output(manifest.output)
             tensors = load_tensors(blob)
+            for number, name in enumerate(manifest.rewrites):
+                rewrite_again(model, AppliedRewrite(name, measured_by(number, tensors)))
     except NONSENSE as error:
         raise ArtifactError(f"the saved model is damaged: {error}".removesuffix("."), where=str(folder)) from error
     require_same_kinds(tensors, dict(state(model)), where=where)
@@ -172,6 +180,8 @@ def beside_float(outlined: QuantModel, vit: nn.Module, where: str) -> QuantModel
     config = ModelConfig.from_text(outlined.config.to_yaml(), name=where)
     model = require_family(outlined).quantized(vit, config, outlined.preprocessing)
     model.choose_output(outlined.output)
+    for applied in outlined.rewrites:
+        rewrite_again(model, applied)
     outlines = outlined.point_modules()
     for name, point in model.point_modules().items():
         point.params, point.shape = outlines[name].params, outlines[name].shape
@@ -196,6 +206,15 @@ def state(model: QuantModel) -> Iterator[tuple[str, Tensor]]:
             yield f"{name}.scale", point.params.scale
             if point.params.qmin == 0:  # signed grids have none
                 yield f"{name}.zero_point", point.params.zero_point
+    for number, applied in enumerate(model.rewrites):
+        for name, tensor in applied.measured.items():
+            yield f"{REWRITE}{number}.{name}", tensor
+
+
+def measured_by(number: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one rewrite, by their own names."""
+    prefix = f"{REWRITE}{number}."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def for_disk(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitquant.data.images import Batch
 from vitquant.errors import DataError, NumericsError, OutOfMemoryError, VitquantError
-from vitquant.layers import Mode, QuantLinear, points_of, set_mode
+from vitquant.layers import Mode, QuantLinear, QuantNorm, points_of, set_mode
 from vitquant.layers.graph import graph_of
 from vitquant.layers.memory import memory_named
 from vitquant.layers.plain_torch import plain_torch
@@ -82,9 +82,11 @@ def observe(module: nn.Module, batches: Iterable[Tensor | Batch], reference: Ten
 
 @contextmanager
 def unchanged_if_it_fails(module: nn.Module) -> Iterator[None]:
-    """If the block raises, the module's points and rounded weights are what they were: calibrated, if they were."""
+    """If the block raises, the module's points and weights are what they were: calibrated, if they were."""
     points = [(point, point.state) for point in points_of(module)]
     linears = [(m, m.state) for m in module.modules() if isinstance(m, QuantLinear)]
+    norms = [(m.norm, m.norm.weight, m.norm.bias) for m in module.modules() if isinstance(m, QuantNorm)]
+    rewrites = getattr(module, "rewrites", None)
     try:
         yield
     except BaseException:
@@ -92,6 +94,10 @@ def unchanged_if_it_fails(module: nn.Module) -> Iterator[None]:
             point.state = point_state
         for linear, linear_state in linears:
             linear.state = linear_state
+        for norm, weight, bias in norms:
+            norm.weight, norm.bias = weight, bias
+        if rewrites is not None:
+            module.rewrites = rewrites
         raise
 
 

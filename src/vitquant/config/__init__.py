@@ -18,9 +18,12 @@ from vitquant.config.migrate import migrate
 from vitquant.config.model_config import ModelConfig, OpenConfig, ResolvedConfig
 from vitquant.config.quant_config import BitType, QuantConfig
 from vitquant.config.repair import (
+    AugmentationSettings,
     BiasCorrectionSettings,
     GptqSettings,
+    Phase,
     RepairSettings,
+    StepSettings,
     repair_section,
     repair_settings,
     repair_text,
@@ -30,6 +33,7 @@ from vitquant.config.show import Row, render_table, rich_table
 __all__ = [
     "LAYERS",
     "POINT_KINDS",
+    "AugmentationSettings",
     "BiasCorrectionSettings",
     "BitType",
     "FieldError",
@@ -37,11 +41,13 @@ __all__ = [
     "LayerSection",
     "ModelConfig",
     "OpenConfig",
+    "Phase",
     "PointKind",
     "QuantConfig",
     "RepairSettings",
     "ResolvedConfig",
     "Row",
+    "StepSettings",
     "add_layers",
     "find_config",
     "get_layer_config",

@@ -14,7 +14,7 @@ from vitquant.config.catalogue import LAYERS, PointKind, closest
 from vitquant.config.explain import FieldError, show, unknown_field
 from vitquant.config.pattern import Pattern
 from vitquant.config.quant_config import PARTIAL, SOFTMAX_FIELDS, BitType, QuantConfig
-from vitquant.config.repair import RepairSettings, read_repair
+from vitquant.config.repair import StepSettings, read_repair
 from vitquant.config.source import Leaf, Location, Node, Table, plain
 from vitquant.errors import ConfigError
 
@@ -59,7 +59,7 @@ class Document:
     defaults: Mapping[PointKind, Section]
     layers: Mapping[str, Section]
     overrides: tuple[Override, ...]
-    repair: tuple[RepairSettings, ...]
+    repair: tuple[StepSettings, ...]
 
     def sections_of(self, section: str, kind: PointKind) -> tuple[Section, ...]:
         """The sections that apply to a point, least specific first: at most one global section and one of its layer."""

@@ -65,7 +65,11 @@ def allowed(field: Schema) -> str:
         return f"one of {', '.join(field['enum'])}"
     if field["type"] == "boolean":
         return "true or false"
+    if field["type"] == "array":
+        return f"a list, each item {allowed(field['items'])}"
     if field["type"] == "number":
+        if "minimum" in field:
+            return f"a number from {field['minimum']:g} to {field['maximum']:g}"
         return f"a number above {field['exclusiveMinimum']:g} and at most {field['maximum']:g}"
     what = "an even integer" if "multipleOf" in field else "an integer"
     return f"{what} from {field['minimum']} to {field['maximum']}"

@@ -7,7 +7,7 @@ from typing import Any
 from vitquant.config.catalogue import LAYERS, PointKind
 from vitquant.config.document import GLOBAL_KEYS
 from vitquant.config.quant_config import SOFTMAX_FIELDS, QuantConfig
-from vitquant.config.repair import REPAIR_SETTINGS, RepairSettings
+from vitquant.config.repair import REPAIR_SETTINGS, StepSettings
 
 _ABOUT_GLOBAL = {
     PointKind.WEIGHT: "All weights of linear layers.",
@@ -88,7 +88,7 @@ def _repair() -> dict[str, Any]:
     }
 
 
-def _step(kind: type[RepairSettings]) -> dict[str, Any]:
+def _step(kind: type[StepSettings]) -> dict[str, Any]:
     schema = kind.model_json_schema()
     fields = {name: _plain(field) for name, field in schema.get("properties", {}).items()}
     return _described(_mapping(fields), schema["description"].partition("\n")[0])

@@ -27,7 +27,7 @@ def load_config_from_yaml(path: str | Path) -> dict[str, object]:
         with ``'weight'`` and ``'output'`` (``None`` if no rule covers it: it stays in floating point); then the
         global sections of the file. *Model format*: every layer that the file configures, with the defaults merged in,
         and ``'overrides'`` -> {pattern: {field: value}}. A file with repair steps also gives ``'repair'`` -> list of
-        :class:`RepairSettings`.
+        :class:`StepSettings`.
 
     Raises:
         ConfigError: the file or something in it is wrong; the message gives the line and the key.

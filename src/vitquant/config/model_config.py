@@ -11,7 +11,7 @@ from vitquant.config.emit import dump, model_sections
 from vitquant.config.explain import show
 from vitquant.config.locate import find_config
 from vitquant.config.quant_config import QuantConfig
-from vitquant.config.repair import RepairSettings, repair_section
+from vitquant.config.repair import StepSettings, repair_section
 from vitquant.config.resolve import Resolution, require_matching, resolve_point
 from vitquant.config.source import Location, Table, read_file, read_text, tree
 from vitquant.errors import ConfigError
@@ -23,7 +23,7 @@ class ResolvedConfig(Mapping[str, QuantConfig | None]):
     ``repair`` are the settings of the repair steps, in order. Two objects are equal if all settings are equal.
     """
 
-    def __init__(self, resolutions: Mapping[str, Resolution], repair: tuple[RepairSettings, ...] = ()) -> None:
+    def __init__(self, resolutions: Mapping[str, Resolution], repair: tuple[StepSettings, ...] = ()) -> None:
         self._resolutions, self.repair = dict(resolutions), repair
 
     def __eq__(self, other: object) -> bool:

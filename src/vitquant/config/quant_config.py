@@ -124,6 +124,13 @@ class QuantConfig(Settings):
         multiple_of=2,
         description="Number of histogram bins of KLObserver and OmseObserver.",
     )
+    range_margin: float = Field(
+        1.0,
+        ge=1,
+        le=4,
+        description="Widen the range around its middle by this factor, to hold values larger than those of the "
+        "calibration images.",
+    )
     enable_profiler: bool = Field(
         False, description="Record detailed metrics of this point in a profile: SQNR, range, clipping and others."
     )

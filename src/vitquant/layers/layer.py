@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import wraps
 from time import perf_counter
 from typing import Any, TypeAlias, TypeVar
@@ -90,10 +90,21 @@ class Layer(nn.Module):
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
+@dataclass(frozen=True, eq=False)
+class AppliedRewrite:
+    """A rewrite of float weights, such as ``centring``, and the tensors with which it can be done again."""
+
+    name: str
+    measured: Mapping[str, Tensor]
+
+
 class Composite(Layer):
     """A module whose ``forward`` does nothing but call layers: what a graph is traced from."""
 
     is_step = False
+
+    rewrites: tuple[AppliedRewrite, ...] = ()
+    """What was done to the float weights, in order; in float, the module computes what it computed before."""
 
 
 def entrance(forward: F) -> F:

@@ -52,8 +52,11 @@ class IntegerForm:
 
 @dataclass(frozen=True)
 class LinearState:
-    """The rounded tensors of a linear layer."""
+    """The tensors of a linear layer that calibration and repair change."""
 
+    float_weight: Tensor
+    float_bias: Tensor | None
+    gain: Tensor | None
     weight_codes: Tensor
     weight_hat: Tensor
     bias_hat: Tensor
@@ -180,10 +183,20 @@ class QuantLinear(Layer):
     @property
     def state(self) -> LinearState:
         """What calibration changes, to go back to; the points of the layer have theirs."""
-        return LinearState(self.weight_codes, self.weight_hat, self.bias_hat, self.input_scale, self.revised)
+        return LinearState(
+            self.float_weight,
+            self.float_bias,
+            self.gain,
+            self.weight_codes,
+            self.weight_hat,
+            self.bias_hat,
+            self.input_scale,
+            self.revised,
+        )
 
     @state.setter
     def state(self, state: LinearState) -> None:
+        self.float_weight, self.float_bias, self.gain = state.float_weight, state.float_bias, state.gain
         self.weight_codes, self.weight_hat, self.bias_hat = state.weight_codes, state.weight_hat, state.bias_hat
         self.input_scale, self.revised, self._form = state.input_scale, state.revised, None
 
@@ -209,6 +222,15 @@ class QuantLinear(Layer):
         weight, bias = self.float_weight, self.float_bias
         bias = weight.new_zeros(len(weight)) if bias is None else bias
         return (weight, bias) if self.gain is None else (weight * self.gain[:, None], bias * self.gain)
+
+    def rewrite(self, weight: Tensor, bias: Tensor) -> None:
+        """Take other float weights ``[out, in]`` and biases ``[out]``, the gain included.
+
+        A rewrite of the model gives them; the model computes the same. The integers follow with the next :meth:`fold`.
+        """
+        kind = self.float_weight.dtype
+        self.float_weight, self.float_bias, self.gain = weight.to(kind), bias.to(kind), None
+        self.revised = True
 
     def fold(self, input_params: QuantParams | None) -> None:
         """Round the weights for an input with these parameters (``None``: a float input, or not known yet)."""

@@ -216,7 +216,7 @@ class Point(Layer):
             self.require_params()
             raise LifecycleError(f"the statistics of {self.name} were used up", fix="calibrate again")
         bits, signed = config.bit_type.bits, config.bit_type.signed
-        low, high = self.observer.range(bits=bits, signed=signed, narrow=self.narrow)
+        low, high = widened(*self.observer.range(bits=bits, signed=signed, narrow=self.narrow), config.range_margin)
         power_of_two = config.quantization_method == "power_of_two"
         return scale_from_range(low, high, bits=bits, signed=signed, power_of_two=power_of_two), low
 
@@ -256,6 +256,12 @@ class Point(Layer):
             return f"{self.name}: float"
         bits = self.config.bit_type
         return f"{self.name}: {'int' if bits.signed else 'uint'}{bits.bits} {self.config.calibration_mode}"
+
+
+def widened(low: Tensor, high: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """The range around the same middle that is ``margin`` times as wide."""
+    more = (high - low) * (margin - 1) / 2
+    return low - more, high + more
 
 
 def points_of(module: nn.Module) -> list[Point]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import collections
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -15,9 +17,11 @@ from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_count, require_kind, require_path
 from vitquant.calibration.calibrate import calibrate_batches, unchanged_if_it_fails
 from vitquant.calibration.repair import RepairRecord, RepairStep, make_steps, repair_images
+from vitquant.calibration.rewrite import REWRITES, rewrite_model
 from vitquant.compiler.float_share import require_integers
-from vitquant.config import ModelConfig, RepairSettings, load_config_from_yaml
-from vitquant.data import CalibrationCheck, ImageSample, ImagesLike, model_batches, open_images
+from vitquant.config import AugmentationSettings, ModelConfig, Phase, StepSettings, load_config_from_yaml
+from vitquant.data import Batch, CalibrationCheck, ImageSample, ImagesLike, model_batches, open_images
+from vitquant.data.augmentation import with_copies
 from vitquant.device import require_device
 from vitquant.errors import ConfigError, DataError
 from vitquant.layers import points_of
@@ -26,7 +30,7 @@ from vitquant.layers.plain_torch import plain_torch
 from vitquant.layers.usage import using
 from vitquant.progress import track
 
-StepLike: TypeAlias = str | Mapping[str, Any] | RepairSettings | RepairStep
+StepLike: TypeAlias = str | Mapping[str, Any] | StepSettings | RepairStep
 ConfigLike: TypeAlias = ModelConfig | str | PathLike[str] | Mapping[str, Any]
 
 __all__ = ["ConfigLike", "as_config", "calibrate", "load_config_from_yaml", "prepare", "quantize", "repair"]
@@ -123,7 +127,8 @@ def prepare(
 def calibrate(model: QuantModel, images: ImagesLike, *, limit: int | None = None, batch_size: int = 8) -> QuantModel:
     """The second step of :func:`quantize`: one pass over the images, after which the model is in mode ``QUANTIZED``.
 
-    Then the repair steps of the model's configuration run, on some of the images.
+    The steps of the section ``repair`` run: before the pass those that add images or rewrite float weights, after it
+    those that change the integers, on some of the images.
 
     Warns:
         CalibrationImagesWarning: the images are of one colour, all the same, or noise.
@@ -148,14 +153,30 @@ def calibrate_and_repair(
     """What :func:`calibrate` does; returns what each repair step did."""
     require_kind(model, QuantModel, "model")
     require_count(batch_size, "batch_size")
-    steps = make_steps(model.config.repair)
+    settings = model.config.repair
+    rewrites = [REWRITES[step.name](step) for step in settings if step.phase is Phase.FLOAT]
+    steps = make_steps([step for step in settings if step.phase is Phase.INTEGERS])
+    copies = [step for step in settings if isinstance(step, AugmentationSettings)]
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
-    total = source.batch_count(batch_size)
+    times = math.prod(1 + step.copies for step in copies)
+    total, count = (n if n is None else n * times for n in (source.batch_count(batch_size), source.count))
     check = CalibrationCheck()
-    sample = ImageSample(max((step.settings.images for step in steps), default=0), source.count)
-    watched = sample.watch(check.watch(model_batches(source, batch_size)))
+    sample = ImageSample(max([getattr(step, "images", 1) for step in settings], default=0), count)
+
+    def read(task: str) -> Iterator[Batch]:
+        found = check.watch(model_batches(source, batch_size))
+        for step in copies:
+            found = with_copies(found, step.copies, step.seed)
+        return track(each_named(found, "images", batch_size), task, total)
+
     with using(points_of(model), alone=True), unchanged_if_it_fails(model):
-        calibrate_batches(model, track(each_named(watched, "images", batch_size), "calibrating", total))
+        if rewrites:
+            seen = sample.watch(read("reading"))
+            kept = collections.deque(seen, maxlen=0 if source.repeatable else None)
+            rewrite_model(model, rewrites, sample.images, batch_size=batch_size)
+            calibrate_batches(model, kept if kept else read("calibrating"))
+        else:
+            calibrate_batches(model, sample.watch(read("calibrating")))
         check.warn()
         return repair_images(model, steps, sample.images, batch_size=batch_size) if steps else ()
 
@@ -207,7 +228,8 @@ def repair(
     """
     require_kind(model, QuantModel, "model").require_calibrated()
     require_count(batch_size, "batch_size")
-    made = make_steps(model.config.repair if steps is None else steps)
+    configured = [step for step in model.config.repair if step.phase is Phase.INTEGERS]
+    made = make_steps(configured if steps is None else steps)
     source = open_images(images, model.preprocessing, limit=limit, ignore_labels=True)
     sample = ImageSample(max((step.settings.images for step in made), default=0), source.count)
     for _ in sample.watch(model_batches(source, batch_size)):

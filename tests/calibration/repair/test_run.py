@@ -26,7 +26,8 @@ from vitquant.calibration.repair import (
     make_steps,
     repair_images,
 )
-from vitquant.config import BiasCorrectionSettings, QuantConfig, RepairSettings
+from vitquant.calibration.rewrite import REWRITES
+from vitquant.config import AugmentationSettings, BiasCorrectionSettings, Phase, QuantConfig, RepairSettings
 from vitquant.config.repair import REPAIR_SETTINGS
 from vitquant.errors import ConfigError, LifecycleError
 from vitquant.layers import Mode, QAct, QuantLinear
@@ -296,7 +297,10 @@ def test_bad_steps_are_refused(steps: Any, message: str) -> None:
 
 
 def test_settings_and_steps_go_by_the_same_names() -> None:
-    assert REPAIR_STEPS.keys() == REPAIR_SETTINGS.keys()
+    by_phase = {p: [n for n, s in REPAIR_SETTINGS.items() if s.phase is p] for p in Phase}
+    assert list(REPAIR_STEPS) == by_phase[Phase.INTEGERS]
+    assert list(REWRITES) == by_phase[Phase.FLOAT]
+    assert by_phase[Phase.IMAGES] == [AugmentationSettings.name]
     assert all(name == settings.name for name, settings in REPAIR_SETTINGS.items())
 
 
