@@ -56,6 +56,7 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.native --weights $(WEIGHTS) --photos $(PHOTOS)
 	$(BIN)/python -m benchmarks.native_inside --weights $(WEIGHTS) --photos $(PHOTOS)
 	$(BIN)/python -m benchmarks.repair --weights $(WEIGHTS) --photos $(PHOTOS)
+	$(BIN)/python -m benchmarks.weight_groups --weights $(WEIGHTS) --photos $(PHOTOS)
 	$(BIN)/python -m benchmarks.startup
 
 clean:

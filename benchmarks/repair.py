@@ -18,6 +18,7 @@ from benchmarks.model import FinalNorm, arguments, load_model
 from benchmarks.photos import load, load_crops, split
 from benchmarks.report import Report
 from vitquant.adapters.adapt import FloatModel, sqnr_db
+from vitquant.architectures.model import QuantModel
 
 Figures: TypeAlias = tuple[str, ...]
 
@@ -64,15 +65,20 @@ def figures(
 ) -> Figures:
     """SQNR over all images, its median and minimum over single images, and top-1 where there are labels."""
     quantized = vitquant.quantize(model, config, calibration=calibration)
-    images = model.preprocessing.normalize(evaluation)
-    reference = torch.cat([FinalNorm(model.vit)(batch) for batch in images.split(50)])
-    output = torch.cat([quantized.forward_features(batch) for batch in images.split(50)])
-    single = torch.tensor([sqnr_db(r, o) for r, o in zip(reference, output, strict=True)])
-    found = tuple(f"{db:.2f}" for db in (sqnr_db(reference, output), float(single.median()), float(single.min())))
+    found = figures_of(model, quantized, evaluation)
     if labels is None:
         return (*found, "")
     top1 = vitquant.evaluate(quantized, (evaluation, labels), batch_size=100).quantized_top1
     return (*found, f"{top1:.2f} %")
+
+
+def figures_of(model: FloatModel, quantized: QuantModel, evaluation: Tensor) -> Figures:
+    """SQNR over all images, and its median and minimum over single images."""
+    images = model.preprocessing.normalize(evaluation)
+    reference = torch.cat([FinalNorm(model.vit)(batch) for batch in images.split(50)])
+    output = torch.cat([quantized.forward_features(batch) for batch in images.split(50)])
+    single = torch.tensor([sqnr_db(r, o) for r, o in zip(reference, output, strict=True)])
+    return tuple(f"{db:.2f}" for db in (sqnr_db(reference, output), float(single.median()), float(single.min())))
 
 
 if __name__ == "__main__":

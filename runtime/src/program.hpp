@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -51,11 +52,16 @@ struct Output {
     bool pooled = false;
 };
 
+// Vectors that stay where they are while the program moves.
+using UnpackedMemory = std::vector<std::unique_ptr<const std::vector<int8_t>>>;
+
 struct Program {
     Value image;
     std::vector<Operation> operations;
     std::vector<Output> outputs;  // the first is the one that is given if nothing else is asked for
     std::string metadata;         // JSON
+
+    UnpackedMemory unpacked;  // constants that are no views of the tensor file
 };
 
 }  // namespace vitquant

@@ -101,8 +101,8 @@ def test_golden_programs(path: Path) -> None:
 
 def test_newer_version(tmp_path: Path) -> None:
     told = json.loads(MANIFEST)
-    told["format_version"] = 3
-    with pytest.raises(ValueError, match=r"another version of the format. Got 3, expected version 1 or 2; install"):
+    told["format_version"] = 4
+    with pytest.raises(ValueError, match=r"another version of the format. Got 4, expected version 1 to 3; install"):
         vitquant_runtime.load(write(tmp_path, sealed(told)))
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 import vitquant_runtime
-from support import mutations
+from support import mutations, packed_programs
 from support.random_programs import PLAIN
 from vitquant.errors import VitquantError
 from vitquant.program import ops
@@ -206,6 +206,14 @@ def test_outputs(rule: str) -> None:
     assert said in str(by_runtime)
 
 
+@pytest.mark.parametrize("name", packed_programs.SPOILED)
+def test_packed_tensors(name: str) -> None:
+    assert refusals(encode_program(packed_programs.one_layer())) == (None, None)
+    by_vitquant, by_runtime = refusals(packed_programs.spoiled(name))
+    assert by_vitquant
+    assert by_runtime
+
+
 def version_1() -> tuple[dict[str, Any], dict[str, Array]]:
     """A program of format 1: the body of its manifest, and its tensors."""
     whole = program()
@@ -261,7 +269,7 @@ def test_version_1_has_nothing_newer(change: str) -> None:
     assert by_runtime
 
 
-@pytest.mark.parametrize("version", [0, 3, -1, 2**40])
+@pytest.mark.parametrize("version", [0, 4, -1, 2**40])
 def test_other_versions(version: int) -> None:
     manifest, tensors = encode_program(program())
     told = json.loads(manifest)
@@ -269,4 +277,4 @@ def test_other_versions(version: int) -> None:
     files = mutations.resigned(json.dumps(told).encode(), "0" * 64), tensors
     by_vitquant, by_runtime = refusals(files)
     assert by_vitquant
-    assert f"Got {version}, expected version 1 or 2" in str(by_runtime)
+    assert f"Got {version}, expected version 1 to 3" in str(by_runtime)

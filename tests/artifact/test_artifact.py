@@ -19,8 +19,8 @@ from support.tensor_files import load_file
 from vitquant.adapters.adapt import FloatModel
 from vitquant.architectures.float_vit import VisionTransformer
 from vitquant.architectures.model import QuantModel
-from vitquant.artifact.manifest import FORMAT_VERSION
-from vitquant.artifact.storage import TENSORS, load, save
+from vitquant.artifact.manifest import PLAIN_VERSION
+from vitquant.artifact.storage import TENSORS, load, save, state
 from vitquant.config import ModelConfig
 from vitquant.data import Preprocessing
 from vitquant.errors import ArtifactError, LifecycleError
@@ -76,6 +76,9 @@ def digest(folder: Path) -> None:
         ({"pool": "avg"}, {"weight": {"bit_type": {"bits": 16}}, "outputs": {"bit_type": {"bits": 12}}}),
         ({"num_classes": 0, "qkv_bias": False}, {"weight": {"bit_type": {"bits": 3}}, "norm": CHANNEL}),
         ({}, {"defaults": {}}),
+        ({}, {"weight": {"bit_type": {"bits": 4}, "weight_groups": 5}}),
+        ({}, {"weight": CHANNEL | {"bit_type": {"bits": 2}, "weight_groups": 1000}, "activation": CHANNEL}),
+        ({}, {"weight": CHANNEL | {"bit_type": {"bits": 5, "signed": False}}}),
         (
             {},
             {
@@ -121,11 +124,12 @@ def test_the_embedded_model(
     assert (tmp_path / TENSORS).stat().st_size < 1.3 * linears, "a byte a weight, and a few scales"
 
 
+@pytest.mark.parametrize("folder", [GOLDEN, GOLDEN.with_name("tiny_vit_v2")], ids=lambda folder: folder.name)
 @torch.no_grad()
-def test_the_golden_artifact() -> None:
-    """Written once, by ``tests/golden/make_golden.py``; whatever comes later must read it and agree."""
-    expected = load_file(GOLDEN / "expected.safetensors")
-    model = load(GOLDEN)
+def test_the_golden_artifacts(folder: Path) -> None:
+    """Written once, by ``tests/golden/make_golden.py``; whatever comes later must read them and agree."""
+    expected = load_file(folder / "expected.safetensors")
+    model = load(folder)
     outputs = model(model.preprocessing.normalize(expected["images"]))
     assert outputs.std() > 0.3
     shapes = {info.name: info.shape for info in model.points()}
@@ -137,7 +141,7 @@ def test_the_golden_artifact() -> None:
 
 def test_the_manifest_says_what_it_is(saved: Path) -> None:
     manifest = json.loads((saved / MANIFEST).read_text())
-    assert (manifest["format"], manifest["format_version"]) == ("vitquant-model", FORMAT_VERSION)
+    assert (manifest["format"], manifest["format_version"]) == ("vitquant-model", PLAIN_VERSION)
     assert manifest["spec"]["embed_dim"] == 16
     assert manifest["preprocessing"]["mean"] == [0.5, 0.4, 0.3]
     assert manifest["tensors"]["sha256"] == hashlib.sha256((saved / TENSORS).read_bytes()).hexdigest()
@@ -238,7 +242,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "binary manifest": (lambda f: (f / MANIFEST).write_bytes(b"\xff\xfe\x00"), "the manifest is not JSON"),
     "a list": (lambda f: (f / MANIFEST).write_text("[1]"), 'not a vitquant model. Expected "format": "vitquant-model"'),
     "foreign": (lambda f: edit(f, format="other"), "not a vitquant model"),
-    "newer": (lambda f: edit(f, format_version=2), r"another version of the format\. Got 2, expected version 1"),
+    "newer": (lambda f: edit(f, format_version=3), r"another version of the format\. Got 3, expected version 1 or 2\."),
     "no version": (lambda f: edit(f, format_version=None), "another version of the format"),
     "no digest": (lambda f: edit(f, tensors={}), r"incomplete\. Expected the keys tensors\.sha256"),
     "no spec": (lambda f: edit(f, spec=None), r"incomplete\. Expected the keys spec"),
@@ -314,6 +318,78 @@ def test_every_tensor_must_be_what_the_model_wants(damage: str, tmp_path: Path) 
         kind = str(tensor.dtype).removeprefix("torch.")
         assert caught.value.expected == f"{kind} {list(tensor.shape)}"
         assert caught.value.got != caught.value.expected
+
+
+GROUPS = {"weight": {"bit_type": {"bits": 3}, "weight_groups": 5}}
+
+
+@torch.no_grad()
+def test_packed_weights_are_small_and_older_files_are_read(
+    make_vit: Callable[..., VisionTransformer], tmp_path: Path
+) -> None:
+    """A model with narrow weights was stored without packing in version 1."""
+    model = small(make_vit(), GROUPS)
+    save(model, tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    assert manifest["format_version"] == 2
+    packed = load_file(tmp_path / TENSORS)
+    name = "blocks.0.mlp_fc1"
+    assert packed[f"{name}.codes"].shape == (24, 6)  # 16 inputs of 3 bits
+    assert packed[f"{name}.multipliers"].shape == (24, 2)  # 4 groups of 4 bits
+    plain = {name: tensor.contiguous() for name, tensor in state(model)}
+    assert plain[f"{name}.codes"].shape == (24, 16)
+    save_file(plain, tmp_path / TENSORS)
+    digest(tmp_path)
+    edit(tmp_path, format_version=1)
+    x = PREPROCESSING.normalize(pixels())
+    assert torch.equal(load(tmp_path)(x), model(x))
+    save(load(tmp_path), tmp_path / "again")
+    assert load_file(tmp_path / "again" / TENSORS).keys() == packed.keys()
+
+
+SPOILED_ROWS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+    "no codes": (lambda t: t.pop("head.codes"), r"head\.codes: .*Got no tensor, expected int8 \[5, 16\]"),
+    "no multipliers": (lambda t: t.pop("head.multipliers"), r"damaged: head\.multipliers: the tensor is missing"),
+    "another type": (
+        lambda t: t.update({"head.codes": t["head.codes"].to(torch.int8)}),
+        r"head\.codes: packed weights are damaged: int8 \[5, 6\] instead of uint8 \[n, 6\]",
+    ),
+    "a column less": (
+        lambda t: t.update({"head.codes": t["head.codes"][:, :5].contiguous()}),
+        r"head\.codes: packed weights are damaged: uint8 \[5, 5\] instead of uint8 \[n, 6\]",
+    ),
+    "a row less": (
+        lambda t: t.update({"head.multipliers": t["head.multipliers"][:4].contiguous()}),
+        r"head\.codes: packed weights are damaged: multipliers of 4 rows instead of 5",
+    ),
+    "no rows": (
+        lambda t: t.update({"head.codes": t["head.codes"][:0], "head.multipliers": t["head.multipliers"][:0]}),
+        r"head\.codes: .*Got int8 \[0, 16\], expected int8 \[5, 16\]",
+    ),
+    "a number": (
+        lambda t: t.update({"head.codes": torch.tensor(3, dtype=torch.uint8)}),
+        r"head\.codes: packed weights are damaged: uint8 \[\]",
+    ),
+    "a group more": (
+        lambda t: t.update({"head.multipliers": torch.ones(5, 3, dtype=torch.uint8)}),
+        r"head\.codes: packed weights are damaged: uint8 \[5, 3\] instead of uint8 \[n, 2\]",
+    ),
+    "the most negative code": (
+        lambda t: t.update({"head.codes": torch.full((5, 6), 0b100100, dtype=torch.uint8)}),
+        r"head\.codes: .*Got -\d+ to \d+, expected whole numbers from -48 to 48",
+    ),
+}
+
+
+@pytest.mark.job
+@pytest.mark.parametrize("name", SPOILED_ROWS)
+def test_spoiled_rows_are_refused(name: str, make_vit: Callable[..., VisionTransformer], tmp_path: Path) -> None:
+    save(small(make_vit(), GROUPS), tmp_path)
+    load(tmp_path)
+    change, message = SPOILED_ROWS[name]
+    edit_tensors(tmp_path, change)
+    with pytest.raises(ArtifactError, match=message):
+        load(tmp_path)
 
 
 def test_float_weights_are_checked_as_well(make_vit: Callable[..., VisionTransformer], tmp_path: Path) -> None:

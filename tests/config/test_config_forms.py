@@ -218,6 +218,11 @@ def test_an_unknown_layer_name_is_refused() -> None:
             "attn_q_out:\n  softmax: row\n",
             "a.yaml:2 attn_q_out.softmax: `softmax` applies to intSoft only. Fix: remove it.",
         ),
+        (
+            "mlp_fc1:\n  output: {weight_groups: 32}\n",
+            "a.yaml:2 mlp_fc1.output.weight_groups: `weight_groups` applies to weights only. Fix: remove it.",
+        ),
+        ("intSoft:\n  weight_groups: 0\n", "a.yaml:2 intSoft.weight_groups: `weight_groups` applies to weights only."),
         ("activation:\n  approximation: table\n", "a.yaml:2 activation.approximation: `approximation` applies to"),
         (
             "mlp_fc1:\n  weight:\n    bit_type:\n      bits: 3.5\n",

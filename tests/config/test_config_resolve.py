@@ -161,6 +161,16 @@ def test_the_second_head_reads_the_section_head() -> None:
             "blocks.0.norm1. Fix: use blocks.*.intSoft.",
         ),
         (
+            "overrides:\n  blocks.0.*:\n    weight_groups: 32\n",
+            "a.yaml:3 overrides.blocks.0.*.weight_groups: `weight_groups` applies to weights only, but the rule "
+            "matches blocks.0.norm1. Fix: use *.weight.",
+        ),
+        (
+            "weight:\n  weight_groups: 32\n",
+            "a.yaml:2 weight.weight_groups, for patch_embed.weight: weight_groups needs a signed bit_type of few bits. "
+            "Got bit_type: {bits: 8, signed: true}, expected at most 4 bits",
+        ),
+        (
             "weight:\n  calibration_mode: head_wise\n",
             "a.yaml:2 weight.calibration_mode: the rows of patch_embed.weight do not belong to attention heads. Got "
             "head_wise, expected layer_wise or channel_wise. Fix: use head_wise for attn_qkv.weight and",

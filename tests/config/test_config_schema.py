@@ -136,7 +136,7 @@ def test_an_editor_finds_every_layer_and_field_described() -> None:
     assert json.loads(json.dumps(schema)) == schema
     assert {layer.name for layer in LAYERS.values()} < set(schema["properties"])
     assert all(entry["description"] for entry in schema["properties"].values())
-    fields = schema["$defs"]["intsoft"]["properties"]
+    fields = schema["$defs"]["intsoft"]["properties"] | schema["$defs"]["weight"]["properties"]
     assert set(fields) == set(QuantConfig.model_fields)
     assert all(field["description"] for field in (*fields.values(), *fields["bit_type"]["properties"].values()))
     assert fields["observer_type"]["enum"] == ["MinmaxObserver", "PercentileObserver", "KLObserver", "OmseObserver"]

@@ -13,6 +13,7 @@ def test_blocks_that_are_alike_share_a_row(resolve: Resolve) -> None:
         """
         attn_q_out: {bit_type: {bits: 6}, observer_type: PercentileObserver}
         intSoft: {softmax: row, bit_type: {signed: false}}
+        mlp_fc1: {weight: {bit_type: {bits: 4}, weight_groups: 32}}
         mlp_gelu: {observer_type: KLObserver, quantization_method: power_of_two, output_quant_enable: false}
         overrides:
           blocks.1.attn_q_out: {bit_type: {bits: 4}}
@@ -25,9 +26,11 @@ def test_blocks_that_are_alike_share_a_row(resolve: Resolve) -> None:
     assert (common.observer, common.method, common.enabled) == ("Percentile 0.99999, 0.01", "uniform", "yes")
     assert common.source == "attn_q_out:2"
     other = rows["blocks.1.attn_q_out"]
-    assert (other.bits, other.source) == ("4", "attn_q_out:2, overrides.blocks.1.attn_q_out:6 (bits)")
+    assert (other.bits, other.source) == ("4", "attn_q_out:2, overrides.blocks.1.attn_q_out:7 (bits)")
     soft = rows["blocks.0-4.intSoft"]
     assert (soft.sign, soft.observer, soft.method) == ("unsigned", "none", "row, table")
+    grouped = rows["blocks.0-4.mlp_fc1.weight"]
+    assert (grouped.bits, grouped.observer, grouped.method) == ("4", "Minmax", "uniform, groups of 32")
     gelu = rows["blocks.0-4.mlp_gelu"]
     assert (gelu.observer, gelu.method, gelu.enabled) == ("KL 2048", "power_of_two", "no")
     assert (rows["head.weight"].enabled, rows["head.weight"].bits) == ("float", "")

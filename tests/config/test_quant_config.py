@@ -26,6 +26,7 @@ def test_defaults() -> None:
         "output_quant_enable": True,
         "softmax": "uniform",
         "approximation": "table",
+        "weight_groups": 0,
     }
 
 
@@ -86,6 +87,16 @@ def test_the_method_takes_any_letter_case(name: str) -> None:
             "softmax: row needs an unsigned bit_type. Got bit_type.signed: true, expected bit_type.signed: f",
         ),
         ({"softmax": "log2"}, "softmax: log2 needs an unsigned bit_type."),
+        ({"weight_groups": -1}, "weight_groups: value not allowed. Got -1, expected an integer from 0 to 4096."),
+        ({"weight_groups": 5000}, "weight_groups: value not allowed. Got 5000, expected an integer from 0 to 4096."),
+        ({"weight_groups": 32.0}, "weight_groups: value not allowed. Got 32.0, expected an integer from 0 to 4096."),
+        ({"weight_groups": True}, "weight_groups: value not allowed. Got true, expected an integer from 0 to 4096."),
+        (
+            {"weight_groups": 32, "bit_type": {"bits": 5}},
+            "weight_groups needs a signed bit_type of few bits. Got bit_type: {bits: 5, signed: true}, expected at "
+            "most 4 bits and signed: true, so that 8 bits hold a weight times 16. Fix: set weight_groups: 0, or",
+        ),
+        ({"weight_groups": 1, "bit_type": {"bits": 4, "signed": False}}, "Got bit_type: {bits: 4, signed: false}"),
     ],
 )
 def test_what_is_refused_and_how_it_is_said(data: dict[str, object], expected: str) -> None:

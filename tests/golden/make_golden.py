@@ -1,4 +1,4 @@
-"""Write the golden artifacts: a tiny saved model, what it gives for a few images, and the record of a run.
+"""Write the golden artifacts: tiny saved models, what they give for a few images, a program, and the record of a run.
 
     python tests/golden/make_golden.py
 
@@ -17,14 +17,20 @@ from torch import Tensor
 
 from vitquant.adapters.adapt import FloatModel
 from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
+from vitquant.architectures.model import QuantModel
 from vitquant.artifact.storage import save
+from vitquant.compiler.lowering import compile as compile_program
 from vitquant.config import load_config_from_yaml
 from vitquant.data import Preprocessing
+from vitquant.executors.reference import Reference
+from vitquant.program.storage import save_program
 from vitquant.report.files import run_files
 from vitquant.workflows.job import run
 from vitquant.workflows.quantize import quantize
 
 FOLDER = Path(__file__).parent / "tiny_vit_v1"
+PACKED = Path(__file__).parent / "tiny_vit_v2"
+PACKED_PROGRAM = Path(__file__).parent / "program_v3_packed"
 RUN = Path(__file__).parent / "run_record"
 SPEC = ViTSpec(
     img_size=(8, 8),
@@ -58,16 +64,36 @@ def pixels(count: int, seed: int) -> Tensor:
 @torch.no_grad()
 def main() -> None:
     float_model = FloatModel("tiny", make_vit(), PREPROCESSING)
-    model = quantize(float_model, "vit_int8.yaml", calibration=pixels(64, seed=1))
+    write_model(quantize(float_model, "vit_int8.yaml", calibration=pixels(64, seed=1)), FOLDER)
+    write_packed(float_model)
+    write_run(float_model)
+
+
+def write_model(model: QuantModel, folder: Path) -> None:
+    """A saved model, and what it gives."""
     images = pixels(64, seed=2)
     outputs = model(PREPROCESSING.normalize(images))
     # Images on which no value lies so near a tie that another order of summation could round it the other way.
     again = model.double()(PREPROCESSING.normalize(images).double()).float()
     safe = ((outputs - again).abs().amax(1) < 1e-6).nonzero().flatten()[:4]
-    save(model.float(), FOLDER)
-    save_file({"images": images[safe], "outputs": outputs[safe].contiguous()}, FOLDER / "expected.safetensors")
-    print(f"{FOLDER}: {len(safe)} images, the first gives {[round(v, 4) for v in outputs[safe[0]].tolist()]}")
-    write_run(float_model)
+    save(model.float(), folder)
+    save_file({"images": images[safe], "outputs": outputs[safe].contiguous()}, folder / "expected.safetensors")
+    print(f"{folder}: {len(safe)} images, the first gives {[round(v, 4) for v in outputs[safe[0]].tolist()]}")
+
+
+def write_packed(model: FloatModel) -> None:
+    """A saved model and a program with weights of 2, 3, 4 and 6 bits, in groups and without."""
+    bits = {"*.weight": (4, 5), "blocks.0.attn_proj.weight": (3, 16), "blocks.0.mlp_fc1.weight": (2, 0)}
+    bits |= {"blocks.0.mlp_fc2.weight": (6, 0), "patch_embed.weight": (8, 0)}
+    overrides = {name: {"bit_type": {"bits": b}, "weight_groups": group} for name, (b, group) in bits.items()}
+    config = {**load_config_from_yaml("vit_int8.yaml"), "overrides": overrides, "repair": ["gptq"]}
+    quantized = quantize(model, config, calibration=pixels(64, seed=1))
+    write_model(quantized, PACKED)
+    program = compile_program(quantized)
+    save_program(program, PACKED_PROGRAM)
+    images, names = pixels(4, seed=3), [output.name for output in program.outputs]
+    found = {name: o.codes.contiguous() for name, o in Reference(program, outputs=names).all(images).items()}
+    save_file({"images": images, **found}, PACKED_PROGRAM / "expected.safetensors")
 
 
 def write_run(model: FloatModel) -> None:

@@ -64,6 +64,58 @@ def test_head_wise_rows_share_a_scale() -> None:
     torch.testing.assert_close(scale.flatten(), (peaks / 127).repeat_interleave(4))
 
 
+def test_groups_by_hand() -> None:
+    """The row's scale is 4 / (16 * 7); the groups' multipliers are 16 and 4, those of the second row 16 and 8."""
+    weight = [[4.0, -1.2, 1.0, 0.4], [0.0, 0.7, -0.05, 0.35]]
+    layer = QuantLinear(linear(weight), None, config(bits=4, weight_groups=2), "attn_qkv")
+    params = layer.weight.require_params()
+    assert (params.qmin, params.qmax) == (-112, 112)
+    torch.testing.assert_close(params.scale, torch.tensor([[4 / 112], [0.7 / 112]]))
+    assert layer.weight_codes.dtype == torch.int8
+    assert layer.weight_codes.tolist() == [[112, -32, 28, 12], [0, 112, -8, 56]]
+    torch.testing.assert_close(layer.weight_hat, layer.weight_codes * params.scale)
+    set_mode(layer, Mode.QUANTIZED)
+    torch.testing.assert_close(layer(torch.eye(4)).T, layer.weight_hat)
+
+
+@pytest.mark.parametrize("observer", ["MinmaxObserver", "OmseObserver"])
+@pytest.mark.parametrize("method", ["uniform", "power_of_two"])
+@pytest.mark.parametrize("group", [1, 5, 16, 4096])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("mode", ["layer_wise", "head_wise", "channel_wise"])
+def test_grouped_weights_are_products(mode: str, bits: int, group: int, method: str, observer: str) -> None:
+    settings = config(mode, bits, weight_groups=group, quantization_method=method, observer_type=observer)
+    plain = config(mode, bits, quantization_method=method, observer_type=observer)
+    layer, without = (QuantLinear(random_linear(24, 12), None, c, "attn_qkv", head_dim=4) for c in (settings, plain))
+    limit = 2 ** (bits - 1) - 1
+    for start in range(0, 24, group):
+        for row in layer.weight_codes[:, start : start + group].tolist():
+            assert any(all(x % m == 0 and abs(x) <= limit * m for x in row) for m in range(1, 17))
+    params = layer.weight.require_params()
+    assert params.scale.shape == without.weight.require_params().scale.shape
+    if method == "power_of_two":
+        assert (params.scale.log2() % 1 == 0).all()
+    if observer == "MinmaxObserver":  # others may clip more of two bits than half
+        errors = [(q.weight_hat - q.float_weight).square().mean() for q in (layer, without)]
+        assert errors[0] <= errors[1] * 1.001
+
+
+def test_grouped_weights_without_range_are_zero() -> None:
+    weight = [[0.0, 0.0, 0.0], [1e-44, 0.0, 0.0], [1.0, 1e-30, 0.0]]
+    layer = QuantLinear(linear(weight), None, config(bits=4, weight_groups=2), "head")
+    assert layer.weight_codes.tolist() == [[0, 0, 0], [0, 0, 0], [112, 0, 0]]
+    assert torch.equal(layer.weight_hat[:2], torch.zeros(2, 3))
+    assert layer.weight.no_range == 2
+
+
+def test_revised_codes_must_fit_their_groups() -> None:
+    layer = QuantLinear(linear([[4.0, -1.2, 1.0]]), None, config(bits=4, weight_groups=2), "head")
+    layer.revise(None, codes=torch.tensor([[42, -48, 5]]))  # 6 * 7 and 6 * -8
+    with pytest.raises(ModelError, match=r"^head: codes that do not fit their groups: not products of 4 bits"):
+        layer.revise(None, codes=torch.tensor([[43, -48, 5]]))
+    assert layer.weight_codes.tolist() == [[42, -48, 5]]
+
+
 def test_folding_by_hand() -> None:
     layer = QuantLinear(linear(HAND, [0.3, -0.2]), None, config(bits=4), "attn_qkv")
     layer.fold(QuantParams(torch.tensor([0.5, 2.0]), torch.tensor([1.0, 3.0]), 0, 15))

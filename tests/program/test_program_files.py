@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from safetensors.numpy import load, save
 from safetensors.torch import load_file
 
 import vitquant
-from support import mutations
+from support import mutations, packed_programs
 from support.documents import TESTS
 from support.integer_models import pixels, quantized
 from support.mutations import Files
@@ -27,6 +29,7 @@ from support.numpy_executor import NumpyExecutor
 from support.random_programs import STEPS, programs, random_program
 from vitquant.errors import ProgramError
 from vitquant.executors.reference import Reference
+from vitquant.numerics.packing import Packing
 from vitquant.program.program import IntegerProgram
 from vitquant.program.storage import PROGRAM_MANIFEST, PROGRAM_TENSORS, decode_program, encode_program
 from vitquant.strict_files import MAX_MANIFEST_BYTES
@@ -92,6 +95,34 @@ def test_version_1_has_nothing_of_version_2(name: str) -> None:
         scores["op"] = kind
         with pytest.raises(ProgramError, match=rf"version 1 of the format has no such kind\. Got {kind}"):
             decode_program(*mutations.signed(program, tensors))
+
+
+def test_the_oldest_version_that_holds_it_is_written(originals: list[Files]) -> None:
+    """Programs without packed tensors stay readable for earlier versions."""
+    versions = {
+        json.loads(manifest)["format_version"]: decode_program(manifest, tensors).packed
+        for manifest, tensors in originals
+    }
+    assert not versions[1]
+    assert not versions[2]
+    assert versions[3]
+    for manifest, tensors in originals:
+        program = decode_program(manifest, tensors)
+        assert json.loads(encode_program(program)[0])["format_version"] == (3 if program.packed else 2)
+
+
+def test_what_cannot_be_packed_is_not_written() -> None:
+    program = vitquant.compile(quantized())
+    for name, message in (("logits/weight", "the tensor cannot be packed: -"), ("x", "does not hold it")):
+        with pytest.raises(ProgramError, match=message):
+            encode_program(replace(program, packed={name: Packing(4, 24)}))
+
+
+@pytest.mark.parametrize("name", packed_programs.SPOILED)
+def test_packed_tensors_are_checked(name: str) -> None:
+    decode_program(*encode_program(packed_programs.one_layer()))
+    with pytest.raises(ProgramError, match=packed_programs.SPOILED[name][2]):
+        decode_program(*packed_programs.spoiled(name))
 
 
 def read(files: Files) -> IntegerProgram | None:
@@ -168,8 +199,8 @@ def test_headers_that_some_readers_would_take(put: bytes, message: str, original
     [
         (
             b'"format_version": 2',
-            b'"format_version": 3',
-            r"another version .*\. Got 3, expected version 1 or 2",
+            b'"format_version": 4',
+            r"another version .*\. Got 4, expected version 1 to 3",
         ),
         (b'"format_version": 2', b'"format_version": true', r"another version of the format\. Got True"),
         (b'"format_version": 2', b'"format_version": 1.0', r"another version of the format\. Got 1\.0"),

@@ -20,7 +20,7 @@ from support import file_mutations as change
 from support import mutations
 from support.documents import ROOT
 from support.file_mutations import Files
-from support.integer_models import quantized
+from support.integer_models import CONFIGS, quantized
 from vitquant.adapters.checkpoint import fit_checkpoint, read_checkpoint
 from vitquant.architectures.float_vit import VisionTransformer, ViTSpec
 from vitquant.artifact.storage import encode_model, state
@@ -55,9 +55,11 @@ def read_configuration(folder: Path) -> None:
 
 
 def saved_models() -> list[Files]:
-    golden = ROOT / "tests" / "golden" / "tiny_vit_v1"
-    found: list[Files] = [{name: (golden / name).read_bytes() for name in ("manifest.json", "model.safetensors")}]
-    for model in (quantized(), quantized(seed=1, layer_scale=True)):
+    golden, names = ROOT / "tests" / "golden", ("manifest.json", "model.safetensors")
+    found: list[Files] = [
+        {name: (golden / version / name).read_bytes() for name in names} for version in ("tiny_vit_v1", "tiny_vit_v2")
+    ]
+    for model in (quantized(), quantized(seed=1, layer_scale=True), quantized(CONFIGS["4 bits in groups"])):
         files = encode_model(model)
         found.append({name: data.encode() if isinstance(data, str) else data for name, data in files.items()})
     return found
@@ -75,8 +77,8 @@ def read_model(folder: Path) -> None:
 
 def programs() -> list[Files]:
     found = []
-    for seed in range(2):
-        manifest, tensors = encode_program(vitquant.compile(quantized(seed=seed)))
+    for seed, changes in enumerate(({}, {}, CONFIGS["4 bits in groups"])):
+        manifest, tensors = encode_program(vitquant.compile(quantized(changes, seed=seed)))
         found.append({"program.json": manifest, "program.safetensors": tensors})
     return found
 

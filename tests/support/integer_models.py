@@ -52,6 +52,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "all channel_wise": {"defaults": {kind: {"calibration_mode": "channel_wise"} for kind in ("activation", "norm")}},
     "4 bits": {"defaults": {kind: {"bit_type": {"bits": 4}} for kind in ("weight", "activation", "norm")}},
+    "4 bits in groups": {"defaults": {"weight": {"bit_type": {"bits": 4}, "weight_groups": 5}}},
+    "2 bits in groups, layer_wise": {
+        "defaults": {"weight": {"bit_type": {"bits": 2}, "weight_groups": 16, "calibration_mode": "layer_wise"}}
+    },
     "16 bits": {"defaults": {"activation": {"bit_type": {"bits": 12}}, "norm": {"bit_type": {"bits": 16}}}},
     "wide weights": {"defaults": {"weight": {"bit_type": {"bits": 11}}}},
     "unsigned weights": {"defaults": {"weight": UNSIGNED}},

@@ -25,9 +25,21 @@ def signed(program: dict[str, Any], tensors: bytes) -> Files:
     if isinstance(program.get("tensors"), dict):
         told = {"sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)}
         program = {**program, "tensors": {**program["tensors"], **told}}
-    version = 1 if "output" in program and "outputs" not in program else 2
-    blank = {"format": "vitquant-program", "format_version": version, "sha256": "0" * 64, "program": program}
+    blank = {
+        "format": "vitquant-program",
+        "format_version": version_of(program),
+        "sha256": "0" * 64,
+        "program": program,
+    }
     return resigned(json.dumps(blank).encode(), "0" * 64), tensors
+
+
+def version_of(program: dict[str, Any]) -> int:
+    """The version of the format that has what the program has."""
+    if "output" in program and "outputs" not in program:
+        return 1
+    tensors = program.get("tensors")
+    return 3 if isinstance(tensors, dict) and "packed" in tensors else 2
 
 
 def resigned(manifest: bytes, old: str) -> bytes:

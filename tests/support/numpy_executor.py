@@ -24,12 +24,15 @@ class NumpyExecutor:
     def __init__(self, manifest: bytes, tensors: bytes) -> None:
         told = json.loads(manifest)
         assert told["format"] == "vitquant-program"
-        assert told["format_version"] in (1, 2)
+        assert told["format_version"] in (1, 2, 3)
         blank = manifest.replace(told["sha256"].encode(), b"0" * 64, 1)
         assert hashlib.sha256(blank).hexdigest() == told["sha256"]
         self.program = told["program"]
         assert hashlib.sha256(tensors).hexdigest() == self.program["tensors"]["sha256"]
         self.arrays = load(tensors)
+        assert ("packed" in self.program["tensors"]) == (told["format_version"] == 3)
+        for name, how in self.program["tensors"].get("packed", {}).items():
+            self.arrays[name] = self.unpacked(name, **how)
         if told["format_version"] == 1:
             self.program["outputs"] = [{"name": "logits", "value": self.program["output"], "pooled": True}]
             for op in self.program["operations"]:
@@ -62,6 +65,20 @@ class NumpyExecutor:
     def logits(self, image: NDArray[np.uint8]) -> Codes:
         """The first output."""
         return next(iter(self.outputs(image).values()))
+
+    def unpacked(self, name: str, bits: int, columns: int, group: int) -> NDArray[np.int8]:
+        """A packed tensor, each row taken as one number."""
+        rows = [elements(row, bits, columns) for row in self.arrays[name]]
+        signed = [[x - 2**bits if x >= 2 ** (bits - 1) else x for x in row] for row in rows]
+        if group:
+            stored = self.arrays[f"{name}/multipliers"]
+            assert len(stored) == len(rows)
+            factors = [elements(row, 4, math.ceil(columns / group)) for row in stored]
+            signed = [
+                [x * (m[i // group] + 1) for i, x in enumerate(row)] for row, m in zip(signed, factors, strict=True)
+            ]
+        assert all(-128 <= x <= 127 for row in signed for x in row)
+        return np.array(signed, dtype=np.int8)
 
     # What the operations share
 
@@ -236,3 +253,11 @@ class NumpyExecutor:
         x = codes[op["x"]][op["first"] :]
         mean: Codes = (2 * x.sum(0) + len(x)) // (2 * len(x))
         return mean[None]
+
+
+def elements(row: NDArray[np.uint8], bits: int, count: int) -> list[int]:
+    """The elements of a packed row without their signs; the row as a number, its lowest bits first."""
+    assert len(row) == math.ceil(count * bits / 8)
+    number = int.from_bytes(row.tobytes(), "little")
+    assert number < 2 ** (count * bits)
+    return [number >> (i * bits) & (2**bits - 1) for i in range(count)]

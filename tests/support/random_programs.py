@@ -14,6 +14,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from vitquant.numerics.limits import ADDEND_LIMIT, INT32_MAX
+from vitquant.numerics.packing import Packing
 from vitquant.numerics.softmax import division_bits
 from vitquant.program import ops
 from vitquant.program.checks import OPERAND_LIMIT
@@ -32,6 +33,7 @@ class Maker:
 
     random: np.random.Generator
     operations: list[ops.Operation] = field(default_factory=list)
+    packed: dict[str, Packing] = field(default_factory=dict)
 
     def emit(self, operation: ops.Operation) -> Value:
         self.operations.append(operation)
@@ -102,7 +104,8 @@ class Maker:
         largest = max(abs(x.low), abs(x.high))
         room = INT32_MAX // (largest * x.shape[1])
         top = min(room, self.pick(1, 127, 128, 32767, OPERAND_LIMIT - 1))
-        weight = self.numbers(-top, top, width, x.shape[1])
+        packing = self.packing(top, x.shape[1]) if self.chance(0.3) else None
+        weight = self.numbers(-top, top, width, x.shape[1]) if packing is None else self.products(packing, width, top)
         left = INT32_MAX - np.abs(weight).sum(1) * largest
         limit = INT32_MAX if self.chance(0.1) else min(INT32_MAX, int(np.sqrt(x.shape[1]) * top * largest) + 1)
         bias = np.clip(self.numbers(-limit, limit, width), -left, left)
@@ -110,7 +113,25 @@ class Maker:
         dtype = narrowest(int(weight.min()), int(weight.max()))
         dtype = np.dtype("int16") if dtype == np.uint8 else dtype
         rescale = self.rescale(width, limit, out)
+        if packing is not None:
+            self.packed[f"{out.name}/weight"], dtype = packing, np.dtype("int8")
         return self.emit(ops.Linear(out, x.name, weight.astype(dtype), bias.astype(np.int32), *rescale))
+
+    def packing(self, top: int, columns: int) -> Packing | None:
+        """For weights of at most ``top``, if that leaves two bits."""
+        widest = min(7, top.bit_length())
+        return Packing(self.size(2, widest), columns, self.pick(0, self.size(1, columns))) if widest >= 2 else None
+
+    def products(self, packing: Packing, rows: int, top: int) -> Array:
+        """Weights that can be packed like this."""
+        largest = 2 ** (packing.bits - 1)
+        most = min(16, top // largest, 127 // largest) if packing.group else 1
+        codes = self.numbers(-largest, largest - 1, rows, packing.columns)
+        if not packing.group:
+            return codes
+        multipliers = np.repeat(self.numbers(1, most, rows, packing.groups), packing.group, axis=1)
+        products: Array = codes * multipliers[:, : packing.columns]
+        return products
 
     def embed(self, x: Value) -> Value:
         prefix = self.size(0, 3)
@@ -280,7 +301,7 @@ def random_program(seed: int, steps: Sequence[Callable[[Maker, Value], Value]]) 
         x = step(make, x)
     x = make.take(x) if make.chance() else make.pool(x)
     x = make.linear(make.narrow(x, 2**16), make.size(1, 5))
-    return IntegerProgram(image, tuple(make.operations), (Output("logits", x.name),), {"model": "random"})
+    return IntegerProgram(image, tuple(make.operations), (Output("logits", x.name),), {"model": "random"}, make.packed)
 
 
 def programs() -> st.SearchStrategy[IntegerProgram]:
@@ -395,7 +416,7 @@ def tangled_program(seed: int, size: int) -> IntegerProgram:
     for number in range(make.pick(0, 0, 1, 2)):
         other = make.pick(*(op.out for op in make.operations if len(op.out.shape) == 2))
         outputs.append(Output(f"more{number}", other.name, pooled=other.shape[0] == 1 and make.chance()))
-    return IntegerProgram(tangle.image, tuple(make.operations), tuple(outputs), {"model": "tangled"})
+    return IntegerProgram(tangle.image, tuple(make.operations), tuple(outputs), {"model": "tangled"}, make.packed)
 
 
 def tangled_programs() -> st.SearchStrategy[IntegerProgram]:

@@ -9,6 +9,7 @@
 
 #include "error.hpp"
 #include "format/json.hpp"
+#include "format/packing.hpp"
 #include "format/safetensors.hpp"
 #include "format/sha256.hpp"
 #include "format/validate.hpp"
@@ -91,7 +92,7 @@ Json read_manifest(std::string_view manifest, const std::string& where, Digests 
         version->integer > kNewestVersion)
         refuse(where, "the program was written in another version of the format",
                version ? std::string(version->source) : "none",
-               "version " + std::to_string(kOldestVersion) + " or " + std::to_string(kNewestVersion) +
+               "version " + std::to_string(kOldestVersion) + " to " + std::to_string(kNewestVersion) +
                    "; install the vitquant-runtime that goes with the vitquant that wrote it, or compile it again");
     told.require_keys({"format", "format_version", "sha256", "program"}, where);
     const std::string& digest = told.string("sha256", where);
@@ -206,7 +207,9 @@ Program decode_program(std::string_view manifest, std::string_view tensors, cons
     const Json& body = told.object("program", where);
     body.require_keys({"image", "operations", version == 1 ? "output" : "outputs", "metadata", "tensors"}, where);
     const Json& file = body.object("tensors", where);
-    file.require_keys({"file", "sha256", "bytes"}, where);
+    std::vector<std::string_view> keys = {"file", "sha256", "bytes"};
+    if (version >= kPackedVersion) keys.push_back("packed");
+    file.require_keys(keys, where);
     bool same = file.string("file", where) == kTensors;
     const int64_t bytes = file.whole("bytes", where);
     const std::string& digest = file.string("sha256", where);
@@ -218,6 +221,7 @@ Program decode_program(std::string_view manifest, std::string_view tensors, cons
     Tensors left = read_safetensors(tensors, where);
 
     Program program;
+    if (version >= kPackedVersion) unpack_tensors(file.object("packed", where), left, program.unpacked, interrupt);
     program.image = read_value(body.object("image", where), left);
     for (const Json& operation : body.array("operations", where).items) {
         go_on(interrupt);

@@ -22,7 +22,8 @@ ProgramFiles read_program_files(const std::string& path, Interrupt* interrupt = 
 // hostile files together may leave that out.
 enum class Digests { checked, ignored };
 
-// The program in them, checked in full; its constants are views of `tensors`. Throws Error, and Interrupted.
+// The program in them, checked in full; its constants are views of `tensors`, or unpacked. Throws Error, and
+// Interrupted.
 Program decode_program(std::string_view manifest, std::string_view tensors, const std::string& where,
                        Digests digests = Digests::checked, Interrupt* interrupt = nullptr);
 

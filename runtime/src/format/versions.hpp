@@ -9,7 +9,9 @@
 
 namespace vitquant {
 
-constexpr int64_t kOldestVersion = 1, kNewestVersion = 2;
+constexpr int64_t kOldestVersion = 1, kNewestVersion = 3;
+
+constexpr int64_t kPackedVersion = 3;  // the first in which tensors can be packed
 
 bool has_kind(int64_t version, std::string_view kind);
 

@@ -16,7 +16,12 @@ from vitquant.errors import ArtifactError, ConfigError, ModelError
 from vitquant.runs import MANIFEST
 from vitquant.strict_files import MAX_MANIFEST_BYTES, parse_json, read_file
 
-FORMAT, FORMAT_VERSION = "vitquant-model", 1
+FORMAT = "vitquant-model"
+PLAIN_VERSION, PACKED_VERSION = 1, 2
+"""Written is the first unless weights of fewer than 8 bits are packed, so that older readers can read it."""
+
+LEAST_BITS = 2
+"""Of a packed weight."""
 
 MAX_HEADER_BYTES = 2**24
 """Of the tensor file: some hundred bytes a tensor."""
@@ -41,7 +46,10 @@ PREPROCESSING: Mapping[str, Check] = {
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a manifest says; ``size`` of the tensor file in bytes is ``None`` where it does not."""
+    """What a manifest says; ``size`` of the tensor file in bytes is ``None`` where it does not.
+
+    ``packed``: weights of fewer than 8 bits are packed.
+    """
 
     family: Family
     spec: Spec
@@ -51,6 +59,7 @@ class Manifest:
     size: int | None
     output: str | None
     rewrites: tuple[str, ...]
+    packed: bool
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -65,12 +74,12 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ArtifactError("not a vitquant model", where=where, expected=f'"format": "{FORMAT}"')
     version = manifest.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:  # True and 1.0 equal 1
+    if type(version) is not int or version not in (PLAIN_VERSION, PACKED_VERSION):  # True and 1.0 equal 1
         raise ArtifactError(
             "the model was saved in another version of the format",
             where=where,
             got=ascii(version)[:40],
-            expected=f"version {FORMAT_VERSION}",
+            expected=f"version {PLAIN_VERSION} or {PACKED_VERSION}",
             fix="install the vitquant that wrote it, or save it again with this one",
         )
     kinds = {"spec": dict, "preprocessing": dict, "config": str, "tensors": dict}
@@ -93,6 +102,7 @@ def read_manifest(folder: Path) -> Manifest:
             size=tensors.get("bytes"),
             output=read_output(manifest.get("output"), where),
             rewrites=read_rewrites(manifest.get("rewrites", []), where),
+            packed=version == PACKED_VERSION,
         )
     except (ConfigError, ModelError) as error:
         raise ArtifactError(f"the saved model is damaged: {error}".removesuffix("."), where=where) from error
@@ -201,8 +211,9 @@ def require_room(manifest: Manifest, size: int, tensors: int, where: str) -> Non
     spec = manifest.spec
     if spec.depth > tensors:
         refuse_size(where, f"{spec.depth} blocks", f"{tensors} tensors")
-    if spec.least_bytes > size:
-        refuse_size(where, f"at least {spec.least_bytes} bytes of weights", f"{size} bytes")
+    least = spec.least_bytes * LEAST_BITS // 8 if manifest.packed else spec.least_bytes
+    if least > size:
+        refuse_size(where, f"at least {least} bytes of weights", f"{size} bytes")
 
 
 def refuse_size(where: str, asked: str, held: str) -> NoReturn:

@@ -1,6 +1,7 @@
 """The saved quantized model: ``model.safetensors`` and ``manifest.json``.
 
-Weights are stored as their integer codes; the float weights they came from are not stored. The manifest names the
+Weights are stored as their integer codes; the float weights they came from are not stored. Codes of fewer than 8 bits
+are packed (:mod:`vitquant.numerics.packing`), and with them the multipliers of their groups. The manifest names the
 format, its version, the architecture, the preprocessing, the resolved configuration and the digest of the tensor file.
 Nothing in either file is executed.
 """
@@ -24,9 +25,10 @@ from vitquant.architectures.model import QuantModel
 from vitquant.arguments import require_kind, require_path
 from vitquant.artifact.manifest import (
     FORMAT,
-    FORMAT_VERSION,
     MAX_HEADER_BYTES,
     MAX_TENSOR_BYTES,
+    PACKED_VERSION,
+    PLAIN_VERSION,
     read_manifest,
     require_room,
 )
@@ -40,6 +42,7 @@ from vitquant.layers.layer import AppliedRewrite
 from vitquant.layers.plain_torch import plain_torch
 from vitquant.layers.undisturbed import undisturbed
 from vitquant.numerics.affine import QuantParams
+from vitquant.numerics.packing import Packing, pack_rows, unpack_rows
 from vitquant.runs import KEY, MANIFEST, require_one_run
 from vitquant.strict_files import parse_json, read_file
 from vitquant.version import __version__
@@ -79,10 +82,12 @@ def encode_model(model: QuantModel) -> dict[str, bytes | str]:
         LifecycleError: the model is not calibrated.
     """
     model.require_calibrated()
-    tensors = save_tensors({name: for_disk(tensor) for name, tensor in state(model)})
+    stored = {name: for_disk(tensor) for name, tensor in state(model)}
+    packed = pack_weights(model, stored)
+    tensors = save_tensors(stored)
     manifest = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": PACKED_VERSION if packed else PLAIN_VERSION,
         "vitquant": __version__,
         KEY: run_id(model),
         "family": require_family(model).name,
@@ -150,6 +155,8 @@ def load(folder: str | Path, *, vit: nn.Module | None = None) -> QuantModel:
             model = outline(manifest.family, manifest.spec, manifest.config, manifest.preprocessing)
             model.choose_output(manifest.output)
             tensors = load_tensors(blob)
+            if manifest.packed:
+                unpack_weights(model, tensors)
             for number, name in enumerate(manifest.rewrites):
                 rewrite_again(model, AppliedRewrite(name, measured_by(number, tensors)))
     except NONSENSE as error:
@@ -215,6 +222,46 @@ def measured_by(number: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     """The tensors of one rewrite, by their own names."""
     prefix = f"{REWRITE}{number}."
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def packed_weights(model: QuantModel) -> Iterator[tuple[str, str, Packing, bool]]:
+    """The integer weights of fewer than 8 bits: names of the codes and the multipliers, packing, whether signed."""
+    for linear in model.linears():
+        if linear.weight.active and linear.packing.bits < 8:
+            name, signed = linear.layer_name, linear.weight.require_params().qmin < 0
+            yield f"{name}.codes", f"{name}.multipliers", linear.packing, signed
+
+
+def pack_weights(model: QuantModel, tensors: dict[str, Tensor]) -> bool:
+    """Put packed rows in the place of weights of fewer than 8 bits; says whether there are any."""
+    packed = list(packed_weights(model))
+    for name, name_of_multipliers, packing, signed in packed:
+        rows, groups = pack_rows(tensors[name].numpy(), packing, signed=signed)
+        tensors[name] = torch.from_numpy(rows)
+        if groups is not None:
+            tensors[name_of_multipliers] = torch.from_numpy(groups)
+    return bool(packed)
+
+
+def unpack_weights(model: QuantModel, tensors: dict[str, Tensor]) -> None:
+    """The inverse; tensors that are missing stay missing.
+
+    Raises:
+        ModelError: packed rows of another type or shape, or with bits that stand for nothing.
+    """
+    for name, name_of_multipliers, packing, signed in packed_weights(model):
+        if name not in tensors:
+            continue
+        groups = tensors.pop(name_of_multipliers, None) if packing.group else None
+        if packing.group and groups is None:
+            raise ModelError("the tensor is missing", where=name_of_multipliers)
+        try:
+            rows = unpack_rows(
+                tensors[name].numpy(), None if groups is None else groups.numpy(), packing, signed=signed
+            )
+        except ValueError as error:
+            raise ModelError(f"packed weights are damaged: {error}", where=name) from error
+        tensors[name] = torch.from_numpy(rows)
 
 
 def for_disk(tensor: Tensor) -> Tensor:

@@ -251,7 +251,8 @@ def weight_action(own: QuantConfig) -> str:
     """Weights: their scales leave the sum as they are, one a row at most."""
     scales = {"layer_wise": "one scale", "channel_wise": "one scale a row", "head_wise": "one scale for a head's rows"}
     wide = "" if own.bit_type.signed and own.bit_type.bits <= 8 else "; wider than 8 bits, so products take longer"
-    return f"as is, {scales[own.calibration_mode]}{wide}"
+    groups = f"; groups of {own.weight_groups} multiplied out to 8 bits" if own.weight_groups else ""
+    return f"as is, {scales[own.calibration_mode]}{wide}{groups}"
 
 
 def stream_verdict(name: str, own: QuantConfig) -> Verdict:

@@ -19,6 +19,7 @@ from vitquant.compiler.values import (
     as_int32,
     image_value,
     integer_form,
+    packing_of,
     plain,
     rescale,
     scales,
@@ -48,6 +49,7 @@ from vitquant.layers.undisturbed import undisturbed
 from vitquant.numerics.affine import QuantParams, dequantize, quantize
 from vitquant.numerics.layernorm import integer_layernorm
 from vitquant.numerics.limits import ADDEND_LIMIT, EXPONENTIAL_BITS, INT32_MAX
+from vitquant.numerics.packing import Packing
 from vitquant.numerics.pairing import product_per_head
 from vitquant.numerics.quantized import centred_limit
 from vitquant.numerics.softmax import LOG2_MAX, division_bits, exponential_table, row_codes
@@ -110,7 +112,7 @@ def compile(model: QuantModel, *, name: str = "vit") -> IntegerProgram:  # noqa:
         "classes": model.num_classes,
         KEY: run_id(model),
     }
-    program = IntegerProgram(lowering.image, tuple(lowering.operations), outputs, metadata)
+    program = IntegerProgram(lowering.image, tuple(lowering.operations), outputs, metadata, lowering.packed)
     validate(program)
     return program
 
@@ -142,6 +144,7 @@ class Lowering:
         self.shapes = model.graph.shapes(model.preprocessing.shape)
         self.image = image_value(model.preprocessing)
         self.operations: list[Operation] = []
+        self.packed: dict[str, Packing] = {}
 
     def outputs(self) -> tuple[Output, ...]:
         """Everything, from the image to what the model gives."""
@@ -205,6 +208,8 @@ class Lowering:
         def write(out: Value) -> Value:
             require_int32(out.name, int(limit.max()))
             real = scale / scales(out)
+            if packing := packing_of(layer):
+                self.packed[f"{out.name}/weight"] = packing
             return self.emit(Linear(out, x.name, weight, bias.astype(np.int32), *rescale(real, out.name, limit)))
 
         return Sums(layer.layer_name, scale, limit, write, lambda part: self.linear_sums(layer, x, params, part))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from vitquant.errors import NumericsError
 from vitquant.layers import Point, QuantLinear
 from vitquant.numerics.affine import QuantParams, quantize
 from vitquant.numerics.limits import ADDEND_LIMIT, INT32_MAX
+from vitquant.numerics.packing import Packing
 from vitquant.numerics.quantized import addend_params
 from vitquant.numerics.requantize import at_least_smallest, dyadic
 from vitquant.program.values import Array, Value, narrowest
@@ -75,6 +77,14 @@ def integer_form(layer: QuantLinear, grid: QuantParams) -> tuple[Array, Array, A
     # The layer keeps the form, so the program gets copies.
     weight, bias, scale, limit = (t.cpu().numpy().copy() for t in (form.weight, form.bias, form.scale, form.limit))
     return weight, bias, scale, limit
+
+
+def packing_of(layer: QuantLinear) -> Packing | None:
+    """How a program stores the layer's weights less their zero points, if that takes fewer than 8 bits for each."""
+    packing = layer.packing
+    if layer.weight.require_params().qmin == 0:  # a sign more
+        packing = replace(packing, bits=packing.bits + 1)
+    return packing if packing.bits < 8 else None
 
 
 def rescale(real: Tensor | Array, name: str, limit: Tensor | Array | int = INT32_MAX) -> tuple[Array, Array]:

@@ -27,6 +27,11 @@ class PointKind(Enum):
     INTSOFT = "intsoft"
 
     @property
+    def points(self) -> str:
+        """What messages call the points of this kind."""
+        return {PointKind.INTSOFT: "intSoft", PointKind.WEIGHT: "weights"}.get(self, f"{self.value} points")
+
+    @property
     def fallbacks(self) -> tuple[PointKind, ...]:
         """Global sections for this kind, in the order of lookup; the first section that is present is used."""
         return _FALLBACKS[self]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from vitquant.config.catalogue import LAYERS, PointKind, closest
 from vitquant.config.explain import FieldError, show, unknown_field
 from vitquant.config.pattern import Pattern
-from vitquant.config.quant_config import PARTIAL, SOFTMAX_FIELDS, BitType, QuantConfig
+from vitquant.config.quant_config import ONLY_FOR, PARTIAL, BitType, QuantConfig
 from vitquant.config.repair import StepSettings, read_repair
 from vitquant.config.source import Leaf, Location, Node, Table, plain
 from vitquant.errors import ConfigError
@@ -124,14 +124,14 @@ def _read_defaults(sections: list[tuple[str, str, Node]]) -> Mapping[PointKind, 
         if kind in found:
             other = f"`{found[kind].name}` ({found[kind].location})"
             raise ConfigError(f"duplicates {other}", where=f"{node.location} {name}", fix="remove one of them")
-        found[kind] = read_section(node, name, softmax=kind is PointKind.INTSOFT)
+        found[kind] = read_section(node, name, kind)
     return found
 
 
 def _read_layer(name: str, node: Node) -> Iterator[tuple[str, Section]]:
     layer = LAYERS[name]
     if layer.kind is not None:
-        yield name, read_section(node, name, softmax=layer.kind is PointKind.INTSOFT)
+        yield name, read_section(node, name, layer.kind)
         return
     parts = _entries(node, name)
     for part, child in parts.items():
@@ -143,7 +143,7 @@ def _read_layer(name: str, node: Node) -> Iterator[tuple[str, Section]]:
                 fix=f"nest the settings under {name}: weight: or output:",
             )
         if not (isinstance(child, Leaf) and child.value is None and child.location.line is None):
-            yield f"{name}.{part}", read_section(child, f"{name}.{part}", softmax=False)
+            yield f"{name}.{part}", read_section(child, f"{name}.{part}", PointKind(part))
     if not parts:
         raise ConfigError("empty section", where=f"{node.location} {name}", expected="weight, output or both")
 
@@ -169,9 +169,9 @@ def _each_override(node: Node) -> Iterator[Override]:
                 if part not in _LINEAR_PARTS:
                     raise unknown_field(part, part, _LINEAR_PARTS).at(f"{settings.location} {name}.{part}")
                 whole = _pattern(f"{pattern}.{part}", child.location, name)
-                yield Override(whole, read_section(settings, f"{name}.{part}", softmax=True))
+                yield Override(whole, read_section(settings, f"{name}.{part}", None))
         else:
-            yield Override(_pattern(pattern, child.location, name), read_section(child, name, softmax=True))
+            yield Override(_pattern(pattern, child.location, name), read_section(child, name, None))
 
 
 def _pattern(text: str, location: Location, name: str) -> Pattern:
@@ -181,10 +181,10 @@ def _pattern(text: str, location: Location, name: str) -> Pattern:
         raise error.located(f"{location} {name}") from error
 
 
-def read_section(node: Node, name: str, *, softmax: bool) -> Section:
+def read_section(node: Node, name: str, kind: PointKind | None) -> Section:
     """The settings of one section, checked field by field.
 
-    ``softmax`` states whether the fields of intSoft are allowed here.
+    ``kind`` is that of the points it applies to, ``None`` where their names alone tell.
     """
     if isinstance(node, Leaf) and isinstance(node.value, QuantConfig):
         return Section(name, node.location, flatten(node.value), {})
@@ -196,9 +196,10 @@ def read_section(node: Node, name: str, *, softmax: bool) -> Section:
         config = QuantConfig.model_validate(data, context=PARTIAL)
     except FieldError as error:
         raise error.at(section.where(error.key)) from error
-    stray = next((field for field in SOFTMAX_FIELDS if field in data), None)
-    if stray and not softmax:
-        raise ConfigError(f"`{stray}` applies to intSoft only", where=section.where(stray), fix="remove it")
+    stray = next((field for field, only in ONLY_FOR.items() if field in data and kind not in (only, None)), None)
+    if stray:
+        problem = f"`{stray}` applies to {ONLY_FOR[stray].points} only"
+        raise ConfigError(problem, where=section.where(stray), fix="remove it")
     given = {path for path in locations if "." in path or path != "bit_type"}
     fields = {path: value for path, value in flatten(config).items() if path in given}
     return Section(name, node.location, fields, locations)

@@ -9,15 +9,16 @@ import yaml
 
 from vitquant.config.catalogue import LAYERS, POINT_KINDS, PointKind, section_of
 from vitquant.config.document import flatten, unflatten
-from vitquant.config.quant_config import SOFTMAX_FIELDS, QuantConfig
+from vitquant.config.quant_config import QuantConfig
 
 _ALWAYS = ("calibration_mode", "bit_type.bits", "bit_type.signed", "observer_type")
+_SOFTMAX = ("softmax", "approximation")
 _DEFAULTS = flatten(QuantConfig())
 
 
 def settings(config: QuantConfig, kind: PointKind) -> dict[str, object]:
     """The fields to write for a config: the most important fields, and all that differ from the defaults."""
-    always = (*_ALWAYS, *SOFTMAX_FIELDS) if kind is PointKind.INTSOFT else _ALWAYS
+    always = (*_ALWAYS, *_SOFTMAX) if kind is PointKind.INTSOFT else _ALWAYS
     return unflatten({k: v for k, v in flatten(config).items() if k in always or v != _DEFAULTS[k]})
 
 

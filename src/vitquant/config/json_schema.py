@@ -6,7 +6,7 @@ from typing import Any
 
 from vitquant.config.catalogue import LAYERS, PointKind
 from vitquant.config.document import GLOBAL_KEYS
-from vitquant.config.quant_config import SOFTMAX_FIELDS, QuantConfig
+from vitquant.config.quant_config import ONLY_FOR, QuantConfig
 from vitquant.config.repair import REPAIR_SETTINGS, StepSettings
 
 _ABOUT_GLOBAL = {
@@ -35,17 +35,18 @@ def json_schema() -> dict[str, Any]:
         "minProperties": 1,
         "not": {"required": ["output", "outputs"]},
         "$defs": {
-            "tensor": _tensor(softmax=False),
-            "intsoft": _tensor(softmax=True),
-            "linear": {**_mapping({"weight": _ref("tensor"), "output": _ref("tensor")}), "minProperties": 1},
+            "tensor": _tensor(None),
+            "weight": _tensor(PointKind.WEIGHT),
+            "intsoft": _tensor(PointKind.INTSOFT),
+            "linear": {**_mapping({"weight": _ref("weight"), "output": _ref("tensor")}), "minProperties": 1},
         },
     }
 
 
-def _tensor(*, softmax: bool) -> dict[str, Any]:
+def _tensor(kind: PointKind | None) -> dict[str, Any]:
     schema = QuantConfig.model_json_schema()
     fields = {name: _plain(_inlined(field, schema)) for name, field in schema["properties"].items()}
-    kept = {name: field for name, field in fields.items() if softmax or name not in SOFTMAX_FIELDS}
+    kept = {name: field for name, field in fields.items() if ONLY_FOR.get(name, kind) is kind}
     return _mapping(kept)
 
 
@@ -74,7 +75,7 @@ def _overrides() -> dict[str, Any]:
         "description": "Settings by point (blocks.0.attn_kv_out) or pattern (blocks.*.mlp_fc2.output); the more "
         "specific name wins, and fields merge. * matches any text, ? one character, [0-3] one of several "
         "characters, {0..11} one number of a range, {0,3,5} or {norm1,norm2} one item of a list.",
-        "additionalProperties": {"anyOf": [_ref("intsoft"), _ref("linear")]},
+        "additionalProperties": {"anyOf": [_ref("intsoft"), _ref("weight"), _ref("linear")]},
     }
 
 
@@ -103,7 +104,7 @@ def _ref(name: str) -> dict[str, Any]:
 
 
 def _ref_of(kind: PointKind) -> dict[str, Any]:
-    return _ref("intsoft" if kind is PointKind.INTSOFT else "tensor")
+    return _ref(kind.value if kind in ONLY_FOR.values() else "tensor")
 
 
 def _described(schema: dict[str, Any], description: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -17,6 +18,7 @@ from pydantic import (
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
+from vitquant.config.catalogue import PointKind
 from vitquant.config.explain import FieldError, brief, explain
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ ObserverType = Literal["MinmaxObserver", "PercentileObserver", "KLObserver", "Om
 QuantizationMethod = Literal["uniform", "power_of_two"]
 SoftmaxForm = Literal["uniform", "row", "log2"]
 SoftmaxApproximation = Literal["table", "ibert", "shiftmax"]
+
+MAX_GROUPED_BITS = 4
+"""The widest weights that can have groups: a group multiplies them by up to 16, and 8 bits must hold the product."""
 
 PARTIAL = "partial"
 """Validation context of a section in a file: combinations of fields are checked after merging."""
@@ -146,6 +151,13 @@ class QuantConfig(Settings):
         description="intSoft only: the integer exponential. table: exact values; ibert: polynomial of I-BERT (Kim et "
         "al., 2021); shiftmax: Shiftmax of I-ViT (Li and Gu, 2023).",
     )
+    weight_groups: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="Weights only: number of neighbouring inputs that share a whole multiplier from 1 to 16 of the "
+        "row's scale (QServe, Lin et al., 2024). 0: no groups. Needs a signed bit_type of at most 4 bits.",
+    )
 
     @model_validator(mode="after")
     def _combination(self, info: ValidationInfo) -> Self:
@@ -157,8 +169,19 @@ class QuantConfig(Settings):
                 expected="bit_type.signed: false",
                 fix="set bit_type: {signed: false}, or softmax: uniform",
             )
+        bits, signed = self.bit_type.bits, self.bit_type.signed
+        if info.context != PARTIAL and self.weight_groups and not (signed and bits <= MAX_GROUPED_BITS):
+            raise FieldError(
+                "weight_groups",
+                "weight_groups needs a signed bit_type of few bits",
+                got=f"bit_type: {{bits: {bits}, signed: {str(signed).lower()}}}",
+                expected=f"at most {MAX_GROUPED_BITS} bits and signed: true, so that 8 bits hold a weight times 16",
+                fix="set weight_groups: 0, or another bit_type",
+            )
         return self
 
 
-SOFTMAX_FIELDS = ("softmax", "approximation")
-"""Fields that apply to intSoft only."""
+ONLY_FOR: Mapping[str, PointKind] = MappingProxyType(
+    {"softmax": PointKind.INTSOFT, "approximation": PointKind.INTSOFT, "weight_groups": PointKind.WEIGHT}
+)
+"""Fields that apply to points of one kind only."""

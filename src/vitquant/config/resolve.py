@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from vitquant.config.catalogue import LAYERS, POINT_KINDS, PointKind, closest, section_of
 from vitquant.config.document import Document, Override, Section, unflatten
 from vitquant.config.explain import FieldError, brief
-from vitquant.config.quant_config import SOFTMAX_FIELDS, QuantConfig
+from vitquant.config.quant_config import ONLY_FOR, QuantConfig
 from vitquant.errors import ConfigError
 
 FLOAT_SOURCE = "no rule, stays float"
@@ -67,6 +67,7 @@ def _merge(point: str, section: str, base: Sequence[Section], overrides: Sequenc
         return Resolution(None, FLOAT_SOURCE)
     _refuse_ties(point, overrides)
     winners = {field: rule for rule in rules for field in rule.fields}
+    _refuse_strays(point, POINT_KINDS[section], winners)
     config = _build(winners, point)
     _check_point(point, section, winners, config)
     return Resolution(config, _source(rules, winners))
@@ -103,16 +104,20 @@ def _refuse_ties(point: str, overrides: Sequence[Override]) -> None:
         )
 
 
-def _check_point(point: str, section: str, winners: Mapping[str, Section], config: QuantConfig) -> None:
-    kind = POINT_KINDS[section]
-    stray = next((field for field in SOFTMAX_FIELDS if field in winners and _deliberate(field, winners[field])), None)
-    if stray and kind is not PointKind.INTSOFT:
+def _refuse_strays(point: str, kind: PointKind, winners: Mapping[str, Section]) -> None:
+    others = [field for field, only in ONLY_FOR.items() if only is not kind and field in winners]
+    stray = next((field for field in others if _deliberate(field, winners[field])), None)
+    if stray:
+        only = ONLY_FOR[stray]
         raise ConfigError(
-            f"`{stray}` applies to intSoft only, but the rule matches {point}",
+            f"`{stray}` applies to {only.points} only, but the rule matches {point}",
             where=winners[stray].where(stray),
-            fix="use blocks.*.intSoft",
+            fix=f"use {'blocks.*.intSoft' if only is PointKind.INTSOFT else '*.weight'}",
         )
-    layer = LAYERS[section.partition(".")[0]]
+
+
+def _check_point(point: str, section: str, winners: Mapping[str, Section], config: QuantConfig) -> None:
+    kind, layer = POINT_KINDS[section], LAYERS[section.partition(".")[0]]
     if kind is PointKind.WEIGHT and config.calibration_mode == "head_wise" and not layer.head_rows:
         with_heads = " and ".join(f"{name}.weight" for name, layer in LAYERS.items() if layer.head_rows)
         raise ConfigError(

@@ -102,6 +102,8 @@ def _row(points: str, config: QuantConfig | None, source: str) -> Row:
     method = f"{config.softmax}, {config.approximation}" if softmax else config.quantization_method
     if softmax and config.quantization_method != "uniform":
         method += f", {config.quantization_method}"
+    if config.weight_groups:
+        method += f", groups of {config.weight_groups}"
     return Row(
         points=points,
         bits=str(config.bit_type.bits),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,11 +18,38 @@ from vitquant.layers.point import Mode, Point
 from vitquant.numerics.affine import QuantParams, quantize
 from vitquant.numerics.limits import INT32_MAX
 from vitquant.numerics.matmul import int_matmul
+from vitquant.numerics.packing import MAX_MULTIPLIER, MULTIPLIER_BITS, Packing, multipliers
 from vitquant.numerics.quantized import Accumulators, QuantizedTensor, Value, integer_type, real
+from vitquant.numerics.weight_groups import best_multipliers, quantize_grouped
 
 
 class WeightPoint(Point):
-    """The weights ``[out, in]`` of a linear layer: observed when they are folded, not when images pass."""
+    """The weights ``[out, in]`` of a linear layer: observed when they are folded, not when images pass.
+
+    With ``weight_groups`` the codes are products ``q * m``, on a scale that is finer by the largest ``m``.
+    """
+
+    @property
+    def group(self) -> int:
+        """Number of neighbouring inputs that share a multiplier; 0 without multipliers."""
+        return 0 if self.config is None else self.config.weight_groups
+
+    @property
+    def limit(self) -> int:
+        """The largest ``q`` of weights with groups."""
+        return self.require_params().qmax // MAX_MULTIPLIER
+
+    @property
+    def range_bits(self) -> int:
+        return super().range_bits + (MULTIPLIER_BITS if self.group else 0)
+
+    def params_of(self, scale: Tensor, low: Tensor) -> QuantParams:
+        if not self.group:
+            return super().params_of(scale, low)
+        tiny = torch.finfo(torch.float32).tiny
+        finer = torch.where(scale == 0, 0.0, (scale / MAX_MULTIPLIER).clamp(min=tiny))
+        params = super().params_of(finer, low)
+        return replace(params, qmin=params.qmin * MAX_MULTIPLIER, qmax=params.qmax * MAX_MULTIPLIER)
 
     def find_channels(self) -> int:
         return 0
@@ -269,7 +296,8 @@ class QuantLinear(Layer):
 
         Raises:
             LifecycleError: the weights stay in floating point.
-            ModelError: codes or a bias of another shape, or codes out of range.
+            ModelError: codes or a bias of another shape, codes out of range, or codes that are no products of the
+                groups' multipliers.
         """
         own = self.weight.require_params()
         given = {"codes": (codes, self.weight_codes), "bias": (bias, self.bias_hat)}
@@ -283,11 +311,30 @@ class QuantLinear(Layer):
                 got, expected = f"{low} to {high}", f"{own.qmin} to {own.qmax}"
                 raise ModelError("codes out of range", where=self.layer_name, got=got, expected=expected)
             codes = codes.to(self.weight_codes.dtype)
+            self.require_groups(codes)
         if weight_params is not None:
             self.weight.params = weight_params
         codes = self.weight_codes if codes is None else codes
         bias = self.rounded_bias(self.bias_hat if bias is None else bias, codes, input_params)
         self.realize(codes, bias.to(self.bias_hat.dtype), self.input_scale)
+
+    def require_groups(self, codes: Tensor) -> None:
+        """Refuse integer weights ``[out, in]`` that the weights' groups cannot make.
+
+        Raises:
+            ModelError: there is a group without a multiplier that divides its codes and leaves few enough bits.
+        """
+        if self.weight.group:
+            try:
+                multipliers(codes.cpu().numpy(), self.packing)
+            except ValueError as error:
+                raise ModelError(f"codes that do not fit their groups: {error}", where=self.layer_name) from error
+
+    @property
+    def packing(self) -> Packing:
+        """How the integer weights are stored where they have fewer than 8 bits."""
+        columns = self.float_weight.shape[1]
+        return Packing(self.weight.require_config().bit_type.bits, columns, min(self.weight.group, columns))
 
     def rounded_bias(self, bias: Tensor, codes: Tensor, input_params: QuantParams | None) -> Tensor:
         """A bias ``[out]`` on the scale of the accumulators, as far as that is known.
@@ -305,8 +352,12 @@ class QuantLinear(Layer):
         with self.weight.named():
             self.weight.observer.observe(weight)
         self.weight.finish()
-        params = self.weight.require_params()
-        return quantize(weight, params).to(integer_type(params.qmin, params.qmax))
+        params, group = self.weight.require_params(), self.weight.group
+        if not group:
+            return quantize(weight, params).to(integer_type(params.qmin, params.qmax))
+        found = best_multipliers(weight, params.scale, self.weight.limit, group)
+        codes = quantize_grouped(weight, params.scale, found, self.weight.limit, group)
+        return codes.to(integer_type(params.qmin, params.qmax))
 
     def realize(self, codes: Tensor, bias: Tensor, input_scale: Tensor | None) -> None:
         """Take integer weights ``[out, in]``, the bias that goes with them, and what was folded into them.

@@ -206,6 +206,11 @@ class Point(Layer):
         except NumericsError as error:
             raise error.located(self.name) from error
 
+    @property
+    def range_bits(self) -> int:
+        """The width for which the observer chooses a range."""
+        return self.require_config().bit_type.bits
+
     def tight_scale(self) -> tuple[Tensor, Tensor]:
         """From the statistics: the finest scale that covers the chosen range (0: no range), and its low end.
 
@@ -216,7 +221,9 @@ class Point(Layer):
             self.require_params()
             raise LifecycleError(f"the statistics of {self.name} were used up", fix="calibrate again")
         bits, signed = config.bit_type.bits, config.bit_type.signed
-        low, high = widened(*self.observer.range(bits=bits, signed=signed, narrow=self.narrow), config.range_margin)
+        low, high = widened(
+            *self.observer.range(bits=self.range_bits, signed=signed, narrow=self.narrow), config.range_margin
+        )
         power_of_two = config.quantization_method == "power_of_two"
         return scale_from_range(low, high, bits=bits, signed=signed, power_of_two=power_of_two), low
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitquant.errors import ConfigError
+from vitquant.numerics.packing import Packing
 from vitquant.program.ops import Operation
 from vitquant.program.values import Array, Value
 
@@ -34,13 +35,14 @@ class IntegerProgram:
     ``image`` is the ``uint8`` input, ``operations`` run in order, each making one new value. The first of ``outputs``
     is what an executor gives if it is not asked for another; the compiler makes it the logits (or the pooled features
     of a model without a head). ``metadata`` (JSON) tells what the program was made from, and how a picture becomes
-    ``image``.
+    ``image``. ``packed`` says which constants take fewer than 8 bits per element in files; executors see int8.
     """
 
     image: Value
     operations: tuple[Operation, ...]
     outputs: tuple[Output, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    packed: Mapping[str, Packing] = field(default_factory=dict)
 
     def values(self) -> dict[str, Value]:
         """Every value by name, the image first."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,25 @@ from safetensors.numpy import save as save_tensors
 from vitquant.arguments import require_kind, require_path
 from vitquant.errors import DeployabilityError, ProgramError
 from vitquant.files import write_folder
+from vitquant.numerics.packing import Packing, pack_rows, unpack_rows
 from vitquant.program.checks import refuse
 from vitquant.program.ops import KINDS, Operation, no_table
 from vitquant.program.ops.operation import Flag, Key, Operand
 from vitquant.program.program import IntegerProgram, Output
-from vitquant.program.validate import check_name, validate
+from vitquant.program.validate import MAX_ELEMENTS, check_name, validate
 from vitquant.program.values import Array, Value
 from vitquant.runs import PROGRAM, require_one_run
 from vitquant.strict_files import MAX_MANIFEST_BYTES, parse_json, read_file
 
-FORMAT, FORMAT_VERSION = "vitquant-program", 2
-READABLE = (1, 2)
-"""Versions of the format: what :func:`decode_program` reads, and the last of them is written."""
+FORMAT = "vitquant-program"
+READABLE = (1, 2, 3)
+"""Versions of the format that :func:`decode_program` reads."""
+
+PLAIN_VERSION, PACKED_VERSION = 2, 3
+"""What is written: the oldest of these that has what the program needs, so that older readers can read it."""
+
+PACKED_BITS = range(2, 8)
+"""Widths in which tensors are packed."""
 
 PROGRAM_MANIFEST, PROGRAM_TENSORS = PROGRAM, "program.safetensors"
 FILES = (PROGRAM_TENSORS, PROGRAM_MANIFEST)
@@ -77,19 +84,28 @@ def load_program(path: str | Path) -> IntegerProgram:
 
 
 def encode_program(program: IntegerProgram) -> tuple[bytes, bytes]:
-    """The bytes of both files, the manifest first."""
+    """The bytes of both files, the manifest first.
+
+    Raises:
+        ProgramError: a constant is not what ``program.packed`` says of it.
+    """
     arrays = dict(program.tensors())
+    pack_tensors(program.packed, arrays)
     for value in program.values().values():
         arrays[f"{value.name}/scale"], arrays[f"{value.name}/zero_point"] = value.scale, value.zero_point
     tensors = save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    body = {
+    body: dict[str, Any] = {
         "image": value_to_json(program.image),
         "operations": [operation_to_json(op) for op in program.operations],
         "outputs": [asdict(output) for output in program.outputs],
         "metadata": dict(program.metadata),
-        "tensors": {"file": PROGRAM_TENSORS, "sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)},
+        "tensors": describe(tensors),
     }
-    manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "sha256": NO_DIGEST, "program": body}
+    version = PLAIN_VERSION
+    if program.packed:
+        version = PACKED_VERSION
+        body["tensors"] |= {"packed": {name: asdict(packing) for name, packing in program.packed.items()}}
+    manifest = {"format": FORMAT, "format_version": version, "sha256": NO_DIGEST, "program": body}
     text = json.dumps(manifest, indent=1, allow_nan=False).encode()
     return text.replace(NO_DIGEST.encode(), digest(text, NO_DIGEST).encode(), 1), tensors
 
@@ -101,9 +117,11 @@ def decode_program(manifest: bytes, tensors: bytes, where: str = PROGRAM_MANIFES
         ProgramError: as :func:`load_program`.
     """
     version, body = read_manifest(manifest, where)
-    told = expect(body, "tensors", dict, where)
-    expected = {"file": PROGRAM_TENSORS, "sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)}
-    if told != expected:
+    told = dict(expect(body, "tensors", dict, where))
+    packed = expect({"packed": {}} if version < PACKED_VERSION else told, "packed", dict, where)
+    if version >= PACKED_VERSION:
+        del told["packed"]
+    if told != describe(tensors):
         refuse(where, "the tensor file is not the one that the program was written with", got=f"{len(tensors)} bytes")
     check_header(tensors, where)
     try:
@@ -111,7 +129,9 @@ def decode_program(manifest: bytes, tensors: bytes, where: str = PROGRAM_MANIFES
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
         refuse(where, f"the tensor file is damaged: {str(error)[:200]}")
     try:
-        return decode_body(body, arrays, version, where)
+        packings = {name: packing_from_json(given, name) for name, given in packed.items()}
+        unpack_tensors(packings, arrays)
+        return replace(decode_body(body, arrays, version, where), packed=packings)
     except (ProgramError, DeployabilityError) as error:
         raise ProgramError(f"not a program that can be run: {error}", where=where) from error
 
@@ -132,6 +152,52 @@ def decode_body(body: dict[str, Any], arrays: dict[str, Array], version: int, wh
         refuse(where, "the tensor file holds what no operation uses", got=ascii(sorted(left)[:5]))
     validate(program)
     return program
+
+
+def describe(tensors: bytes) -> dict[str, Any]:
+    """What a manifest says of the tensor file."""
+    return {"file": PROGRAM_TENSORS, "sha256": hashlib.sha256(tensors).hexdigest(), "bytes": len(tensors)}
+
+
+def pack_tensors(packed: Mapping[str, Packing], arrays: dict[str, Array]) -> None:
+    """Put packed rows in the place of tensors ``[rows, columns]``, and their multipliers beside them."""
+    for name, packing in packed.items():
+        try:
+            arrays[name], groups = pack_rows(take(arrays, name), packing)
+        except ValueError as error:
+            refuse(name, f"the tensor cannot be packed: {error}")
+        if groups is not None:
+            arrays[multipliers_of(name)] = groups
+
+
+def unpack_tensors(packed: Mapping[str, Packing], arrays: dict[str, Array]) -> None:
+    """The inverse."""
+    for name, packing in packed.items():
+        rows, groups = take(arrays, name), take(arrays, multipliers_of(name)) if packing.group else None
+        if len(rows.shape) != 2 or len(rows) * packing.columns > MAX_ELEMENTS:
+            refuse(name, "not packed rows", got=list(rows.shape), expected=f"at most {MAX_ELEMENTS} elements")
+        try:
+            arrays[name] = unpack_rows(rows, groups, packing)
+        except ValueError as error:
+            refuse(name, f"packed rows are damaged: {error}")
+
+
+def multipliers_of(name: str) -> str:
+    """The name of the tensor that holds the multipliers of a packed tensor's groups."""
+    return f"{name}/multipliers"
+
+
+def packing_from_json(told: Any, name: str) -> Packing:
+    """How a tensor is packed."""
+    if not isinstance(told, dict):
+        refuse(name, "a packed tensor without description", got=ascii(told)[:100])
+    require_keys(told, {"bits", "columns", "group"}, name)
+    packing = Packing(*(whole(told, key, name) for key in ("bits", "columns", "group")))
+    possible = packing.bits in PACKED_BITS and 1 <= packing.columns <= MAX_ELEMENTS
+    if not possible or not 0 <= packing.group <= packing.columns:
+        widths = f"bits {PACKED_BITS[0]} to {PACKED_BITS[-1]}"
+        refuse(name, "a tensor cannot be packed like this", got=ascii(told), expected=f"{widths}, group 0 to columns")
+    return packing
 
 
 def check_header(tensors: bytes, where: str) -> None:
@@ -157,7 +223,7 @@ def read_manifest(data: bytes, where: str) -> tuple[int, dict[str, Any]]:
             "the program was written in another version of the format",
             where=where,
             got=ascii(version)[:40],
-            expected=f"version {' or '.join(map(str, READABLE))}",
+            expected=f"version {READABLE[0]} to {READABLE[-1]}",
             fix="install the vitquant that wrote it, or compile it again with this one",
         )
     require_keys(manifest, {"format", "format_version", "sha256", "program"}, where)

@@ -16,7 +16,7 @@ import vitquant
 from support.integer_models import ARCHITECTURES, CONFIGS, SHIPPABLE, disagreements, merged, pixels, quantized
 from vitquant.artifact.storage import state
 from vitquant.calibration.repair import LayerInputs, gptq, make_steps, repair_images
-from vitquant.calibration.repair.gptq import FACTORS, Gptq, factorize, moments, round_columns, solve
+from vitquant.calibration.repair.gptq import FACTORS, Gptq, column_multipliers, factorize, moments, round_columns, solve
 from vitquant.config import GptqSettings, QuantConfig
 from vitquant.config.quant_config import BitType
 from vitquant.errors import ConfigError
@@ -126,6 +126,53 @@ def test_between_the_optimum_and_rounding_to_nearest(bits: int, method: str) -> 
     assert gained > 10
 
 
+def test_multiples_by_hand() -> None:
+    """Two inputs that are always equal, with steps of 3 and 1: 4 rounds to 3, and the second weight takes the rest."""
+    weight = torch.tensor([[4.0, 0.2]], dtype=torch.float64)
+    factor, _ = factorize(torch.ones(2, 2, dtype=torch.float64), damping=1e-6)
+    steps = torch.tensor([[3.0, 1.0]], dtype=torch.float64)
+    codes, errors = round_columns(weight, factor, params_of([[1.0]], -112, 112), steps)
+    assert codes.tolist() == [[3, 1]]
+    assert float(errors) == pytest.approx(0.04, rel=1e-3)
+
+
+@pytest.mark.parametrize(("bits", "group"), [(2, 2), (3, 2), (4, 3), (4, 1)])
+def test_groups_follow_their_columns(bits: int, group: int) -> None:
+    """The columns are rounded in another order; groups are neighbours in the layer's own. Never worse than nearest."""
+    generator = torch.Generator().manual_seed(bits)
+    gained = 0
+    for _ in range(20):
+        weight, second = torch.randn(4, 5, generator=generator), random_moments(5, generator)
+        layer = linear(weight, config(bits, weight_groups=group))
+        found = solve(layer, weight.double(), second, damping=0.01)
+        assert not (second.diagonal().diff() <= 0).all(), "the order differs"
+        layer.require_groups(found.codes.to(torch.int8))
+        _, damped = factorize(second, damping=0.01)
+        error = output_error(weight, found.codes * found.params.scale, damped)
+        torch.testing.assert_close(found.errors, error)
+        nearest = output_error(weight, layer.weight_codes * layer.weight.require_params().scale.double(), damped)
+        assert (error <= nearest * (1 + 1e-9)).all()
+        gained += int((error < 0.9 * nearest).sum())
+    assert gained > 10
+
+
+def test_multipliers_count_errors_as_gptq_does() -> None:
+    """Of the multipliers for one row and group, all tried, the least error of rounding to nearest in that measure."""
+    generator = torch.Generator().manual_seed(0)
+    weight, second = torch.randn(1, 6, generator=generator).double(), random_moments(6, generator)
+    layer = linear(weight.float(), config(4, weight_groups=6))
+    order = second.diagonal().argsort(descending=True, stable=True)
+    factor, _ = factorize(second[order][:, order], damping=0.01)
+    scale = layer.weight.require_params().scale.double()
+    chosen = column_multipliers(layer, weight, scale, factor, order)
+    left = []
+    for multiplier in range(8, 17):
+        step = scale * multiplier
+        error = weight[:, order] - (weight[:, order] / step).round().clamp(-7, 7) * step
+        left.append(float((error / factor.diagonal()).square().sum()))
+    assert chosen.unique().tolist() == [8 + left.index(min(left))]
+
+
 def test_moments_are_those_around_the_mean() -> None:
     torch.manual_seed(0)
     batches = [5 + torch.randn(count, 7, 4) @ torch.randn(4, 4) for count in (3, 1, 2)]
@@ -195,10 +242,11 @@ def test_damping_grows_until_the_moments_are_positive_definite() -> None:
 @pytest.mark.job
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("mode", ["layer_wise", "head_wise", "channel_wise"])
-@pytest.mark.parametrize("bits", [2, 4, 8, 12])
-def test_codes_and_scales_stay_what_the_configuration_asks_for(bits: int, mode: str, signed: bool) -> None:
+@pytest.mark.parametrize(("bits", "group"), [(2, 0), (4, 0), (8, 0), (12, 0), (2, 5), (4, 5)])
+def test_codes_and_scales_stay_what_the_configuration_asks_for(bits: int, group: int, mode: str, signed: bool) -> None:
     torch.manual_seed(bits)
-    layer = linear(torch.randn(6, 16), config(bits, mode, signed=signed), head_dim=3)
+    group = group if signed else 0
+    layer = linear(torch.randn(6, 16), config(bits, mode, signed=signed, weight_groups=group), head_dim=3)
     before, codes = layer.weight.require_params(), layer.weight_codes
     run(layer, torch.randn(50, 16) @ torch.randn(16, 16))
     after = layer.weight.require_params()
@@ -213,6 +261,7 @@ def test_codes_and_scales_stay_what_the_configuration_asks_for(bits: int, mode: 
         assert all(len(set(rows.flatten().tolist())) == 1 for rows in after.scale.split(3))
     if bits == 2 and signed:
         assert not torch.equal(after.scale, before.scale)
+    layer.require_groups(layer.weight_codes)
 
 
 def test_power_of_two_scales_stay() -> None:

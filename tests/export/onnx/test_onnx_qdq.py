@@ -31,6 +31,9 @@ CHANNEL = {"calibration_mode": "channel_wise"}
 OFF = {"output_quant_enable": False}
 ALL_UNSIGNED = {"defaults": {"activation": UNSIGNED, "norm": UNSIGNED}}
 FOUR_BITS = {"defaults": {"weight": {"bit_type": {"bits": 4}}}}
+IN_GROUPS = {"defaults": {"weight": {"bit_type": {"bits": 4}, "weight_groups": 16}}}
+EVEN_GROUPS = {"defaults": {"weight": {"bit_type": {"bits": 4}, "weight_groups": 8}}}
+ONE_GROUP = {"defaults": {"weight": {"bit_type": {"bits": 4}, "weight_groups": 64}}}
 
 CHANGES: dict[str, dict[str, Any]] = {
     "as shipped": {},
@@ -45,6 +48,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "all channel_wise": {"defaults": dict.fromkeys(("activation", "norm"), CHANNEL)},
     "weights of 4 bits": FOUR_BITS,
+    "weights of 4 bits in groups": IN_GROUPS,
+    "weights of 4 bits in one group per row": ONE_GROUP,
     "all 4 bits": {"defaults": {kind: {"bit_type": {"bits": 4}} for kind in ("weight", "activation", "norm")}},
     "wide": {"defaults": {"activation": {"bit_type": {"bits": 12}}, "norm": {"bit_type": {"bits": 16}}}},
     "wide weights": {"defaults": {"weight": {"bit_type": {"bits": 11}}}},
@@ -379,7 +384,32 @@ def test_int4_keeps_an_odd_number_of_codes() -> None:
     np.testing.assert_array_equal(numpy_helper.to_array(graph.initializers[0]).astype(np.int64), codes)
 
 
-@pytest.mark.parametrize("changes", [{}, CHANGES["all layer_wise"], CHANGES["uniform"], FOUR_BITS], ids=str)
+def test_groups_are_blocks() -> None:
+    """INT4 with a scale per group; the last group of a row is shorter, which OpenVINO does not support."""
+    model = quantized(IN_GROUPS)
+    images = model.preprocessing.normalize(pixels(7, seed=1))
+    packed, plain = (export_qdq(model, packed=packed) for packed in (True, False))
+    check_graph(packed)
+    name = "blocks.0.mlp_fc1.weight"  # 24 inputs
+    node = next(node for node in packed.graph.node if node.name == f"{name}/DequantizeLinear")
+    assert {a.name: a.i for a in node.attribute} == {"axis": 1, "block_size": 16}
+    tensors = {t.name: t for t in packed.graph.initializer}
+    codes, scale = (numpy_helper.to_array(tensors[f"{name}/{part}"]).astype(np.float64) for part in ("codes", "scale"))
+    assert tensors[f"{name}/codes"].data_type == onnx.TensorProto.INT4
+    assert (codes.shape, scale.shape) == ((48, 24), (48, 2))
+    layer = next(layer for layer in model.linears() if layer.layer_name == "blocks.0.mlp_fc1")
+    params = layer.weight.require_params()
+    stored = codes * np.repeat(scale, 16, axis=1)[:, :24]
+    np.testing.assert_allclose(stored, layer.weight_codes.numpy() * params.scale.numpy(), rtol=1e-6)
+    assert db(run(plain, images), run(packed, images)) > 100
+    for other in (plain, export_qdq(model, opset=20), export_qdq(model, target="openvino")):
+        types = {t.name: t.data_type for t in other.graph.initializer}
+        assert types[f"{name}/codes"] == onnx.TensorProto.INT8
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, CHANGES["all layer_wise"], CHANGES["uniform"], FOUR_BITS, EVEN_GROUPS, ONE_GROUP], ids=str
+)
 def test_openvino_gives_what_the_graph_says(changes: dict[str, Any]) -> None:
     """OpenVINO strips codes of 16 bits from a graph, so these points are left float for it."""
     openvino = pytest.importorskip("openvino")

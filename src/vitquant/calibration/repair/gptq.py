@@ -12,7 +12,9 @@ from vitquant.calibration.repair.step import LayerInputs, RepairStep
 from vitquant.config import GptqSettings
 from vitquant.layers import QuantLinear
 from vitquant.numerics.affine import QuantParams, quantize
+from vitquant.numerics.packing import MAX_MULTIPLIER
 from vitquant.numerics.quantized import Value, real
+from vitquant.numerics.weight_groups import best_multipliers, quantize_grouped, spread
 
 FACTORS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 """The scales that are tried, relative to the calibrated one: a finer scale clips the largest weights."""
@@ -51,6 +53,9 @@ class Gptq(RepairStep):
     shares a scale) keeps the best one; ``power_of_two`` scales stay. Rounding to nearest competes, so that none gets
     worse on the step's images, damping included. The weights of an input that does not vary in them are rounded to
     nearest: the paper sets them to 0, which is right for inputs that are always 0.
+
+    With ``weight_groups`` the multipliers are chosen for each scale that is tried, before the columns are rounded:
+    those with the least squared error of rounding to nearest, in the measure in which GPTQ counts that of a column.
 
     A layer stays as it is if its sums would no longer fit into 32 bits.
 
@@ -105,21 +110,42 @@ def moments(batches: Iterable[Value], scale: Tensor | None, width: int) -> Momen
 def solve(linear: QuantLinear, weight: Tensor, second: Tensor, damping: float) -> Solution:
     """The best integers for float64 weights ``[out, in]``, all inputs' scales multiplied in."""
     params = linear.weight.require_params()
+    nearest = round_to_nearest(linear, weight)
     if not 0 < float(second.diagonal().sum()) < torch.inf:  # the images say nothing, or too large numbers
-        return Solution(quantize(weight, params), params, weight.new_zeros(len(weight)))
+        return Solution(nearest, params, weight.new_zeros(len(weight)))
     order = second.diagonal().argsort(descending=True, stable=True)
     factor, damped = factorize(second[order][:, order], damping)
-    ordered = weight[:, order]
-    nearest = quantize(ordered, params)
+    ordered, nearest = weight[:, order], nearest[:, order]
     left = ordered - (nearest - params.zero_point) * params.scale
     best = Solution(nearest, params, shared(linear, (left @ damped * left).sum(1)))
     movable = linear.weight.require_config().quantization_method != "power_of_two"
     tiny = torch.finfo(torch.float32).tiny
     for change in FACTORS if movable else (1.0,):
         trial = replace(params, scale=(params.scale * change).clamp(min=tiny))
-        codes, errors = round_columns(ordered, factor, trial)
+        chosen = None if not linear.weight.group else column_multipliers(linear, weight, trial.scale, factor, order)
+        codes, errors = round_columns(ordered, factor, trial, chosen)
         best = better(best, Solution(codes, trial, shared(linear, errors)))
     return replace(best, codes=best.codes[:, order.argsort()])
+
+
+def round_to_nearest(linear: QuantLinear, weight: Tensor) -> Tensor:
+    """The codes nearest to float64 weights ``[out, in]``, as :meth:`QuantLinear.fold` chooses them."""
+    params, limit, group = linear.weight.require_params(), linear.weight.limit, linear.weight.group
+    if not group:
+        return quantize(weight, params)
+    scale = params.scale.double()
+    return quantize_grouped(weight, scale, best_multipliers(weight, scale, limit, group), limit, group)
+
+
+def column_multipliers(linear: QuantLinear, weight: Tensor, scale: Tensor, factor: Tensor, order: Tensor) -> Tensor:
+    """One multiplier per weight ``[out, in]``, the columns in ``order``; the groups are neighbours without it.
+
+    An error ``e`` of a column adds ``(e / u)^2`` to the squared error of the output, ``u`` the diagonal of ``factor``.
+    """
+    importance = factor.diagonal()[order.argsort()].square().reciprocal()
+    limit, group = linear.weight.limit, linear.weight.group
+    chosen = best_multipliers(weight, scale.double(), limit, group, importance)
+    return spread(chosen, group, weight.shape[1])[:, order]
 
 
 def shared(linear: QuantLinear, errors: Tensor) -> Tensor:
@@ -157,19 +183,26 @@ def factorize(second: Tensor, damping: float) -> tuple[Tensor, Tensor]:
         damping *= DAMPING_STEP
 
 
-def round_columns(weight: Tensor, factor: Tensor, params: QuantParams) -> tuple[Tensor, Tensor]:
+def round_columns(
+    weight: Tensor, factor: Tensor, params: QuantParams, multipliers: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """GPTQ of weights ``[out, in]``, from the first column to the last: codes ``[out, in]`` and errors ``[out]``.
 
-    ``factor`` is that of :func:`factorize`. The errors are squared errors of the outputs with the damped moments.
+    ``factor`` is that of :func:`factorize`. ``multipliers`` ``[out, in]`` are those of the weights' groups, which the
+    codes are multiples of. The errors are squared errors of the outputs with the damped moments.
     """
     columns = weight.t().contiguous()  # a column is in one piece of memory
     codes, errors = torch.empty_like(columns), torch.empty_like(columns)
     scale, zero = (t.double().reshape(-1) for t in (params.scale, params.zero_point))
+    each = columns.new_ones(len(columns), 1) if multipliers is None else multipliers.t().contiguous()
+    finest = 1 if multipliers is None else MAX_MULTIPLIER
+    low, high = -(-params.qmin // finest), params.qmax // finest
 
     def visit(start: int, end: int) -> None:
         """Round some columns; halves instead of blocks, so that most of the work is large matrix products."""
         if end - start == 1:
-            codes[start] = (columns[start] / scale).round_().add_(zero).clamp_(params.qmin, params.qmax)
+            steps = columns[start] / (scale * each[start])
+            codes[start] = steps.round_().add_(zero).clamp_(low, high).mul_(each[start])
             errors[start] = (columns[start] - (codes[start] - zero) * scale) / factor[start, start]
             return
         middle = (start + end) // 2

@@ -11,6 +11,7 @@ from vitquant.export.onnx.graph import OnnxGraph
 from vitquant.export.onnx.qdq_targets import QdqFormat, Runtime
 from vitquant.layers import QuantLinear
 from vitquant.numerics.limits import INT32_MAX
+from vitquant.numerics.packing import multipliers
 from vitquant.program.values import Array
 
 
@@ -25,7 +26,8 @@ class Rows:
     """Some rows of a linear layer, ``scale * ((codes - zero) x) + bias`` for the tensor ``x`` that stands before it.
 
     ``codes`` ``[out, in]`` are whole numbers, or float weights if ``dtype``, their type in the file, is ``None``. The
-    other arrays are ``[out]``.
+    other arrays are ``[out]``. With ``multipliers`` ``[out, groups]``, one per ``group`` neighbouring inputs, the codes
+    are multiples of them, and ``dtype`` holds the quotients.
     """
 
     codes: Array
@@ -33,9 +35,13 @@ class Rows:
     scale: Array
     bias: Array
     dtype: str | None
+    multipliers: Array | None = None
+    group: int = 0
 
     def __getitem__(self, rows: slice) -> Rows:
-        return Rows(self.codes[rows], self.zero[rows], self.scale[rows], self.bias[rows], self.dtype)
+        multipliers = None if self.multipliers is None else self.multipliers[rows]
+        codes, zero, scale, bias = (a[rows] for a in (self.codes, self.zero, self.scale, self.bias))
+        return replace(self, codes=codes, zero=zero, scale=scale, bias=bias, multipliers=multipliers)
 
     def in_format(self, where: QdqFormat | None) -> Rows:
         """The same with the gain and offset multiplied in that the result has next."""
@@ -57,6 +63,10 @@ def rows_of(layer: QuantLinear, source: QdqFormat | None, runtime: Runtime) -> R
     scale, zero = (np.broadcast_to(array(t).reshape(-1), bias.shape) for t in (params.scale, params.zero_point))
     if source is not None:
         bias = bias - scale * ((codes - zero[:, None]) @ np.broadcast_to(source.offset, codes.shape[1]))
+    packing = layer.packing
+    if packing.group and runtime.takes_blocks(packing):
+        found = multipliers(layer.weight_codes.cpu().numpy(), packing).astype(np.float64)
+        return Rows(codes, zero, scale, bias, "int4", found, packing.group)
     return Rows(codes, zero, scale, bias, runtime.weight_dtype(params.qmin, params.qmax))
 
 
@@ -72,15 +82,26 @@ def gemm(
 
 
 def write_weight(graph: OnnxGraph, name: str, rows: Rows) -> str:
-    """Integers and their DequantizeLinear, one scale a row."""
+    """Integers and their DequantizeLinear, one scale per row, or per group of a row."""
     if rows.dtype is None:
         return graph.floats(name, (rows.codes - rows.zero[:, None]) * rows.scale[:, None])
+    if rows.multipliers is not None:
+        return write_blocks(graph, name, rows, rows.multipliers)
     codes, zero = (
         graph.codes(f"{name}/codes", rows.codes, rows.dtype),
         graph.codes(f"{name}/zero_point", rows.zero, rows.dtype),
     )
     scale = graph.floats(f"{name}/scale", rows.scale)
     return graph.node("DequantizeLinear", codes, scale, zero, name=f"{name}/DequantizeLinear", axis=0)
+
+
+def write_blocks(graph: OnnxGraph, name: str, rows: Rows, multipliers: Array) -> str:
+    """Weights with groups, symmetric: the quotients, and a scale per group."""
+    quotients = rows.codes / np.repeat(multipliers, rows.group, axis=1)[:, : rows.codes.shape[1]]
+    codes = graph.codes(f"{name}/codes", quotients, str(rows.dtype))
+    scale = graph.floats(f"{name}/scale", multipliers * rows.scale[:, None])
+    node = f"{name}/DequantizeLinear"
+    return graph.node("DequantizeLinear", codes, scale, name=node, axis=1, block_size=rows.group)
 
 
 def write_bias(graph: OnnxGraph, name: str, bias: Array, unit: Array | None) -> str:

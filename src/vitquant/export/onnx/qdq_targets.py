@@ -15,6 +15,7 @@ import numpy as np
 
 from vitquant.errors import ConfigError
 from vitquant.numerics.affine import QuantParams
+from vitquant.numerics.packing import Packing
 from vitquant.program.values import Array
 
 OPSETS = range(18, 22)
@@ -36,7 +37,8 @@ class Target:
         symmetric_weights: weights have zero point 0.
         wide_weights: weights may have more than 8 bits.
         activations: the type of all 8-bit activations; otherwise int8 or uint8 as they are configured.
-        packed: 4-bit weights may be stored as INT4; otherwise they are int8.
+        packed: weights of up to 4 bits may be stored as INT4; otherwise they are int8.
+        any_blocks: INT4 weights may have one scale per block where a row is a single block or ends with a shorter one.
         integer_bias: biases are int32 on the scale of the accumulators; otherwise float.
     """
 
@@ -48,6 +50,7 @@ class Target:
     wide_weights: bool = True
     activations: str | None = None
     packed: bool = False
+    any_blocks: bool = False
     integer_bias: bool = False
 
 
@@ -62,6 +65,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                 symmetric_weights=False,
                 activations="uint8",
                 packed=True,
+                any_blocks=True,
                 integer_bias=True,
             ),
             Target("openvino", opset=21, packed=True),
@@ -121,6 +125,11 @@ class Runtime:
         wide, unsigned = natural.endswith("16"), natural.startswith("u")
         takes = self.target.wide_weights and self.opset >= WIDE_OPSET if wide else True
         return natural if takes and not (unsigned and self.target.symmetric_weights) else None
+
+    def takes_blocks(self, packing: Packing) -> bool:
+        """Whether weights with groups are stored as INT4 with a scale per group; otherwise they are int8."""
+        several = packing.groups > 1 and packing.columns % packing.group == 0
+        return self.packed and (several or self.target.any_blocks)
 
 
 def narrowest_code(qmin: int, qmax: int) -> str:
