@@ -54,6 +54,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "defaults": {"outputs": {"output_quant_enable": True, **CHANNEL, **UNSIGNED}},
         "mlp_fc1": {"output": {"calibration_mode": "head_wise"}},
     },
+    "diffusion": {"intSoft": {"softmax": "diffusion"}},
     "uniform": {"intSoft": {"softmax": "uniform"}},
     "uniform per head": {"intSoft": {"softmax": "uniform", **CHANNEL}},
     "row, 12 bits": {"intSoft": {"bit_type": {"bits": 12}}},
@@ -379,7 +380,9 @@ def test_int4_keeps_an_odd_number_of_codes() -> None:
     np.testing.assert_array_equal(numpy_helper.to_array(graph.initializers[0]).astype(np.int64), codes)
 
 
-@pytest.mark.parametrize("changes", [{}, CHANGES["all layer_wise"], CHANGES["uniform"], FOUR_BITS], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, CHANGES["all layer_wise"], CHANGES["diffusion"], CHANGES["uniform"], FOUR_BITS], ids=str
+)
 def test_openvino_gives_what_the_graph_says(changes: dict[str, Any]) -> None:
     """OpenVINO strips codes of 16 bits from a graph, so these points are left float for it."""
     openvino = pytest.importorskip("openvino")
