@@ -279,7 +279,8 @@ inline __m512i running_sums(__m512i x) {
     x = _mm512_add_epi16(x, _mm512_bslli_epi128(x, 2));
     x = _mm512_add_epi16(x, _mm512_bslli_epi128(x, 4));
     x = _mm512_add_epi16(x, _mm512_bslli_epi128(x, 8));
-    // Eights of words: to the second and the fourth what is before it, then to these two what the first two have.
+    // Among eights of words, the second takes the last sum of the first, and the fourth that of the third; then the
+    // third and the fourth take that of the second.
     const __m512i neighbour = _mm512_mask_blend_epi16(0xff000000, _mm512_set1_epi16(7), _mm512_set1_epi16(23));
     x = _mm512_add_epi16(x, _mm512_maskz_permutexvar_epi16(0xff00ff00, neighbour, x));
     return _mm512_add_epi16(x, _mm512_maskz_permutexvar_epi16(0xffff0000, _mm512_set1_epi16(15), x));
