@@ -42,7 +42,12 @@ SLOWEST = 5.0
 def originals() -> list[Files]:
     """A small model with each form of softmax, random programs, and some of version 1."""
     small: dict[str, Any] = {"depth": 1, "embed_dim": 6, "num_heads": 2, "mlp_hidden": 6, "patch_size": (8, 8)}
-    kinds: dict[str, dict[str, Any]] = {"row": {}, "uniform": {"pool": "avg"}, "log2": {"dist_token": True}}
+    kinds: dict[str, dict[str, Any]] = {
+        "row": {},
+        "diffusion": {"reg_tokens": 1},
+        "uniform": {"pool": "avg"},
+        "log2": {"dist_token": True},
+    }
     models = [quantized({"intSoft": {"softmax": form}}, **small, **more) for form, more in kinds.items()]
     programs = [vitquant.compile(model) for model in models]
     programs += [random_program(seed, STEPS) for seed in range(3)]

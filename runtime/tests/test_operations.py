@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -165,8 +167,15 @@ def test_an_independent_executor(program: IntegerProgram, tmp_path: Path, isas: 
                 assert np.array_equal(codes, np.stack([outputs[name] for outputs in wanted])), (name, isa, threads)
 
 
+Softmax: TypeAlias = type[ops.SoftmaxRow | ops.SoftmaxDiffusion]
+SOFTMAXES: tuple[Softmax, ...] = (ops.SoftmaxRow, ops.SoftmaxDiffusion)
+
+
+@dataclass
 class Windowed(Blocks):
     """Attention of real sizes, between windows of gathered tokens, with a table."""
+
+    kind: Softmax = ops.SoftmaxRow
 
     def windowed(self, x: Value, windows: int, keys: int, table: Array) -> Value:
         (count, channels), heads = x.shape, 3
@@ -179,8 +188,9 @@ class Windowed(Blocks):
         self.emit(ops.Scores(scores, q.name, k.name, windows, table, *self.rescale(heads, limit, scores)))
         weights = Value(f"v{len(self.operations)}", scores.shape, 0, 255, *PLAIN)
         slope = self.random.uniform(0.001, 0.2)
-        exponentials = np.round(255 * np.exp(-slope * np.arange(256)))[None].astype(np.int32)
-        self.emit(ops.SoftmaxRow(weights, scores.name, exponentials))
+        top = 255 * 256 if self.kind is ops.SoftmaxDiffusion else 255
+        exponentials = np.round(top * np.exp(-slope * np.arange(256)))[None].astype(np.int32)
+        self.emit(self.kind(weights, scores.name, exponentials))
         mixed = self.value((count, channels), *self.pick(*EIGHT_BITS))
         bits = v.centred_limit.bit_length()
         operands_of_mix = weights.name, v.name, windows, True, 52 - bits, 30 - bits
@@ -211,11 +221,12 @@ def windowed(make: Windowed, grid: tuple[int, int], windows: int, keys: int, tab
 
 
 @pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("softmax", SOFTMAXES)
 @pytest.mark.parametrize(("grid", "windows", "keys"), [((7, 14), 2, 49), ((8, 16), 1, 65), ((4, 15), 15, 4)], ids=str)
 def test_fused_windows(
-    grid: tuple[int, int], windows: int, keys: int, seed: int, tmp_path: Path, isas: list[str]
+    grid: tuple[int, int], windows: int, keys: int, softmax: Softmax, seed: int, tmp_path: Path, isas: list[str]
 ) -> None:
-    make, count = Windowed(np.random.default_rng(seed)), grid[0] * grid[1]
+    make, count = Windowed(np.random.default_rng(seed), kind=softmax), grid[0] * grid[1]
     spread = make.pick(0, 60, 300, 2**30)
     shape = make.pick(1, 3), make.pick(1, count // windows, count), make.pick(keys, keys, keys, 1)
     table = make.numbers(-spread, spread, *shape).astype(np.int32)
@@ -223,13 +234,14 @@ def test_fused_windows(
     assert not disagreements(program, images_for(program, 1), tmp_path, isas, threads=(1, 3))
 
 
+@pytest.mark.parametrize("softmax", SOFTMAXES)
 @pytest.mark.parametrize(("columns", "is_quick"), [(1, False), (10, True)])
-def test_which_attention_is_fused(columns: int, is_quick: bool, tmp_path: Path) -> None:
+def test_which_attention_is_fused(softmax: Softmax, columns: int, is_quick: bool, tmp_path: Path) -> None:
     """All of it; by vectors, if each key has an addend of its own, or there is none."""
-    make = Windowed(np.random.default_rng(0))
+    make = Windowed(np.random.default_rng(0), kind=softmax)
     program = windowed(make, (4, 8), 2, 10, np.full((3, 16, columns), 7, np.int8))
     save_program(program, tmp_path)
     rows = [line.split() for line in vitquant_runtime.explain(tmp_path).splitlines()]
-    (code,) = (row[-1] for row in rows if "scores+softmax_row+mix" in row)
+    (code,) = (row[-1] for row in rows if f"scores+{softmax.kind}+mix" in row)
     isa = load(tmp_path).isa
     assert code == (isa if is_quick and isa != "portable" else "scalar")

@@ -73,7 +73,7 @@ def test_a_value_that_nobody_reads(kind: str, at_the_end: bool, tmp_path: Path, 
     """Whether the output is made before or after it."""
     make, tangle, patches = start((1, 4, 4), (2, 2))
     output = make.take(patches) if at_the_end else None
-    named = {"softmax_row": "softmax", "softmax_uniform": "softmax", "softmax_log2": "softmax"}.get(kind, kind)
+    named = "softmax" if kind.startswith("softmax_") else kind
     for _ in range(200):
         del make.operations[2 if at_the_end else 1 :]
         if named in ("softmax", "mix"):
@@ -112,14 +112,18 @@ def test_patches_of_what_is_no_image(low: int, high: int, tmp_path: Path, isas: 
 
 
 @pytest.mark.parametrize("read_by_others", [False, True])
-def test_exponentials_with_a_zero_point(read_by_others: bool, tmp_path: Path, isas: list[str]) -> None:
+@pytest.mark.parametrize("kind", [ops.SoftmaxRow, ops.SoftmaxDiffusion])
+def test_exponentials_with_a_zero_point(
+    kind: type[ops.SoftmaxRow | ops.SoftmaxDiffusion], read_by_others: bool, tmp_path: Path, isas: list[str]
+) -> None:
     """Weights that are not divided by their sum may have any zero point, whichever softmax makes them."""
     make, tangle, x = start((1, 4, 4), (2, 2))
     scores = make.scores(x, x, 1)
     zero = np.array([9], dtype=np.int32)
     weights = Value("weights", scores.shape, 0, 255, np.ones(1, dtype=np.float32), zero)
-    table = np.linspace(255, 0, scores.high - scores.low + 1).round().astype(np.int32)[None]
-    make.emit(ops.SoftmaxRow(weights, scores.name, table))
+    one = 256 if kind is ops.SoftmaxDiffusion else 1
+    table = np.linspace(255 * one, 0, scores.high - scores.low + 1).round().astype(np.int32)[None]
+    make.emit(kind(weights, scores.name, table))
     mixed = make.value(x.shape, -128, 127)
     rescale = make.rescale(x.shape[1], 255 * x.centred_limit, mixed)
     make.emit(ops.Mix(mixed, weights.name, x.name, 1, False, 0, 0, *rescale))

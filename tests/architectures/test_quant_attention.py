@@ -1,5 +1,6 @@
 """The attention block of the specification: its eight layers, on our block and on timm's."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,8 +232,8 @@ def test_a_dead_head(make_vit: Callable[..., VisionTransformer]) -> None:
         qkv.weight[rows], qkv.bias[rows] = 0, 0  # type: ignore[union-attr, operator]
     x = torch.randn(6, 5, 16, generator=torch.Generator().manual_seed(0))
     every = {"calibration_mode": "channel_wise"}
-    for approximation in ("table", "ibert", "shiftmax"):
-        soft = {"bit_type": {"signed": False}, "softmax": "row", "approximation": approximation}
+    for form, approximation in itertools.product(("diffusion", "row"), ("table", "ibert", "shiftmax")):
+        soft = {"bit_type": {"signed": False}, "softmax": form, "approximation": approximation}
         attn = QuantAttention(block, {"weight": every, "activation": every, "intSoft": soft})  # type: ignore[arg-type]
         with pytest.warns(RangeWarning, match="at 4 points"):
             calibrate_batches(attn, [x])

@@ -51,11 +51,13 @@ def test_gelu(changes: dict[str, Any]) -> None:
             assert np.abs(row - np.clip(y, after.low, after.high)).max() <= 0.5 + 1e-3
 
 
-@pytest.mark.parametrize(("form", "top"), [("row", 255), ("uniform", 2**15 - 1), ("log2", 2**15 - 1)])
+@pytest.mark.parametrize(
+    ("form", "top"), [("row", 255), ("diffusion", 255 * 256), ("uniform", 2**15 - 1), ("log2", 2**15 - 1)]
+)
 @pytest.mark.parametrize("mode", ["layer_wise", "channel_wise"])
 def test_exponentials(form: str, top: int, mode: str) -> None:
     program = vitquant.compile(quantized({"intSoft": {"softmax": form}, "attn_kv_out": {"calibration_mode": mode}}))
-    kinds = (ops.SoftmaxRow, ops.SoftmaxUniform, ops.SoftmaxLog2)
+    kinds = (ops.SoftmaxRow, ops.SoftmaxDiffusion, ops.SoftmaxUniform, ops.SoftmaxLog2)
     found = [op for op in program.operations if isinstance(op, kinds)]
     assert len(found) == 2
     for op in found:

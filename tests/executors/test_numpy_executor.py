@@ -157,7 +157,7 @@ class NoFloats(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("form", ["row", "uniform", "log2"])
+@pytest.mark.parametrize("form", ["row", "diffusion", "uniform", "log2"])
 def test_no_tensor_is_floating_point(form: str) -> None:
     program = vitquant.compile(quantized({"intSoft": {"softmax": form}}, dist_token=form == "log2"))
     reference, images = Reference(program), pixels(2)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from vitquant.layers import IntSoftmax, Mode
 from vitquant.numerics.affine import QuantParams, fake_quantize
 from vitquant.numerics.quantized import on, real
 
-FORMS = ["uniform", "row", "log2"]
+FORMS = ["uniform", "row", "diffusion", "log2"]
 APPROXIMATIONS = ["table", "ibert", "shiftmax"]
 NAME = "blocks.0.intSoft"
 
@@ -59,6 +60,9 @@ LEAST_DB = {
     ("row", "table"): 46,
     ("row", "ibert"): 45,
     ("row", "shiftmax"): 33,
+    ("diffusion", "table"): 46,
+    ("diffusion", "ibert"): 45,
+    ("diffusion", "shiftmax"): 33,
     ("uniform", "table"): 41,
     ("uniform", "ibert"): 41,
     ("uniform", "shiftmax"): 32,
@@ -81,7 +85,7 @@ def test_every_form_is_near_the_softmax(form: str, approximation: str, gridded: 
     assert p.isfinite().all()
     assert (p >= 0).all()
     assert sqnr_db(exact, p) >= LEAST_DB[form, approximation]
-    if form == "row":
+    if form in ("row", "diffusion"):
         torch.testing.assert_close(p.sum(-1), torch.ones(p.shape[:-1]))
     if form == "log2":
         nonzero = p[p > 0]
@@ -121,6 +125,45 @@ def test_row_form_in_integers() -> None:
         assert out == pytest.approx([n / sum(numerators) for n in numerators])
 
 
+@pytest.mark.parametrize("bits", [2, 8, 16])
+def test_diffusion_in_integers(bits: int) -> None:
+    """Codes are differences of the rounded sums of ``(2^b - 1) exp(-scale d)``, which has 8 fractional bits."""
+    grid = QuantParams(torch.tensor(0.1), torch.tensor(0.0), -128, 127)
+    codes = torch.tensor([[[[3, 5, -20, 5, 4, -9], [-128, 127, 0, 0, 0, 90], [7, 7, 7, 7, 7, 7]]]])
+    layer = IntSoftmax(config("diffusion", bits=bits))
+    layer.set_mode(Mode.QUANTIZED)
+    p = layer(on(codes * grid.scale, grid))
+    for row, out in zip(codes[0, 0].tolist(), p[0, 0].tolist(), strict=True):
+        exponentials = [round((2**bits - 1) * 256 * math.exp(-0.1 * (max(row) - c))) for c in row]
+        sums = [math.floor(Fraction(sum(exponentials[:i]), 256) + Fraction(1, 2)) for i in range(len(row) + 1)]
+        assert out == pytest.approx([(b - a) / sums[-1] for a, b in itertools.pairwise(sums)])
+
+
+def test_diffusion_of_floats_is_that_of_their_table() -> None:
+    """Scores on a grid give the same probabilities as their codes."""
+    grid = QuantParams(torch.tensor(0.1), torch.tensor(0.0), -128, 127)
+    codes = torch.randint(-128, 128, (2, 3, 40, 40), generator=torch.Generator().manual_seed(0))
+    layer = IntSoftmax(config("diffusion"))
+    layer.set_mode(Mode.QUANTIZED)
+    scores = codes.double() * 0.1
+    torch.testing.assert_close(layer(scores), layer(on(scores.float(), grid)).double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [257, 1370, 4096])
+def test_diffusion_keeps_what_is_far_below_the_largest(tokens: int) -> None:
+    """A flat row with one peak: each of its codes would round to 0, and most of the sum with them."""
+    scores = torch.full((1, 1, 1, tokens), -6.5, dtype=torch.float64)
+    scores[..., tokens // 2] = 0
+    found = {}
+    for form in ("row", "diffusion"):
+        layer = IntSoftmax(config(form))
+        layer.set_mode(Mode.QUANTIZED)
+        found[form] = layer(scores)[..., tokens // 2].item()
+    exact = 1 / (1 + (tokens - 1) * math.exp(-6.5))
+    assert found["row"] == 1
+    assert found["diffusion"] == pytest.approx(exact, rel=0.01)
+
+
 def test_a_zero_point_of_the_scores_cancels() -> None:
     scale = torch.tensor(0.1)
     signed, unsigned = (
@@ -157,7 +200,7 @@ def test_uniform_has_one_scale_a_head_or_one(mode: str) -> None:
 def test_extreme_scores() -> None:
     scores = torch.tensor([[[[0.0, 1e4], [-1e30, 1e30], [7.0, 7.0], [3e38, 3e38]]]])
     expected = [[0, 1], [0, 1], [0.5, 0.5], [0.5, 0.5]]
-    for form, approximation in itertools.product(("row", "log2"), APPROXIMATIONS):
+    for form, approximation in itertools.product(("row", "diffusion", "log2"), APPROXIMATIONS):
         layer = IntSoftmax(config(form, approximation))
         layer.set_mode(Mode.QUANTIZED)
         assert layer(scores)[0, 0].tolist() == expected, (form, approximation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import torch
@@ -9,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vitquant.numerics.limits import LOG2_ROW_LIMIT
+from vitquant.numerics.limits import INT32_MAX, LOG2_ROW_LIMIT
 from vitquant.numerics.mean import rounded_mean
 from vitquant.numerics.softmax import (
     LOG2_MAX,
+    diffused,
     divide,
     division_bits,
     exponential_table,
@@ -60,6 +62,41 @@ def test_a_row_of_powers_can_reach_its_limit_almost() -> None:
     for count in range(1, 400):
         worst = max(worst, int(log2_weights(torch.full((1, count), TOP), LOG2_MAX).sum()))
     assert 45_000 < worst <= LOG2_ROW_LIMIT
+
+
+@given(st.lists(st.integers(0, 255 << 8) | st.sampled_from([0, 127, 128, 255 << 8]), min_size=1, max_size=300))
+def test_diffused_codes(row: list[int]) -> None:
+    """Every run of neighbouring codes sums to what its exponentials do, to less than one; no code is out of range."""
+    codes = diffused(torch.tensor(row, dtype=torch.int32), 255 << 8).tolist()
+    assert all(e // 256 <= code <= -(-e // 256) <= 255 for e, code in zip(row, codes, strict=True))
+    assert sum(codes) == (sum(row) + 128) // 256
+    ends = [0, *(2 * total // 256 + 1 >> 1 for total in itertools.accumulate(row))]
+    assert codes == [b - a for a, b in itertools.pairwise(ends)]
+    for first in range(0, len(row), 7):
+        assert abs(sum(codes[first:]) - Fraction(sum(row[first:]), 256)) < 1
+
+
+def test_diffused_codes_by_hand() -> None:
+    row = torch.tensor([[127, 1, 128, 255, 1, 65280, 0]], dtype=torch.int32)
+    assert diffused(row, 65280).tolist() == [[0, 1, 0, 1, 0, 255, 0]]
+
+
+def test_diffused_codes_of_every_pair() -> None:
+    """One exponential after another of every fraction: 65,536 pairs around each multiple that matters."""
+    first, second = torch.cartesian_prod(torch.arange(256), torch.arange(256) + 65025).int().unbind(1)
+    codes = diffused(torch.stack([first, second], 1), 65280)
+    assert torch.equal(codes[:, 0], (first >= 128).int())
+    assert torch.equal(codes.sum(1), (first + second + 128) // 256)
+
+
+def test_diffused_codes_of_rows_beyond_32_bits() -> None:
+    """Sums modulo 2^16 tell the codes, so a row may have any length."""
+    row = torch.randint(0, 65281, (1, 40_000), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    row[0, :36_000] = 65280
+    assert int(row.sum()) > INT32_MAX
+    after = ((row.long().cumsum(1) + 128) % 65536) >> 8
+    before = torch.cat([torch.zeros(1, 1, dtype=torch.int64), after[:, :-1]], 1)
+    assert torch.equal(diffused(row, 65280).long(), (after - before) % 256)
 
 
 @given(exponentials)

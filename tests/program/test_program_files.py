@@ -49,7 +49,12 @@ GOLDEN_PROGRAMS = sorted(path.name for path in GOLDEN.glob("program_v*"))
 def originals() -> list[Files]:
     """A small model with each form of softmax, and random programs with every step."""
     small: dict[str, Any] = {"depth": 1, "embed_dim": 6, "num_heads": 2, "mlp_hidden": 6, "patch_size": (8, 8)}
-    changes: dict[str, dict[str, Any]] = {"row": {}, "uniform": {"pool": "avg"}, "log2": {"dist_token": True}}
+    changes: dict[str, dict[str, Any]] = {
+        "row": {},
+        "diffusion": {"reg_tokens": 1},
+        "uniform": {"pool": "avg"},
+        "log2": {"dist_token": True},
+    }
     models = [quantized({"intSoft": {"softmax": form}}, **small, **more) for form, more in changes.items()]
     compiled = [vitquant.compile(model) for model in models]
     programs = [*compiled, *(random_program(seed, STEPS) for seed in range(3))]
@@ -91,7 +96,7 @@ def test_version_1_has_nothing_of_version_2(name: str) -> None:
             decode_program(*mutations.signed(program, tensors))
         del op["windows"]
     decode_program(*mutations.signed(program, tensors))
-    for kind in ("gather", "constant", "multiply", "rotary"):
+    for kind in ("gather", "constant", "multiply", "rotary", "softmax_diffusion"):
         scores["op"] = kind
         with pytest.raises(ProgramError, match=rf"version 1 of the format has no such kind\. Got {kind}"):
             decode_program(*mutations.signed(program, tensors))

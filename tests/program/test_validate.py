@@ -26,7 +26,7 @@ def programs() -> dict[str, IntegerProgram]:
     """A small model with each form of softmax."""
     return {
         form: vitquant.compile(quantized({"intSoft": {"softmax": form}}, **SMALL))
-        for form in ("row", "uniform", "log2")
+        for form in ("row", "diffusion", "uniform", "log2")
     }
 
 
@@ -104,14 +104,19 @@ CASES: list[tuple[str, str, Callable[[Any], dict[str, Any]], str]] = [
     ("row", "layernorm", field("shift", edited(0)), "out of range"),
     ("row", "scores", lambda op: {"k": "patches"}, "its operands do not fit each other"),
     ("row", "softmax_row", field("table", lambda t: t[:, :-1]), "wrong constant"),
-    ("row", "softmax_row", field("table", edited(0)), "above 0 at distance 0"),
+    ("row", "softmax_row", field("table", edited(0)), "at least 1 at distance 0"),
     ("row", "softmax_row", field("table", edited(256)), "out of range"),
     ("row", "softmax_row", field("table", lambda t: np.concatenate([t] * 4)), "cannot share so many tables"),
     ("row", "mix", lambda op: {"fraction_bits": 30}, "fraction out of range"),
     ("row", "mix", lambda op: {"reciprocal_bits": 51}, "fraction out of range"),
     ("row", "mix", lambda op: {"normalize": False}, "without normalising there is no fraction"),
-    ("row", "mix", lambda op: {"p": "blocks.0.attn_kv_out"}, "only what softmax_row makes can be normalised"),
-    ("uniform", "mix", lambda op: {"normalize": True}, "only what softmax_row makes can be normalised"),
+    ("row", "mix", lambda op: {"p": "blocks.0.attn_kv_out"}, "only what softmax_row or softmax_diffusion makes"),
+    ("uniform", "mix", lambda op: {"normalize": True}, "only what softmax_row or softmax_diffusion makes"),
+    ("diffusion", "softmax_diffusion", field("table", edited(127)), "at least 128 at distance 0"),
+    ("diffusion", "softmax_diffusion", field("table", edited(255 * 256 + 1)), "out of range"),
+    ("diffusion", "softmax_diffusion", field("table", edited(-1)), "out of range"),
+    ("diffusion", "softmax_diffusion", of_out(high=254), "out of range"),
+    ("diffusion", "softmax_diffusion", of_out(low=1), "the range does not hold all codes|a zero point is not"),
     ("uniform", "softmax_uniform", field("multiplier", lambda m: m[0].reshape(())), "wrong constant"),
     ("uniform", "softmax_uniform", field("table", edited(2**15)), "out of range"),
     ("log2", "softmax_log2", lambda op: {"last": 16}, "`last` is out of range"),

@@ -73,6 +73,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "log2": {"intSoft": {"softmax": "log2"}},
     "log2, 3 bits": {"intSoft": {"softmax": "log2", "bit_type": {"bits": 3}}},
+    "diffusion": {"intSoft": {"softmax": "diffusion"}},
+    "diffusion, 12 bits, I-BERT": {
+        "intSoft": {"softmax": "diffusion", "approximation": "ibert", "bit_type": {"bits": 12}}
+    },
     "I-BERT": {"intSoft": {"approximation": "ibert"}},
     "Shiftmax": {"intSoft": {"approximation": "shiftmax", "softmax": "uniform"}},
     "row, 12 bits": {"intSoft": {"bit_type": {"bits": 12}}},

@@ -210,6 +210,10 @@ class NumpyExecutor:
     def softmax_row(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
         return self.exponentials(op, codes[op["x"]])
 
+    def softmax_diffusion(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
+        rounded = (np.cumsum(self.exponentials(op, codes[op["x"]]), axis=-1) + 128) // 256
+        return np.diff(rounded, axis=-1, prepend=0)
+
     def softmax_uniform(self, op: dict[str, Any], codes: dict[str, Codes]) -> Codes:
         e = self.exponentials(op, codes[op["x"]])
         return self.requantized((e * (2**50 // e.sum(-1, keepdims=True))) >> 20, op)

@@ -240,16 +240,17 @@ class Maker:
     def softmax(self, x: Value) -> Value:
         heads = x.shape[0]
         tables, levels = self.pick(*{1, heads}), x.high - x.low + 1
-        kind = self.pick("row", "uniform", "log2")
-        largest = self.pick(1, 15, 255, 4095, 65535) if kind == "row" else 2**15 - 1
+        kind = self.pick("row", "diffusion", "uniform", "log2")
+        top = self.pick(1, 15, 255, 4095, 65535)
+        largest = {"row": top, "diffusion": top << 8}.get(kind, 2**15 - 1)
         table = self.numbers(0, largest, tables, levels)
         if self.chance():
             table = np.round(largest * np.exp(-(10 ** self.random.uniform(-2.5, 0, (tables, 1))) * np.arange(levels)))
-        table[:, 0] = np.maximum(table[:, 0], 1)
+        table[:, 0] = np.maximum(table[:, 0], 128 if kind == "diffusion" else 1)
         table = table.astype(np.int32)
-        if kind == "row":
-            out = Value(f"v{len(self.operations)}", x.shape, 0, largest, *PLAIN)
-            return self.emit(ops.SoftmaxRow(out, x.name, table))
+        if kind in ("row", "diffusion"):
+            out = Value(f"v{len(self.operations)}", x.shape, 0, top, *PLAIN)
+            return self.emit((ops.SoftmaxRow if kind == "row" else ops.SoftmaxDiffusion)(out, x.name, table))
         if kind == "log2":
             out = Value(f"v{len(self.operations)}", x.shape, 0, 2**15, *PLAIN)
             return self.emit(ops.SoftmaxLog2(out, x.name, table, self.size(0, 15)))
@@ -261,7 +262,7 @@ class Maker:
         row = 46341 if made_by is ops.SoftmaxLog2 else p.shape[2] * p.centred_limit
         v = self.narrow(v, min(INT32_MAX // row, 2**17))
         out = self.value((p.shape[1], v.shape[1]))
-        normalize = made_by is ops.SoftmaxRow and self.chance()
+        normalize = made_by in (ops.SoftmaxRow, ops.SoftmaxDiffusion) and self.chance()
         bits = division_bits(v.centred_limit) if normalize else (0, 0)
         limit = v.centred_limit << bits[1] if normalize else row * v.centred_limit
         return self.emit(ops.Mix(out, p.name, v.name, windows, normalize, *bits, *self.rescale(v.shape[1], limit, out)))
@@ -276,6 +277,7 @@ def gathered(make: Maker, x: Value) -> Value:
 
 
 STEPS = (
+    Maker.attention,
     Maker.attention,
     Maker.attention,
     Maker.attention,

@@ -4,7 +4,7 @@ namespace vitquant {
 
 bool has_kind(int64_t version, std::string_view kind) {
     if (version > 1) return true;
-    for (std::string_view newer : {"rotary", "multiply", "constant", "gather"})
+    for (std::string_view newer : {"rotary", "multiply", "constant", "gather", "softmax_diffusion"})
         if (kind == newer) return false;
     return true;
 }

@@ -90,8 +90,9 @@ void score_tile(const Head& h, const ScoreCodes<Reals>& codes, size_t row, size_
     });
 }
 
-// In place of the codes of one row, the exponentials of their distances from the largest; returns their sum.
-int32_t exponentials(const ByteTable& table, size_t tokens, uint8_t* row) {
+// In place of the codes of one row, what `weigh` makes of their distances from the largest; returns the sum of it.
+template <class Weigh>
+inline int32_t weigh_scores(size_t tokens, uint8_t* row, const Weigh& weigh) {
     __m512i largest = _mm512_setzero_si512();  // below every code, as bytes beyond the last token are
     for (size_t i = 0; i < tokens; i += 64) largest = _mm512_max_epu8(largest, _mm512_load_si512(row + i));
     __m256i m = _mm256_max_epu8(_mm512_castsi512_si256(largest), _mm512_extracti64x4_epi64(largest, 1));
@@ -103,11 +104,28 @@ int32_t exponentials(const ByteTable& table, size_t tokens, uint8_t* row) {
     __m512i sum = _mm512_setzero_si512();
     for (size_t i = 0; i < tokens; i += 64) {
         const __m512i distance = _mm512_sub_epi8(maximum, _mm512_load_si512(row + i));
-        const __m512i e = _mm512_maskz_mov_epi8(first_bytes(tokens - i), look_up(table, distance));
-        sum = _mm512_dpbusd_epi32(sum, e, _mm512_set1_epi8(1));
-        _mm512_store_si512(row + i, e);
+        const __m512i weights = _mm512_maskz_mov_epi8(first_bytes(tokens - i), weigh(distance));
+        sum = _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi8(1));
+        _mm512_store_si512(row + i, weights);
     }
     return _mm512_reduce_add_epi32(sum);
+}
+
+// Exponentials.
+int32_t exponentials(const ByteTable& table, size_t tokens, uint8_t* row) {
+    return weigh_scores(tokens, row, [&](__m512i distance) INLINE { return look_up(table, distance); });
+}
+
+// Differences of rounded sums of exponentials. These have so many bits that sums modulo 2^16 tell the differences.
+int32_t diffused(const WordTable& table, size_t tokens, uint8_t* row) {
+    __m512i carry = _mm512_set1_epi16(1 << (diffusion_bits - 1));
+    return weigh_scores(tokens, row, [&](__m512i distance) INLINE {
+        const Words e = look_up(table, distance);
+        const __m512i after = _mm512_add_epi16(running_sums(_mm512_add_epi16(e.even, e.odd)), carry);
+        const __m512i between = _mm512_sub_epi16(after, e.odd), before = _mm512_sub_epi16(between, e.even);
+        carry = _mm512_permutexvar_epi16(_mm512_set1_epi16(31), after);
+        return _mm512_sub_epi8(high_bytes(between, after), high_bytes(before, between));
+    });
 }
 
 // Sums of weighted values, divided by the sum of the weights, to codes.
@@ -160,13 +178,24 @@ void mix_tile(const AttentionPlan& plan, const Head& h, const ByteRange& range, 
     });
 }
 
+// The weights of a panel, in place of its scores.
+void weigh_panel(const AttentionPlan& plan, const Head& h, size_t head, size_t rows) {
+    const uint8_t* bytes = plan.table_of(head);
+    if (plan.is_diffusion()) {
+        const WordTable table = load_words(bytes, bytes + 256);
+        for (size_t i = 0; i < rows; ++i) h.sums[i] = diffused(table, h.tokens, h.weights + i * h.padded_tokens);
+    } else {
+        const ByteTable table = load_table(bytes);
+        for (size_t i = 0; i < rows; ++i) h.sums[i] = exponentials(table, h.tokens, h.weights + i * h.padded_tokens);
+    }
+}
+
 template <class Reals>
 void run_head(const AttentionPlan& plan, const AttentionRun& run, size_t head, Head& h) {
     prepare<Reals>(plan, run, head, h);
     ScoreCodes<Reals> codes = {Reals::same(plan.score_scale[head], plan.score_start[head]), byte_range(plan.scores)};
     codes.range.flip = _mm512_set1_epi8(INT8_MIN);
     const ByteRange range = byte_range(plan.out);
-    const ByteTable table = load_table(plan.bytes + head * 256);
     in_pieces(run.first_row, run.last_row, panel_rows(h.tokens), [&](size_t first, size_t rows) {
         const auto* q = static_cast<const uint8_t*>(run.q) + first * run.q_stride + h.first;
         stage(q, run.q_stride, rows, h.width, flip_to_unsigned(plan.q_type), h.rows, h.width_steps * 4);
@@ -179,7 +208,7 @@ void run_head(const AttentionPlan& plan, const AttentionRun& run, size_t head, H
         for (size_t key = 0; key < h.tokens; key += 64) {
             by_tiles(rows, [&](auto count, size_t row) { score_tile<count>(h, codes, row, key); });
         }
-        for (size_t i = 0; i < rows; ++i) h.sums[i] = exponentials(table, h.tokens, h.weights + i * h.padded_tokens);
+        weigh_panel(plan, h, head, rows);
         auto* out = static_cast<uint8_t*>(run.out) + first * run.out_stride + h.first;
         for (size_t c = 0; c < h.width; c += 64) {
             by_tiles(rows, [&](auto count, size_t row) {

@@ -21,7 +21,7 @@ void run_row(const AttentionPlan& plan, const AttentionRun& run, const Head& scr
     const int64_t sum = softmax_row(plan.softmax, head, plan.keys, scratch.weights);
     for (size_t t = 0; t < plan.keys; ++t) scratch.weights[t] -= plan.zero_weights[head];
     weigh_row(scratch.weights, scratch.v, plan.keys, width, scratch.sums);
-    // Only what softmax_row makes, with zero point 0, is divided: then the weights are the exponentials.
+    // Only weights of zero point 0 are divided, in the forms whose sum this is.
     const int64_t reciprocal = reciprocal_of(plan.division, sum);
     for (size_t d = 0; d < width; ++d) {
         store(run.out, plan.out.type, row * run.out_stride + first + d,

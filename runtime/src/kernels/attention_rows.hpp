@@ -21,13 +21,27 @@ inline void score_row(const Requantizer& r, const ScoreAddends& addends, size_t 
     }
 }
 
-// Codes of the weights in place of those of the scores; returns the sum of the exponentials.
+// Differences of rounded sums of exponentials, in place of these; returns the sum of the differences.
+inline int64_t diffuse_row(size_t tokens, int32_t* row) {
+    int64_t sum = int64_t{1} << (diffusion_bits - 1), before = 0;
+    for (size_t t = 0; t < tokens; ++t) {
+        sum += row[t];
+        const int64_t after = sum >> diffusion_bits;
+        row[t] = static_cast<int32_t>(after - before);
+        before = after;
+    }
+    return before;
+}
+
+// Codes of the weights in place of those of the scores; returns what `mix` divides by: in the form `diffusion` the sum
+// of the codes, else of the exponentials.
 inline int64_t softmax_row(const SoftmaxRows& softmax, size_t head, size_t tokens, int32_t* row) {
     const int32_t* table = softmax.table + head / softmax.sharing * softmax.distances;
     int32_t largest = row[0];
     for (size_t t = 1; t < tokens; ++t) largest = row[t] > largest ? row[t] : largest;
     int64_t sum = 0;
     for (size_t t = 0; t < tokens; ++t) sum += row[t] = table[largest - row[t]];
+    if (softmax.form == Softmax::diffusion) return diffuse_row(tokens, row);
     if (softmax.form == Softmax::uniform) {
         const int64_t reciprocal = (int64_t{1} << share_reciprocal_bits) / sum;
         for (size_t t = 0; t < tokens; ++t) {

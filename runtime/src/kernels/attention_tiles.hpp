@@ -164,9 +164,9 @@ void score_tile(const AttentionPlan& plan, const Head<V>& h, size_t head, const 
     for (size_t i = 0; i < rows; ++i) V::to_bytes(tile.sum[i], h.scores + (row + i) * h.padded_tokens + key);
 }
 
-// From the scores of one row to the exponentials of their distances from the largest; returns their sum.
-template <class V>
-int32_t exponentials(const uint8_t* table, const Head<V>& h, size_t row) {
+// From the scores of one row to what `weigh` makes of their distances from the largest; returns the sum of it.
+template <class V, class Weigh>
+inline int32_t weigh_scores(const Head<V>& h, size_t row, const Weigh& weigh) {
     uint8_t* scores = h.scores + row * h.padded_tokens;
     auto* weights = h.weights + row * h.padded_tokens;
     for (size_t i = h.tokens; i < h.padded_tokens; ++i) scores[i] = 0;
@@ -175,13 +175,32 @@ int32_t exponentials(const uint8_t* table, const Head<V>& h, size_t row) {
     const auto maximum = V::same_bytes(V::largest(largest));
     typename V::ByteSums sums{};
     for (size_t i = 0; i < h.padded_tokens; i += V::bytes) {
-        const auto e = V::look_up(table, V::sub_bytes(maximum, V::load_bytes(scores + i)));
-        V::store(weights + i, e);
-        sums = V::add_bytes(sums, e);
+        const auto some = weigh(V::sub_bytes(maximum, V::load_bytes(scores + i)));
+        V::store(weights + i, some);
+        sums = V::add_bytes(sums, some);
     }
     int32_t sum = V::total(sums);
     for (size_t i = h.tokens; i < h.padded_tokens; ++i) sum -= weights[i], weights[i] = 0;
     return sum;
+}
+
+// Exponentials.
+template <class V>
+int32_t exponentials(const uint8_t* table, const Head<V>& h, size_t row) {
+    return weigh_scores(h, row, [&](auto distance) INLINE { return V::look_up(table, distance); });
+}
+
+// Differences of rounded sums of exponentials. These have so many bits that sums modulo 2^16 tell the differences.
+template <class V>
+int32_t diffused(const uint8_t* table, const Head<V>& h, size_t row) {
+    auto carry = V::same_words(1 << (diffusion_bits - 1));
+    return weigh_scores(h, row, [&](auto distance) INLINE {
+        const auto e = V::look_up_words(table, table + 256, distance);
+        const auto after = V::add_words(V::running_sums(V::add_words(e.even, e.odd)), carry);
+        const auto between = V::sub_words(after, e.odd), before = V::sub_words(between, e.even);
+        carry = V::last(after);
+        return V::sub_bytes(V::high_bytes(between, after), V::high_bytes(before, between));
+    });
 }
 
 // Weighted sums of 16 channels, divided by the sums of the weights, to codes.
@@ -224,7 +243,10 @@ void run_panel(const AttentionPlan& plan, const AttentionRun& run, const Head<V>
     for (size_t key = 0; key < h.padded_tokens; key += tile_columns) {
         in_pieces(0, rows, V::rows, [&](size_t i, size_t count) { score_tile(plan, h, head, panel, i, count, key); });
     }
-    for (size_t i = 0; i < rows; ++i) panel.sums[i] = exponentials(plan.bytes + head * 256, h, i);
+    const uint8_t* table = plan.table_of(head);
+    for (size_t i = 0; i < rows; ++i) {
+        panel.sums[i] = plan.is_diffusion() ? diffused(table, h, i) : exponentials(table, h, i);
+    }
     for (size_t c = 0; c < h.width; c += tile_columns) {
         in_pieces(0, rows, V::rows,
                   [&](size_t i, size_t count) { mix_tile(plan, run, h, panel.sums, first, i, count, c); });

@@ -124,7 +124,9 @@ struct RequantizePlan;
 
 // ---- Attention: scores, softmax and the product with V; the matrix of queries and keys never exists ----
 
-enum class Softmax : uint8_t { row, uniform, log2 };
+enum class Softmax : uint8_t { row, diffusion, uniform, log2 };
+
+inline constexpr int diffusion_bits = 8;  // of a fraction that its exponentials have
 
 // What is added to the scores once they are rescaled: [heads, rows, keys], of magnitudes up to 2^30. `heads` divides
 // those of the attention, query n has row `n mod rows`, and there is one key for all, or one per key.

@@ -341,14 +341,19 @@ Owned<AttentionPlan> make_attention(const AttentionSpec& spec, Layout layout) {
     const double mix_limit = spec.normalize ? std::ldexp(centred_limit(spec.v), spec.fraction_bits) + 1 : 2147483648.0;
     plan->out = make_requantizer(arena, layout, spec.rescale, zeros(arena, spec.out, channels), spec.out.low,
                                  spec.out.high, spec.out.type, channels, constant_limits(arena, mix_limit, channels));
-    bool quick = layout != Layout::portable && spec.softmax == Softmax::row && spec.normalize && is_byte(spec.q.type) &&
-                 is_byte(spec.k.type) && is_byte(spec.v.type) && is_byte(spec.out.type) && is_byte(spec.scores.type) &&
-                 plan->scores.narrow && plan->out.narrow;
-    auto* bytes = arena.array<uint8_t>(heads * 256);
+    const bool diffusion = spec.softmax == Softmax::diffusion;
+    bool quick = layout != Layout::portable && (diffusion || spec.softmax == Softmax::row) && spec.normalize &&
+                 is_byte(spec.q.type) && is_byte(spec.k.type) && is_byte(spec.v.type) && is_byte(spec.out.type) &&
+                 is_byte(spec.scores.type) && plan->scores.narrow && plan->out.narrow;
+    const int32_t largest = diffusion ? 255 << diffusion_bits : 255;
+    const size_t stride = diffusion ? 512 : 256;
+    auto* bytes = arena.array<uint8_t>(heads * stride);
     for (size_t i = 0; quick && i < heads * distances; ++i) {
         const int32_t e = table[i / distances / sharing * distances + i % distances];
-        quick = e <= 255;
-        bytes[i / distances * 256 + i % distances] = static_cast<uint8_t>(e);
+        quick = e <= largest;
+        uint8_t* to = bytes + i / distances * stride + i % distances;
+        to[0] = static_cast<uint8_t>(e);
+        if (diffusion) to[256] = static_cast<uint8_t>(e >> 8);
     }
     plan->bytes = bytes;
     auto* score_scale = arena.array<double>(heads);

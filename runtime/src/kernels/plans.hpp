@@ -158,8 +158,11 @@ struct AttentionPlan {
     Division division;
     Requantizer out;  // [channels]
     bool quick;
-    const uint8_t* bytes;                     // quick: the table, [heads, 256]
+    const uint8_t* bytes;                     // quick: the table, [heads, 256]; diffusion: [heads, low and high, 256]
     const double *score_scale, *score_start;  // quick, as in the requantizer, but in the order of the heads
+
+    bool is_diffusion() const { return softmax.form == Softmax::diffusion; }
+    const uint8_t* table_of(size_t head) const { return bytes + head * (is_diffusion() ? 512 : 256); }
 };
 
 Owned<LinearPlan> make_linear(const LinearSpec&, Layout);

@@ -9,6 +9,7 @@
 //   Ints, lanes              a vector of sums, and how many it holds: load, store, same, add, sub, ...
 //   Factors, rescaled        exact requantization by a narrow requantizer
 //   Bytes, bytes             a vector of bytes, and how many it holds: look-ups, maxima, sums
+//   Words                    numbers of 16 bits for a vector of bytes: those of even places, and those of odd ones
 //   Token, normalized        LayerNorm of sixteen channels
 #pragma once
 

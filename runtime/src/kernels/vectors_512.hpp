@@ -219,6 +219,73 @@ inline __m512i look_up(const ByteTable& table, __m512i codes) {
 }
 #endif
 
+// Numbers of 16 bits for 64 places in their order: those of even places, and those of odd ones.
+struct Words {
+    __m512i even, odd;
+};
+
+// The high bytes of 64 words in their order.
+inline __m512i high_bytes(__m512i even, __m512i odd) {
+    return _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, _mm512_srli_epi16(even, 8), odd);
+}
+
+#if defined(__AVX512VBMI__)
+// A table of 256 words in registers, by their bytes.
+struct WordTable {
+    ByteTable low, high;
+};
+
+inline WordTable load_words(const uint8_t* low, const uint8_t* high) { return {load_table(low), load_table(high)}; }
+
+inline Words look_up(const WordTable& table, __m512i codes) {
+    const __m512i low = look_up(table.low, codes), high = look_up(table.high, codes);
+    return {_mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, low, _mm512_slli_epi16(high, 8)),
+            _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, _mm512_srli_epi16(low, 8), high)};
+}
+#else
+// A table of 256 words in registers.
+struct WordTable {
+    __m512i part[8];
+};
+
+inline WordTable load_words(const uint8_t* low, const uint8_t* high) {
+    WordTable table;
+    const auto wide = [](const uint8_t* x) {
+        return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+    };
+    for (int i = 0; i < 8; ++i) {
+        table.part[i] = _mm512_or_si512(wide(low + 32 * i), _mm512_slli_epi16(wide(high + 32 * i), 8));
+    }
+    return table;
+}
+
+// `table[i]`, i the low 8 bits of each word.
+inline __m512i look_up_words(const WordTable& table, __m512i i) {
+    __m512i found[4];
+    each<4>([&](auto j) INLINE { found[j] = _mm512_permutex2var_epi16(table.part[2 * j], i, table.part[2 * j + 1]); });
+    const __mmask32 odd = _mm512_test_epi16_mask(i, _mm512_set1_epi16(64));
+    const __m512i low = _mm512_mask_blend_epi16(odd, found[0], found[1]);
+    const __m512i high = _mm512_mask_blend_epi16(odd, found[2], found[3]);
+    return _mm512_mask_blend_epi16(_mm512_test_epi16_mask(i, _mm512_set1_epi16(128)), low, high);
+}
+
+inline Words look_up(const WordTable& table, __m512i codes) {
+    return {look_up_words(table, codes), look_up_words(table, _mm512_srli_epi16(codes, 8))};
+}
+#endif
+
+// The sum of each word and all before it, modulo 2^16.
+inline __m512i running_sums(__m512i x) {
+    x = _mm512_add_epi16(x, _mm512_bslli_epi128(x, 2));
+    x = _mm512_add_epi16(x, _mm512_bslli_epi128(x, 4));
+    x = _mm512_add_epi16(x, _mm512_bslli_epi128(x, 8));
+    // Among eights of words, the second takes the last sum of the first, and the fourth that of the third; then the
+    // third and the fourth take that of the second.
+    const __m512i neighbour = _mm512_mask_blend_epi16(0xff000000, _mm512_set1_epi16(7), _mm512_set1_epi16(23));
+    x = _mm512_add_epi16(x, _mm512_maskz_permutexvar_epi16(0xff00ff00, neighbour, x));
+    return _mm512_add_epi16(x, _mm512_maskz_permutexvar_epi16(0xffff0000, _mm512_set1_epi16(15), x));
+}
+
 // Bytes with some of their bits flipped, 0 where there are none.
 inline __m512i flipped_bytes(__mmask64 inside, const uint8_t* x, __m512i mask) {
     return _mm512_maskz_mov_epi8(inside, _mm512_xor_si512(_mm512_maskz_loadu_epi8(inside, x), mask));

@@ -185,6 +185,51 @@ struct Avx2 {
         return found;
     }
 
+    // ---- Words, two vectors for one of bytes ----
+
+    struct Words {
+        __m256i even, odd;
+    };
+
+    static __m256i same_words(int16_t x) { return _mm256_set1_epi16(x); }
+    static __m256i add_words(__m256i a, __m256i b) { return _mm256_add_epi16(a, b); }
+    static __m256i sub_words(__m256i a, __m256i b) { return _mm256_sub_epi16(a, b); }
+
+    // `low[code]` and `high[code]` as a word, found as bytes are.
+    static Words look_up_words(const uint8_t* low, const uint8_t* high, Bytes codes) {
+        const auto broadcast = [](const uint8_t* x) {
+            return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+        };
+        __m256i a = _mm256_setzero_si256(), b = a;
+        for (int i = 0; i < 16; ++i) {
+            const __m256i within = _mm256_sub_epi8(codes, same_bytes(static_cast<uint8_t>(16 * i)));
+            const __m256i index = _mm256_adds_epu8(within, same_bytes(0x70));
+            a = _mm256_or_si256(a, _mm256_shuffle_epi8(broadcast(low + 16 * i), index));
+            b = _mm256_or_si256(b, _mm256_shuffle_epi8(broadcast(high + 16 * i), index));
+        }
+        const __m256i odd = _mm256_set1_epi16(-256);
+        return {_mm256_blendv_epi8(a, _mm256_slli_epi16(b, 8), odd),
+                _mm256_blendv_epi8(_mm256_srli_epi16(a, 8), b, odd)};
+    }
+
+    // The sum of each word and all before it, modulo 2^16.
+    static __m256i running_sums(__m256i x) {
+        x = _mm256_add_epi16(x, _mm256_slli_si256(x, 2));
+        x = _mm256_add_epi16(x, _mm256_slli_si256(x, 4));
+        x = _mm256_add_epi16(x, _mm256_slli_si256(x, 8));
+        const __m256i first = _mm256_permute2x128_si256(x, x, 0x08);  // the lower half in place of the upper
+        return _mm256_add_epi16(x, _mm256_shuffle_epi8(first, same_words(0x0f0e)));
+    }
+
+    // The last word in all places.
+    static __m256i last(__m256i x) {
+        return _mm256_shuffle_epi8(_mm256_permute4x64_epi64(x, 0xff), same_words(0x0f0e));
+    }
+
+    static Bytes high_bytes(__m256i even, __m256i odd) {
+        return _mm256_blendv_epi8(_mm256_srli_epi16(even, 8), odd, _mm256_set1_epi16(-256));
+    }
+
     // ---- LayerNorm ----
 
     // What one token needs of itself, repeated over vectors.

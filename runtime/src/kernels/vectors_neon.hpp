@@ -150,6 +150,35 @@ struct Neon {
         return found;
     }
 
+    // ---- Words, two vectors for one of bytes ----
+
+    struct Words {
+        uint16x8_t even, odd;
+    };
+
+    static uint16x8_t same_words(uint16_t x) { return vdupq_n_u16(x); }
+    static uint16x8_t add_words(uint16x8_t a, uint16x8_t b) { return vaddq_u16(a, b); }
+    static uint16x8_t sub_words(uint16x8_t a, uint16x8_t b) { return vsubq_u16(a, b); }
+
+    // `low[code]` and `high[code]` as a word.
+    static Words look_up_words(const uint8_t* low, const uint8_t* high, Bytes codes) {
+        const uint16x8_t a = vreinterpretq_u16_u8(look_up(low, codes)), b = vreinterpretq_u16_u8(look_up(high, codes));
+        return {vsliq_n_u16(a, b, 8), vsriq_n_u16(b, a, 8)};
+    }
+
+    // The sum of each word and all before it, modulo 2^16.
+    static uint16x8_t running_sums(uint16x8_t x) {
+        const uint16x8_t nothing = vdupq_n_u16(0);
+        x = vaddq_u16(x, vextq_u16(nothing, x, 7));
+        x = vaddq_u16(x, vextq_u16(nothing, x, 6));
+        return vaddq_u16(x, vextq_u16(nothing, x, 4));
+    }
+
+    // The last word in all places.
+    static uint16x8_t last(uint16x8_t x) { return vdupq_laneq_u16(x, 7); }
+
+    static Bytes high_bytes(uint16x8_t even, uint16x8_t odd) { return vreinterpretq_u8_u16(vsriq_n_u16(odd, even, 8)); }
+
     // ---- LayerNorm ----
 
     // What one token needs of itself.

@@ -134,9 +134,10 @@ private:
     Requantization requantization_;
 };
 
-// ---- softmax: by tables of exponentials, in three forms ----
+// ---- softmax: by tables of exponentials, in four forms ----
 
-void check_exponentials(Check& check, int64_t largest) {
+// Of exponentials with so many fractional bits.
+void check_exponentials(Check& check, int64_t largest, int fraction_bits = 0) {
     const Value& x = check.in();
     if (x.shape.size() != 3) check.fail("softmax reads scores", describe_shape(x.shape));
     check.shape(x.shape);
@@ -144,10 +145,10 @@ void check_exponentials(Check& check, int64_t largest) {
     if (x.shape[0] % table.shape[0])
         check.fail_constant("table", "the heads cannot share so many tables", std::to_string(table.shape[0]));
     const Range range = range_of(table);
-    bool fits = range.low >= 0 && range.high <= largest;
-    for (int64_t t = 0; t < table.shape[0]; ++t) fits = fits && table.at(t * table.shape[1]) >= 1;
-    if (!fits)
-        check.fail_constant("table", "out of range", span(range.low, range.high), "0 .. " + std::to_string(largest));
+    const int64_t one = int64_t{1} << fraction_bits, top = largest * one, half = (one + 1) / 2;
+    bool fits = range.low >= 0 && range.high <= top;
+    for (int64_t t = 0; t < table.shape[0]; ++t) fits = fits && table.at(t * table.shape[1]) >= half;
+    if (!fits) check.fail_constant("table", "out of range", span(range.low, range.high), span(0, top));
     if (Wide{x.shape[2]} * largest > kInt32Max)
         check.fail("the row's sum would overflow", std::to_string(x.shape[2]) + " tokens");
 }
@@ -156,6 +157,13 @@ void check_softmax_row(Check& check) {
     check_exponentials(check, std::min<int64_t>(check.out().high, 65536));
     check.range(0, range_of(check.op().constant("table")).high);
     check.result().has_positive_sum = true;  // the maximum of a row is looked up at distance 0
+}
+
+void check_softmax_diffusion(Check& check) {
+    check_exponentials(check, std::min<int64_t>(check.out().high, 65536), kernels::diffusion_bits);
+    const int64_t one = int64_t{1} << kernels::diffusion_bits;
+    check.range(0, (range_of(check.op().constant("table")).high + one - 1) / one);
+    check.result().has_positive_sum = true;
 }
 
 void check_softmax_uniform(Check& check) {
@@ -229,7 +237,7 @@ void check_mix(Check& check) {
         if (fraction < 0 || fraction > 30 - width || reciprocal < fraction || reciprocal > 52 - width)
             check.fail("fraction out of range", std::to_string(reciprocal) + ", " + std::to_string(fraction));
         if (!weights.has_positive_sum || !p.is_plain())
-            check.fail("only what softmax_row makes can be normalised", p.name);
+            check.fail("only what softmax_row or softmax_diffusion makes can be normalised", p.name);
     } else if (fraction || reciprocal) {
         check.fail("without normalising there is no fraction");
     }
@@ -280,6 +288,7 @@ private:
 
 kernels::Softmax form_of(const Operation& softmax) {
     if (softmax.is("softmax_row")) return kernels::Softmax::row;
+    if (softmax.is("softmax_diffusion")) return kernels::Softmax::diffusion;
     return softmax.is("softmax_uniform") ? kernels::Softmax::uniform : kernels::Softmax::log2;
 }
 
@@ -294,6 +303,7 @@ const std::vector<OperationKind>& attention_kinds() {
          check_scores,
          make<Scores>},
         {"softmax_row", {"x"}, {}, {}, {table}, check_softmax_row, make<SoftmaxStep>},
+        {"softmax_diffusion", {"x"}, {}, {}, {table}, check_softmax_diffusion, make<SoftmaxStep>},
         {"softmax_uniform", {"x"}, {}, {}, {table, kMultiplier, kShift}, check_softmax_uniform, make<SoftmaxStep>},
         {"softmax_log2", {"x"}, {"last"}, {}, {table}, check_softmax_log2, make<SoftmaxStep>},
         {"mix",

@@ -64,7 +64,7 @@ private:
     }
 
     const Operation* private_softmax(const std::string& name) const {
-        for (const char* kind : {"softmax_row", "softmax_uniform", "softmax_log2"})
+        for (const char* kind : {"softmax_row", "softmax_diffusion", "softmax_uniform", "softmax_log2"})
             if (const Operation* found = private_maker(name, kind)) return found;
         return nullptr;
     }

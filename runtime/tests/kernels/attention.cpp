@@ -40,38 +40,40 @@ void attention(const Kernels& kernels, uint64_t seed, bool large) {
             *g = OwnedGrid(r, Type::i16, channels, true), g->low = -500, g->high = 400, g->zero = {7},
             g->run = channels;
     }
-    const Softmax softmax =
-        bytes && r.chance(80) ? Softmax::row : r.of({Softmax::row, Softmax::uniform, Softmax::log2});
+    const Softmax softmax = bytes && r.chance(80)
+                                ? r.of({Softmax::row, Softmax::diffusion})
+                                : r.of({Softmax::row, Softmax::diffusion, Softmax::uniform, Softmax::log2});
+    const bool by_row = softmax == Softmax::row || softmax == Softmax::diffusion;
     OwnedGrid scores(r, bytes ? r.of({Type::u8, Type::i8}) : r.of({Type::u8, Type::i8, Type::i16}), heads,
                      r.chance(30));
     const double reach =
         static_cast<double>(width) * static_cast<double>(centred_limit(q)) * static_cast<double>(centred_limit(k));
     const OwnedRescale scores_rescale(r, heads, reach, r.of({100.0, 1000.0, 5000.0}));
-    OwnedGrid weights(r,
-                      softmax == Softmax::row       ? Type::u8
-                      : softmax == Softmax::uniform ? Type::u8
-                                                    : Type::i32,
-                      heads, softmax != Softmax::uniform);
+    OwnedGrid weights(r, softmax == Softmax::log2 ? Type::i32 : Type::u8, heads, softmax != Softmax::uniform);
     if (softmax != Softmax::uniform)
-        weights.low = 0, weights.high = softmax == Softmax::row ? 255 : 32768, weights.zero = {0}, weights.run = heads;
+        weights.low = 0, weights.high = by_row ? 255 : 32768, weights.zero = {0}, weights.run = heads;
     const OwnedRescale weights_rescale(r, heads, 1 << 30, 300.0);
-    const bool normalize = softmax == Softmax::row && r.chance(95);
+    const bool normalize = by_row && r.chance(95);
     const int64_t v_limit = centred_limit(v);
     const int wide = bits_of(v_limit),
               fraction_bits = normalize ? static_cast<int>(r.chance(70) ? 30 - wide : r.in(0, 30 - wide)) : 0;
     const int reciprocal_bits =
         normalize ? static_cast<int>(r.chance(70) ? 52 - wide : r.in(fraction_bits, 52 - wide)) : 0;
-    const bool many_levels = softmax == Softmax::row && keys <= 60 && r.chance(20);
+    const bool many_levels = by_row && keys <= 60 && r.chance(20);
     if (many_levels) weights.type = Type::i32, weights.high = 65535;
-    const int64_t largest = softmax != Softmax::row ? 32767 : many_levels ? 65535 : 255;
+    int64_t largest = !by_row ? 32767 : many_levels ? 65535 : 255;
+    if (softmax == Softmax::diffusion) largest = r.chance(80) ? largest << 8 : r.in(128, largest << 8);
     const auto distances = static_cast<size_t>(scores.high - scores.low + 1);
     const size_t table_count = r.chance(50) ? heads : 1;
     std::vector<int32_t> table;
     const double slope = r.of({0.01, 0.1, 0.0, 2.0});
+    const bool noisy = softmax == Softmax::diffusion && r.chance(30);  // not falling, and with all fractions
     for (size_t h = 0; h < table_count; ++h) {
         for (size_t d = 0; d < distances; ++d)
-            table.push_back(static_cast<int32_t>(
-                std::lround(static_cast<double>(largest) * std::exp(-slope * static_cast<double>(d)))));
+            table.push_back(noisy && d > 0
+                                ? static_cast<int32_t>(r.extreme(0, largest))
+                                : static_cast<int32_t>(std::lround(static_cast<double>(largest) *
+                                                                   std::exp(-slope * static_cast<double>(d)))));
     }
     const OwnedGrid out(r, bytes ? r.of({Type::i8, Type::u8}) : r.of({Type::i8, Type::i16}), channels, r.chance(50));
     const OwnedRescale rescale(r, channels, normalize ? std::ldexp(static_cast<double>(v_limit), fraction_bits) : 1e8,
@@ -132,6 +134,13 @@ void attention(const Kernels& kernels, uint64_t seed, bool large) {
             }
             const int32_t* exponential = table.data() + h / (heads / table_count) * distances;
             for (size_t i = 0; i < keys; ++i) sum += p[i] = exponential[maximum - p[i]];
+            if (softmax == Softmax::diffusion) {
+                int64_t e = 0, before = 0;
+                for (size_t i = 0; i < keys; ++i) {
+                    e += p[i];
+                    sum = (e + 128) / 256, p[i] = sum - before, before = sum;
+                }
+            }
             for (size_t i = 0; i < keys; ++i) {
                 if (softmax == Softmax::uniform) {
                     const int64_t share = (p[i] * ((one << 50) / sum)) >> 20;

@@ -63,6 +63,7 @@ class Verdict:
 
 SOFTMAX = {
     "row": "table of exponentials; one division a row after the product with V",
+    "diffusion": "table of exponentials; differences of their rounded sums; one division a row",
     "uniform": "table of exponentials; shares of the row's sum on an affine grid",
     "log2": "table of exponentials; shares rounded to powers of two",
 }

@@ -48,7 +48,7 @@ from vitquant.layers.layer import Layer
 from vitquant.layers.undisturbed import undisturbed
 from vitquant.numerics.affine import QuantParams, dequantize, quantize
 from vitquant.numerics.layernorm import integer_layernorm
-from vitquant.numerics.limits import ADDEND_LIMIT, EXPONENTIAL_BITS, INT32_MAX
+from vitquant.numerics.limits import ADDEND_LIMIT, INT32_MAX
 from vitquant.numerics.packing import Packing
 from vitquant.numerics.pairing import product_per_head
 from vitquant.numerics.quantized import centred_limit
@@ -68,6 +68,7 @@ from vitquant.program.ops import (
     Pool,
     Requantize,
     Scores,
+    SoftmaxDiffusion,
     SoftmaxLog2,
     SoftmaxRow,
     SoftmaxUniform,
@@ -284,16 +285,16 @@ class Lowering:
         exponentials = torch.stack(
             [exponential_table(float(s), levels, config.approximation) for s in scores.scale.tolist()]
         )
-        width = config.bit_type.bits
-        if config.softmax == "row":
-            top = 2**width - 1
+        table = as_int32(row_codes(exponentials, *point.table_bits))
+        if point.by_row:
+            top = 2**config.bit_type.bits - 1
             out = Value(point.name, scores.shape, 0, top, *plain(1 / top))
-            return self.emit(SoftmaxRow(out, scores.name, as_int32(row_codes(exponentials, width))))
-        table = as_int32(row_codes(exponentials, EXPONENTIAL_BITS))
+            kind = SoftmaxDiffusion if config.softmax == "diffusion" else SoftmaxRow
+            return self.emit(kind(out, scores.name, table))
         if config.softmax == "log2":
             top = 2**LOG2_MAX
             out = Value(point.name, scores.shape, 0, top, *plain(1 / top))
-            return self.emit(SoftmaxLog2(out, scores.name, table, min(2**width - 1, LOG2_MAX)))
+            return self.emit(SoftmaxLog2(out, scores.name, table, point.last))
         out = value_of(point, scores.shape)
         share = rescale(2.0**-30 / out.scale.astype(np.float64), out.name)
         return self.emit(SoftmaxUniform(out, scores.name, table, *share))
@@ -305,7 +306,7 @@ class Lowering:
         assert softmax is not None
         assert isinstance(softmax.layer, IntSoftmax)
         assert params is not None
-        by_row = softmax.layer.require_config().softmax == "row"
+        by_row = softmax.layer.by_row
         reciprocal, fraction = division_bits(centred_limit(params)) if by_row else (0, 0)
         weight = 2.0**-fraction if by_row else np.repeat(scales(p), v.shape[-1] // layer.num_heads)
         unit = scales(v) * weight

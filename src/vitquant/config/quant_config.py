@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CalibrationMode = Literal["layer_wise", "channel_wise", "head_wise"]
 ObserverType = Literal["MinmaxObserver", "PercentileObserver", "KLObserver", "OmseObserver"]
 QuantizationMethod = Literal["uniform", "power_of_two"]
-SoftmaxForm = Literal["uniform", "row", "log2"]
+SoftmaxForm = Literal["uniform", "row", "diffusion", "log2"]
 SoftmaxApproximation = Literal["table", "ibert", "shiftmax"]
 
 MAX_GROUPED_BITS = 4
@@ -143,8 +143,8 @@ class QuantConfig(Settings):
     softmax: SoftmaxForm = Field(
         "uniform",
         description="intSoft only: quantization of the probabilities. uniform: scales from the observer. row: each row "
-        "is scaled by its own maximum. log2: powers of two. row and log2 need an unsigned bit_type and ignore the "
-        "observer.",
+        "is scaled by its own maximum. diffusion: as row, with rounding errors passed on to the next token. log2: "
+        "powers of two. All but uniform need an unsigned bit_type and ignore the observer.",
     )
     approximation: SoftmaxApproximation = Field(
         "table",

@@ -11,12 +11,13 @@ from vitquant.config import QuantConfig
 from vitquant.layers.layer import entrance
 from vitquant.layers.point import Point
 from vitquant.numerics.affine import QuantParams, fake_quantize
-from vitquant.numerics.limits import EXPONENTIAL_BITS, LOG2_ROW_LIMIT
+from vitquant.numerics.limits import DIFFUSION_BITS, EXPONENTIAL_BITS, LOG2_ROW_LIMIT
 from vitquant.numerics.quantized import Accumulators, QuantizedTensor, Value, integer_type, on, real
 from vitquant.numerics.softmax import (
     FINE_SCALE,
     LOG2_MAX,
     SHARE_BITS,
+    diffused,
     exponential,
     exponential_table,
     log2_quantize,
@@ -72,12 +73,14 @@ class IntSoftmax(Point):
         scale = scores.params.scale
         levels, tokens = scores.params.qmax - scores.params.qmin + 1, scores.codes.shape[-1]
         table = torch.stack([exponential_table(s, levels, config.approximation) for s in scale.reshape(-1).tolist()])
-        table = row_codes(table, bits if config.softmax == "row" else EXPONENTIAL_BITS).int().to(scores.codes.device)
+        table = row_codes(table, *self.table_bits).int().to(scores.codes.device)
         e = look_up(table, scores.codes)
-        if config.softmax == "row":
+        if self.by_row:
             top = (1 << bits) - 1
-            codes, params = e, weight_params(top, scale)
-            return AttentionWeights(codes.to(integer_type(0, top)), params, tokens * top, by_row=True)
+            codes = diffused(e, top << DIFFUSION_BITS) if config.softmax == "diffusion" else e
+            return AttentionWeights(
+                codes.to(integer_type(0, top)), weight_params(top, scale), tokens * top, by_row=True
+            )
         if config.softmax == "log2":
             codes = log2_weights(e, self.last)
             return AttentionWeights(codes.int(), weight_params(1 << LOG2_MAX, scale), LOG2_ROW_LIMIT)
@@ -85,6 +88,19 @@ class IntSoftmax(Point):
         unit = torch.full((), 2.0**-SHARE_BITS, dtype=torch.float64, device=e.device)
         p = on(Accumulators(shares(e), unit, scale.dtype), params)
         return AttentionWeights(p.codes, params, tokens * p.centred_limit)
+
+    @property
+    def by_row(self) -> bool:
+        """Whether a probability is the share of its code in the sum of its row."""
+        return self.require_config().softmax in ("row", "diffusion")
+
+    @property
+    def table_bits(self) -> tuple[int, int]:
+        """Bits of the codes that the table of exponentials holds, and fractional bits beyond them."""
+        if not self.by_row:
+            return EXPONENTIAL_BITS, 0
+        config = self.require_config()
+        return config.bit_type.bits, DIFFUSION_BITS if config.softmax == "diffusion" else 0
 
     @property
     def last(self) -> int:
@@ -99,8 +115,10 @@ class IntSoftmax(Point):
             e = torch.exp(-distance)
         else:
             e = exponential((distance / FINE_SCALE).round_(), FINE_SCALE, config.approximation).to(scores.dtype)
-        if config.softmax == "row":
-            codes = row_codes(e, bits)
+        if self.by_row:
+            codes = row_codes(e, *self.table_bits)
+            if config.softmax == "diffusion":
+                codes = diffused(codes.int(), (2**bits - 1) << DIFFUSION_BITS).to(scores.dtype)
             return codes / codes.sum(-1, keepdim=True)
         p = probabilities(e)
         return log2_quantize(p, bits) if config.softmax == "log2" else fake_quantize(p, self.require_params())

@@ -12,6 +12,9 @@ MULTIPLIER_BITS, MAX_SHIFT = 22, 52
 EXPONENTIAL_BITS = 15
 """Precision of the table behind ``uniform`` and ``log2``: 2,047 tokens of it stay below 2^26, far inside int32."""
 
+DIFFUSION_BITS = 8
+"""Fractional bits of the exponentials that ``diffusion`` sums: with 8-bit codes, sums modulo 2^16 tell them all."""
+
 LOG2_ROW_LIMIT = 46341
 """A row of powers of two, each at most sqrt(2) times its share of 2^15, sums to at most ``2^15 sqrt(2)``."""
 

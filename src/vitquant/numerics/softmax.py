@@ -1,7 +1,7 @@
 """Softmax on integers.
 
 Scores are codes, so the distance ``d`` of a code from its row's maximum is a small non-negative integer and
-``exp(-scale * d)`` is a table. Three ways to fill the table and three ways to write down the probabilities:
+``exp(-scale * d)`` is a table. Three ways to fill the table and four ways to write down the probabilities:
 
 approximation
     ``table``     the exact exponential;
@@ -9,6 +9,7 @@ approximation
     ``shiftmax``  shifts and adds of I-ViT (Li and Gu, 2023, algorithm 1).
 form
     ``row``       each row scaled by its own maximum, normalised by the sum of its own rounded codes;
+    ``diffusion`` as ``row``, but what rounding takes from one token, or gives it, is passed on to the next;
     ``uniform``   probabilities on one calibrated affine grid;
     ``log2``      codes are rounded binary logarithms (FQ-ViT, Lin et al., 2022, section 3.2).
 """
@@ -20,7 +21,7 @@ import math
 import torch
 from torch import Tensor
 
-from vitquant.numerics.limits import EXPONENTIAL_BITS
+from vitquant.numerics.limits import DIFFUSION_BITS, EXPONENTIAL_BITS, INT32_MAX
 
 LOG2_MAX = 15
 """Largest exponent of the ``log2`` form: products are shifted by it, and more shifts leave nothing of 16 bits."""
@@ -72,10 +73,29 @@ def exponential_table(scale: float, levels: int, approximation: str) -> Tensor:
     return exponential(torch.arange(levels), scale, approximation)
 
 
-def row_codes(exponentials: Tensor, bits: int) -> Tensor:
-    """Form ``row``: codes ``round((2^bits - 1) * e)``. The probability of a code is its share of its row's sum."""
-    codes: Tensor = exponentials * (2**bits - 1)
+def row_codes(exponentials: Tensor, bits: int, fraction_bits: int = 0) -> Tensor:
+    """Form ``row``: codes ``round((2^bits - 1) * e)``. The probability of a code is its share of its row's sum.
+
+    With ``fraction_bits``, so many bits more of the same: ``round((2^bits - 1) * 2^fraction_bits * e)``.
+    """
+    codes: Tensor = exponentials * ((2**bits - 1) << fraction_bits)
     return codes.round_()
+
+
+def diffused(e: Tensor, largest: int) -> Tensor:
+    """Form ``diffusion`` of exponentials with :data:`DIFFUSION_BITS` fractional bits, at most ``largest``.
+
+    Codes are differences of the rounded running sums of a row, so those of neighbouring tokens sum to what their
+    exponentials do, to within one code: error diffusion along the tokens, after Floyd and Steinberg (1976). A code is
+    at most its exponential rounded up.
+    """
+    fits = e.shape[-1] * largest + (1 << DIFFUSION_BITS) <= INT32_MAX
+    after = e.cumsum(-1, dtype=torch.int32 if fits else torch.int64)
+    after += 1 << (DIFFUSION_BITS - 1)
+    before = after - e
+    after >>= DIFFUSION_BITS
+    before >>= DIFFUSION_BITS
+    return after.sub_(before)
 
 
 def look_up(table: Tensor, codes: Tensor) -> Tensor:

@@ -95,12 +95,12 @@ class IntegerProgram:
         values = self.values()
         name, size = self.metadata.get("model", "integer program"), self.nbytes / 1e6
         yield f"{name}: {len(self.operations)} operations, {size:.1f} MB of integers"
-        yield f"{self.image.name:32} {'':16} {shape(self.image):16} {self.image.kind}"
+        yield f"{self.image.name:32} {'':17} {shape(self.image):16} {self.image.kind}"
         for op in self.operations:
             out, made_of = op.out, ", ".join(op.inputs())
             weight = getattr(op, "weight", None)
             detail = "" if weight is None else f" x {weight.dtype} {'x'.join(map(str, weight.shape))}"
-            yield f"{out.name:32} {op.kind:16} {shape(out):16} {out.kind:7} {meaning(out):36} <- {made_of}{detail}"
+            yield f"{out.name:32} {op.kind:17} {shape(out):16} {out.kind:7} {meaning(out):36} <- {made_of}{detail}"
         for output in self.outputs:
             scale = meaning(values[output.value]).removeprefix("x ")
             yield f"output {output.name}: {output.value}, less its zero point, times {scale}"

@@ -28,7 +28,7 @@ from vitquant.export.onnx.integer.step import NodeWriter
 from vitquant.export.onnx.runtime import in_onnxruntime, onnx_session
 from vitquant.numerics.affine import QuantParams
 from vitquant.numerics.layernorm import integer_layernorm
-from vitquant.program.ops import LayerNorm, Linear, Mix, Operation, Pool, SoftmaxLog2
+from vitquant.program.ops import LayerNorm, Linear, Mix, Operation, Pool, SoftmaxDiffusion, SoftmaxLog2
 from vitquant.program.program import IntegerProgram, Output
 from vitquant.program.values import Array, Value
 
@@ -57,14 +57,14 @@ def assert_same_bits(program: IntegerProgram, seed: int) -> None:
 def assert_integers_only(model: Any) -> None:
     """Every tensor of the graph, intermediate ones too, has an integer type, or is a comparison's outcome."""
     kinds = onnx.TensorProto
-    integers = {kinds.INT8, kinds.UINT8, kinds.INT16, kinds.INT32, kinds.INT64, kinds.UINT64}
+    signed, unsigned = {kinds.INT8, kinds.INT16, kinds.INT32, kinds.INT64}, {kinds.UINT8, kinds.UINT32, kinds.UINT64}
     graph = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True).graph
     found = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
     found |= {t.name: t.data_type for t in graph.initializer}
     comparisons = {node.output[0] for node in graph.node if node.op_type in ("GreaterOrEqual", "Less")}
     assert {name for node in graph.node for name in (*node.input, *node.output)} <= found.keys()
     for name, element in found.items():
-        assert element == kinds.BOOL if name in comparisons else element in integers, name
+        assert element == kinds.BOOL if name in comparisons else element in signed | unsigned, name
     assert {node.domain for node in graph.node} == {""}
     bytes_multiplied = [name for node in graph.node if node.op_type == "MatMulInteger" for name in node.input]
     assert {found[name] for name in bytes_multiplied} <= {kinds.UINT8}  # all others saturate on some machines
@@ -220,6 +220,18 @@ def test_log2_of_every_ratio(last: int, tokens: int) -> None:
     scores = value("scores", (4, 20, tokens), 0, 255)
     codes = rng.integers(0, 256, (1, 4, 20, tokens)) // (1 << rng.integers(0, 8, (1, 4, 20, 1)))
     op = SoftmaxLog2(value("p", scores.shape, 0, 2**15), "scores", table, last)
+    assert_operation(op, (scores, codes))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 40, 2000])
+@pytest.mark.parametrize("top", [255, 65535])
+def test_diffusion(top: int, tokens: int) -> None:
+    """Two heads with tables of their own; the sums of long rows of wide codes leave 32 bits."""
+    rng = np.random.default_rng(tokens)
+    table = np.stack([np.round(top * 256 * np.exp(-s * np.arange(256))) for s in (0.001, 0.3)]).astype(np.int32)
+    scores = value("scores", (4, 20, tokens), 0, 255)
+    codes = rng.integers(0, 256, (1, 4, 20, tokens)) // (1 << rng.integers(0, 8, (1, 4, 20, 1)))
+    op = SoftmaxDiffusion(value("p", scores.shape, 0, top), "scores", table)
     assert_operation(op, (scores, codes))
 
 

@@ -59,6 +59,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "defaults": {"outputs": {"output_quant_enable": True, **CHANNEL, **UNSIGNED}},
         "mlp_fc1": {"output": {"calibration_mode": "head_wise"}},
     },
+    "diffusion": {"intSoft": {"softmax": "diffusion"}},
     "uniform": {"intSoft": {"softmax": "uniform"}},
     "uniform per head": {"intSoft": {"softmax": "uniform", **CHANNEL}},
     "row, 12 bits": {"intSoft": {"bit_type": {"bits": 12}}},
@@ -408,7 +409,9 @@ def test_groups_are_blocks() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, CHANGES["all layer_wise"], CHANGES["uniform"], FOUR_BITS, EVEN_GROUPS, ONE_GROUP], ids=str
+    "changes",
+    [{}, CHANGES["all layer_wise"], CHANGES["diffusion"], CHANGES["uniform"], FOUR_BITS, EVEN_GROUPS, ONE_GROUP],
+    ids=str,
 )
 def test_openvino_gives_what_the_graph_says(changes: dict[str, Any]) -> None:
     """OpenVINO strips codes of 16 bits from a graph, so these points are left float for it."""

@@ -19,7 +19,7 @@ from vitquant.executors.reference.tensors import (
 )
 from vitquant.numerics.matmul import int_matmul
 from vitquant.numerics.requantize import rescale
-from vitquant.numerics.softmax import divide, log2_weights, look_up, shares
+from vitquant.numerics.softmax import diffused, divide, log2_weights, look_up, shares
 from vitquant.numerics.tokens import merge_heads, merge_windows, split_heads, split_windows
 from vitquant.program import ops
 
@@ -49,6 +49,11 @@ def softmax_row(op: ops.SoftmaxRow, c: Constants, x: Inputs) -> Tensor:
     return look_up(c["table"].to(TORCH_TYPES[op.out.dtype.name]), x[op.x])
 
 
+def softmax_diffusion(op: ops.SoftmaxDiffusion, c: Constants, x: Inputs) -> Tensor:
+    """Differences of the rounded running sums of exponentials."""
+    return diffused(look_up(c["table"], x[op.x]), int(op.table.max())).to(TORCH_TYPES[op.out.dtype.name])
+
+
 def softmax_uniform(op: ops.SoftmaxUniform, c: Constants, x: Inputs) -> Tensor:
     """Shares of exponentials in their row, on an affine grid."""
     return requantized(shares(look_up(c["table"], x[op.x])), op, c)
@@ -73,6 +78,7 @@ def mix(op: ops.Mix, c: Constants, x: Inputs) -> Tensor:
 EXECUTE: Mapping[type[ops.Operation], Execute] = {
     ops.Scores: scores,
     ops.SoftmaxRow: softmax_row,
+    ops.SoftmaxDiffusion: softmax_diffusion,
     ops.SoftmaxUniform: softmax_uniform,
     ops.SoftmaxLog2: softmax_log2,
     ops.Mix: mix,

@@ -42,6 +42,7 @@ from vitquant.layers import (
 )
 from vitquant.layers.graph import Step
 from vitquant.layers.layer import Layer, Shape
+from vitquant.numerics.limits import DIFFUSION_BITS
 from vitquant.numerics.pairing import product_per_head
 from vitquant.program.values import Array
 from vitquant.version import __version__
@@ -342,10 +343,10 @@ class QdqExport(PointWriter):
         config = point.config if point.active else None
         if config is not None and config.approximation != "table":
             self.notes[name] = f"the exact exponential in place of {config.approximation}"
-        if config is not None and config.softmax == "row":
+        if config is not None and point.by_row:
             dtype = self.runtime.dtype(0, 2**config.bit_type.bits - 1)
             if dtype is not None and dtype.startswith("u"):
-                return self.rows(name, x, QdqFormat(ONE, ZERO, 1 / (2**config.bit_type.bits - 1), 0, dtype, None))
+                return self.rows(name, x, 2**config.bit_type.bits - 1, dtype, diffusion=config.softmax == "diffusion")
         p = graph.node("Softmax", x, name=f"{name}/Softmax", axis=-1)
         if config is None or config.softmax == "uniform":
             rounded = self.factor(self.quantized(name, p, self.format_of(point), tail=tail))
@@ -353,13 +354,38 @@ class QdqExport(PointWriter):
         self.notes[name] = f"left float: no codes of {self.runtime.target.name} have the form {config.softmax}"
         return Probabilities(p, ONE)
 
-    def rows(self, name: str, x: str, where: QdqFormat) -> Probabilities:
+    def rows(self, name: str, x: str, top: int, dtype: str, *, diffusion: bool) -> Probabilities:
         """Exponentials of the distance from each row's maximum, rounded, and the sums that they are shares of."""
         graph, axis = self.graph, self.graph.dims(f"{name}/axis", -1)
         peak = graph.node("ReduceMax", x, axis, name=f"{name}/ReduceMax")
         distance = graph.node("Sub", x, peak, name=f"{name}/Sub")
-        p = self.round(name, graph.node("Exp", distance, name=f"{name}/Exp"), where)
+        e = graph.node("Exp", distance, name=f"{name}/Exp")
+        if diffusion:
+            e = self.diffused(name, e, top)
+        p = self.round(name, e, QdqFormat(ONE, ZERO, 1 / top, 0, dtype, None))
         return Probabilities(p.name, ONE, graph.node("ReduceSum", p.name, axis, name=f"{name}/ReduceSum"))
+
+    def diffused(self, name: str, e: str, top: int) -> str:
+        """Differences of the rounded running sums, as multiples of ``1 / top``.
+
+        The sums are those of the simulation: whole numbers, which floats hold exactly up to 2^24.
+        """
+        graph, one = self.graph, 1 << DIFFUSION_BITS
+
+        def node(part: str, operator: str, *inputs: str) -> str:
+            return graph.node(operator, *inputs, name=f"{name}/{part}")
+
+        def rounded(part: str, sums: str) -> str:
+            return node(f"{part}/Floor", "Floor", node(f"{part}/Mul", "Mul", sums, shrink))
+
+        shrink, half = (graph.floats(f"{name}/{k}", v) for k, v in (("shrink", 1 / one), ("half", one / 2)))
+        grow, unit = (graph.floats(f"{name}/{k}", v) for k, v in (("grow", top * one), ("unit", 1 / top)))
+        e = node("Round", "Round", node("grown", "Mul", e, grow))
+        sums = node("CumSum", "CumSum", e, graph.constant(f"{name}/tokens", np.array(-1)))
+        after = node("after", "Add", sums, half)
+        before = node("before", "Sub", after, e)
+        codes = node("codes", "Sub", rounded("after", after), rounded("before", before))
+        return node("shares", "Mul", codes, unit)
 
     def weighted_sum(self, step: Step, layer: WeightedSum, weights: Probabilities, v: Activation) -> Written:
         """The product with V."""

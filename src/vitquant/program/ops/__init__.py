@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from vitquant.program.ops import attention, elementwise, layernorm, linear, rotary, tokens
-from vitquant.program.ops.attention import Mix, Scores, SoftmaxLog2, SoftmaxRow, SoftmaxUniform, no_table
+from vitquant.program.ops.attention import (
+    Mix,
+    Scores,
+    SoftmaxDiffusion,
+    SoftmaxLog2,
+    SoftmaxRow,
+    SoftmaxUniform,
+    no_table,
+)
 from vitquant.program.ops.elementwise import Add, Lookup, Multiply, Requantize
 from vitquant.program.ops.layernorm import LayerNorm
 from vitquant.program.ops.linear import Linear
@@ -41,6 +49,7 @@ __all__ = [
     "Requantize",
     "Rotary",
     "Scores",
+    "SoftmaxDiffusion",
     "SoftmaxLog2",
     "SoftmaxRow",
     "SoftmaxUniform",

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import numpy as np
 
-from vitquant.numerics.limits import ADDEND_LIMIT, EXPONENTIAL_BITS, INT32_MAX, LOG2_ROW_LIMIT
+from vitquant.numerics.limits import ADDEND_LIMIT, DIFFUSION_BITS, EXPONENTIAL_BITS, INT32_MAX, LOG2_ROW_LIMIT
 from vitquant.program.checks import KnownValues, check_operand, expect_range, refuse, require_int32
 from vitquant.program.ops.operation import Flag, Key, Multiplier, Operand, Operation, Shift, Sizes, TensorField
 from vitquant.program.values import Array, Value
@@ -70,6 +70,25 @@ class SoftmaxRow(Operation):
         check_exponentials(self.out, self.table, sizes, min(self.out.high, 2**16))
         expect_range(self.out, 0, int(self.table.max()))
         known.rows_above_zero.add(self.out.name)  # the maximum of a row is looked up at distance 0
+
+
+@dataclass(frozen=True)
+class SoftmaxDiffusion(Operation):
+    """Differences of the rounded running sums of each row: ``((P[m] + 128) >> 8) - ((P[m-1] + 128) >> 8)``.
+
+    ``P[m]`` is the sum of ``table[row maximum - x]`` up to token ``m``: exponentials with 8 fractional bits.
+    """
+
+    kind = "softmax_diffusion"
+    since = 2
+    makes = "H N M"
+    x: Annotated[str, Operand("H N M")]
+    table: Annotated[Array, TensorField("T L", ("int32",))]
+
+    def check(self, sizes: Sizes, known: KnownValues) -> None:
+        check_exponentials(self.out, self.table, sizes, min(self.out.high, 2**16), DIFFUSION_BITS)
+        expect_range(self.out, 0, -(-int(self.table.max()) >> DIFFUSION_BITS))
+        known.rows_above_zero.add(self.out.name)
 
 
 @dataclass(frozen=True)
@@ -138,7 +157,7 @@ class Mix(Operation):
             if not (self.fraction_bits <= 30 - width and self.fraction_bits <= self.reciprocal_bits <= 52 - width):
                 refuse(name, "fraction out of range", got=f"{self.reciprocal_bits}, {self.fraction_bits}")
             if p.name not in known.rows_above_zero or not p.is_plain:
-                refuse(name, "only what softmax_row makes can be normalised", got=p.name)
+                refuse(name, "only what softmax_row or softmax_diffusion makes can be normalised", got=p.name)
         elif self.fraction_bits or self.reciprocal_bits:
             refuse(name, "without normalising there is no fraction")
 
@@ -148,14 +167,16 @@ def no_table() -> Array:
     return np.zeros((1, 1, 1), dtype=np.int8)
 
 
-def check_exponentials(out: Value, table: Array, sizes: Sizes, largest: int) -> None:
-    """The table of exponentials, and that no row's sum of them leaves 32 bits."""
+def check_exponentials(out: Value, table: Array, sizes: Sizes, largest: int, fraction_bits: int = 0) -> None:
+    """The table of exponentials with so many fractional bits, and that no row's sum of them leaves 32 bits."""
     if sizes["H"] % len(table):
         refuse(f"{out.name}/table", "the heads cannot share so many tables", got=len(table))
-    if table.min() < 0 or table.max() > largest or table[:, 0].min() < 1:
-        refuse(f"{out.name}/table", "out of range", expected=f"0 .. {largest}, and above 0 at distance 0")
+    one = 1 << fraction_bits
+    top, half = largest * one, (one + 1) // 2
+    if table.min() < 0 or table.max() > top or table[:, 0].min() < half:
+        refuse(f"{out.name}/table", "out of range", expected=f"0 .. {top}, and at least {half} at distance 0")
     if sizes["M"] * largest > INT32_MAX:
         refuse(out.name, "the row's sum would overflow", got=f"{sizes['M']} tokens")
 
 
-OPERATIONS = (Scores, SoftmaxRow, SoftmaxUniform, SoftmaxLog2, Mix)
+OPERATIONS = (Scores, SoftmaxRow, SoftmaxDiffusion, SoftmaxUniform, SoftmaxLog2, Mix)

@@ -10,7 +10,7 @@ from vitquant.export.onnx.heads import heads_layout
 from vitquant.export.onnx.integer.arithmetic import BIT_LENGTH, constant, look_up, reached
 from vitquant.export.onnx.integer.shared import SIGN, Emit, GraphValues, as_bytes, as_int32, requantized
 from vitquant.export.onnx.integer.step import NodeWriter
-from vitquant.numerics.limits import EXPONENTIAL_BITS, INT32_MAX
+from vitquant.numerics.limits import DIFFUSION_BITS, EXPONENTIAL_BITS, INT32_MAX
 from vitquant.numerics.softmax import LOG2_MAX, RECIPROCAL_BITS, SHARE_BITS
 from vitquant.program import ops
 from vitquant.program.values import Array, Value
@@ -74,6 +74,22 @@ def softmax_row(step: NodeWriter, op: ops.SoftmaxRow, known: GraphValues) -> Non
     """Exponentials by the distance from the row's maximum."""
     index = distances(step, known.tensor(op.x), op.out.shape[0], op.table)
     look_up(step, op.table.astype(op.out.dtype), index, op.out.shape, known.tensor(op.out.name))
+
+
+def softmax_diffusion(step: NodeWriter, op: ops.SoftmaxDiffusion, known: GraphValues) -> None:
+    """Differences of the rounded running sums of exponentials."""
+    index = distances(step, known.tensor(op.x), op.out.shape[0], op.table)
+    fits = op.out.shape[2] * int(op.table.max()) + (1 << DIFFUSION_BITS) <= INT32_MAX
+    signed, unsigned = ("int32", "uint32") if fits else ("int64", "uint64")
+    e = look_up(step, op.table.astype(signed), index, op.out.shape)
+    after = step.node("CumSum", e, constant(-1))
+    after = step.node("Add", after, constant([1 << (DIFFUSION_BITS - 1)], signed))
+    places = constant([DIFFUSION_BITS], unsigned)
+    after, before = (
+        step.cast(step.node("BitShift", step.cast(x, unsigned), places, direction="RIGHT"), signed)
+        for x in (after, step.node("Sub", after, e))
+    )
+    step.cast(step.node("Sub", after, before), op.out.dtype.name, known.tensor(op.out.name))
 
 
 def softmax_uniform(step: NodeWriter, op: ops.SoftmaxUniform, known: GraphValues) -> None:
@@ -143,6 +159,7 @@ def mix(step: NodeWriter, op: ops.Mix, known: GraphValues) -> None:
 EMIT: Mapping[type[ops.Operation], Emit] = {
     ops.Scores: scores,
     ops.SoftmaxRow: softmax_row,
+    ops.SoftmaxDiffusion: softmax_diffusion,
     ops.SoftmaxUniform: softmax_uniform,
     ops.SoftmaxLog2: softmax_log2,
     ops.Mix: mix,
