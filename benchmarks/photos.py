@@ -31,18 +31,19 @@ def load(files: Sequence[Path], preprocessing: Preprocessing) -> Tensor:
     return torch.stack([preprocessing.load(path) for path in files])
 
 
-def load_crops(files: Sequence[Path], preprocessing: Preprocessing, count: int) -> Tensor:
+def load_crops(files: Sequence[Path], preprocessing: Preprocessing, count: int, draw: int = 0) -> Tensor:
     """``count`` different images made of the photos, pixels ``uint8 [count, C, h, w]``.
 
     They go round the photos: first each photo as it is, then of each a square window whose place and side (50 to
-    100 % of the shorter side) come from a generator seeded with the photo's index, every second one mirrored.
+    100 % of the shorter side) come from a generator seeded with the photo's index, every second one mirrored. Another
+    ``draw`` gives other windows.
     """
     rounds = -(-count // len(files))
-    per_photo = [list(_crops(path, preprocessing, rounds, seed)) for seed, path in enumerate(files)]
+    per_photo = [list(_crops(path, preprocessing, rounds, [i, draw] if draw else i)) for i, path in enumerate(files)]
     return torch.stack([crops[turn] for turn in range(rounds) for crops in per_photo][:count])
 
 
-def _crops(path: Path, preprocessing: Preprocessing, count: int, seed: int) -> Iterator[Tensor]:
+def _crops(path: Path, preprocessing: Preprocessing, count: int, seed: int | list[int]) -> Iterator[Tensor]:
     rng = np.random.default_rng(seed)
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")

@@ -76,9 +76,21 @@ def add_job_options(parser: argparse.ArgumentParser, batch_size: int = 16) -> No
 
 
 def add_config_option(parser: argparse.ArgumentParser) -> None:
-    """The configuration file."""
+    """The configuration: a file, or a shipped recipe."""
+    choice = parser.add_mutually_exclusive_group()
     about = f"{CONFIG} (default: vit_int8.yaml)"
-    parser.add_argument("--config", default="vit_int8.yaml", metavar="CONFIG", help=about)
+    choice.add_argument("--config", default="vit_int8.yaml", metavar="CONFIG", help=about)
+    about = "a shipped configuration of a complete model by its number of bits, such as w8a8 or w4a8"
+    choice.add_argument("--recipe", dest="config", type=recipe, metavar="NAME", help=about)
+
+
+def recipe(text: str) -> str:
+    """The file of a recipe, by its name."""
+    from vitquant.config import recipe_file, recipe_names
+
+    if text not in recipe_names():
+        raise argparse.ArgumentTypeError(f"no recipe is called {text!r}; there are {', '.join(recipe_names())}")
+    return recipe_file(text)
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:

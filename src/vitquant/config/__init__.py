@@ -13,7 +13,7 @@ from vitquant.config.catalogue import (
 from vitquant.config.explain import FieldError
 from vitquant.config.json_schema import json_schema
 from vitquant.config.loader import get_layer_config, load_config_from_yaml
-from vitquant.config.locate import find_config, shipped_names
+from vitquant.config.locate import find_config, recipe_file, recipe_names, shipped_names
 from vitquant.config.migrate import migrate
 from vitquant.config.model_config import ModelConfig, OpenConfig, ResolvedConfig
 from vitquant.config.quant_config import BitType, QuantConfig
@@ -56,6 +56,8 @@ __all__ = [
     "load_config_from_yaml",
     "migrate",
     "point_names",
+    "recipe_file",
+    "recipe_names",
     "render_table",
     "repair_section",
     "repair_settings",
