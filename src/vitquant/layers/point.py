@@ -192,10 +192,10 @@ class Point(Layer):
                 self.observer.observe(x)
 
     def show(self, before: Value | Callable[[], Tensor], after: Value) -> Value:
-        """Show the tensor before and after the point to its hook, if it has one, and pass the second on."""
+        """Show the value before and after the point to its hook, if it has one, and pass the second on."""
         hook = self.watched_by
         if hook is not None:
-            hook(self, before() if callable(before) else real(before), after)
+            hook(self, before if callable(before) else lambda: real(before), after)
         return after
 
     @contextmanager
