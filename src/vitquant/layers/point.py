@@ -62,7 +62,7 @@ class Point(Layer):
         self, name: str, config: QuantConfig | None, *, head_dim: int | None = None, narrow: bool = False
     ) -> None:
         super().__init__()
-        self.name, self.config, self.narrow = name, config, narrow
+        self.name, self.config, self.narrow, self.head_dim = name, config, narrow, head_dim
         self.channel_dim = self.find_channels()
         self.layout = self.layout_for(head_dim)
         self._mode = Mode.FP32
