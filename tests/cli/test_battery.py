@@ -185,7 +185,15 @@ def options(parser: Any, path: str = "") -> dict[str, set[str]]:
 
 def test_no_option_is_forgotten() -> None:
     elsewhere = {"--fail-under", "--fail-under-top1"}  # test_quality.py
-    compared = {"--bits", "--observer", "--mode", "--percentile", "--softmax", "--point"}  # test_sensitivity_command.py
+    compared = {
+        "--bits",
+        "--weight-bits",
+        "--observer",
+        "--mode",
+        "--percentile",
+        "--softmax",
+        "--point",
+    }  # test_sensitivity_command.py
     elsewhere |= compared | {"--draws", "--cache", "--budget", "--max-minutes"}
     chosen = {"--executor", "--target"}  # argparse refuses what is not in a short list
     shared = {

@@ -51,10 +51,10 @@ class Parser(argparse.ArgumentParser):
 
 def all_commands() -> Iterable[Command]:
     """The commands, in the order of the help text."""
-    from vitquant.cli import bench, check, config, demo, evaluate, export, quantize, run, show
+    from vitquant.cli import bench, check, config, demo, evaluate, export, quantize, run, show, tune
     from vitquant.cli.sensitivity import Sensitivity, Sweep
 
-    return demo, quantize, show, check, Sensitivity(), Sweep(), evaluate, run, bench, export, config
+    return demo, quantize, show, check, Sensitivity(), Sweep(), tune, evaluate, run, bench, export, config
 
 
 def build_parser(commands: Iterable[Command] | None = None) -> argparse.ArgumentParser:

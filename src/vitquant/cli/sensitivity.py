@@ -40,7 +40,7 @@ class Sensitivity:
     """The command ``vitquant sensitivity``."""
 
     name, about, epilog = "sensitivity", "estimate what other settings of each point cost or gain at the output", EPILOG
-    defaults = "bits 4,6,8,16, observers minmax,omse"
+    defaults = "bits 4,6,8,16, of weights 3,4,6,8, observers minmax,omse"
 
     def add_to(self, commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         """Add the command to the parser."""
@@ -161,6 +161,7 @@ def add_candidate_options(parser: argparse.ArgumentParser, defaults: str) -> Non
     """What is compared."""
     group = parser.add_argument_group(f"settings to compare, in all combinations (default: {defaults})")
     group.add_argument("--bits", metavar="LIST", help="widths, such as 4,6,8")
+    group.add_argument("--weight-bits", metavar="LIST", help="widths of weights (default: those of --bits)")
     group.add_argument("--observer", metavar="LIST", help="minmax, percentile, kl, omse")
     group.add_argument("--mode", metavar="LIST", help="layer_wise, channel_wise, head_wise")
     group.add_argument("--percentile", metavar="LIST", help="percentile_alpha of percentile, such as 0.999,0.9999")
@@ -199,10 +200,11 @@ def given_candidates(args: argparse.Namespace) -> Candidates | None:
         "softmax": items(args.softmax),
     }
     bits = tuple(whole(text, "--bits") for text in items(args.bits))
+    weight_bits = tuple(whole(text, "--weight-bits") for text in items(args.weight_bits))
     percentiles = tuple(number(text, "--percentile") for text in items(args.percentile))
-    if not (bits or percentiles or any(texts.values())):
+    if not (bits or weight_bits or percentiles or any(texts.values())):
         return None
-    return Candidates(bits=bits, percentiles=percentiles, points=points_of(args), **texts)
+    return Candidates(bits=bits, weight_bits=weight_bits, percentiles=percentiles, points=points_of(args), **texts)
 
 
 def points_of(args: argparse.Namespace) -> tuple[str, ...]:

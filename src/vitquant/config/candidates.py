@@ -31,6 +31,7 @@ class Candidates:
 
     Args:
         bits: widths, 2 to 16.
+        weight_bits: widths of weights; ``bits`` if there are none.
         observers: ``minmax``, ``percentile``, ``kl``, ``omse``.
         modes: ``layer_wise``, ``channel_wise``, ``head_wise``.
         percentiles: values of ``percentile_alpha`` for ``percentile``.
@@ -45,6 +46,7 @@ class Candidates:
     """
 
     bits: tuple[int, ...] = ()
+    weight_bits: tuple[int, ...] = ()
     observers: tuple[str, ...] = ()
     modes: tuple[str, ...] = ()
     percentiles: tuple[float, ...] = ()
@@ -60,7 +62,7 @@ class Candidates:
         for pattern in self.points:
             Pattern.parse(pattern)
         for option, values in (
-            ("bits", [{"bit_type": {"bits": bits}} for bits in self.bits]),
+            ("bits", [{"bit_type": {"bits": bits}} for bits in (*self.bits, *self.weight_bits)]),
             ("mode", [{"calibration_mode": mode} for mode in self.modes]),
             ("percentile", [{"percentile_alpha": alpha} for alpha in self.percentiles]),
             ("softmax", [{"softmax": form, "bit_type": {"signed": False}} for form in self.softmax]),
@@ -90,9 +92,11 @@ class Candidates:
 
     def of(self, point: str, own: QuantConfig) -> list[QuantConfig]:
         """The settings that are compared with those of a point, without the point's own."""
-        softmax = POINT_KINDS[section_of(point)] is PointKind.INTSOFT
+        kind = POINT_KINDS[section_of(point)]
+        softmax = kind is PointKind.INTSOFT
+        widths = (self.weight_bits if kind is PointKind.WEIGHT else ()) or self.bits or (own.bit_type.bits,)
         found: dict[QuantConfig, None] = {}
-        for bits, form in product(self.bits or (own.bit_type.bits,), (self.softmax if softmax else ()) or (None,)):
+        for bits, form in product(widths, (self.softmax if softmax else ()) or (None,)):
             base = changed(own, bits=bits, softmax=form)
             if softmax and base.softmax != "uniform":
                 found[base] = None

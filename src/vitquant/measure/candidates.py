@@ -32,7 +32,7 @@ from vitquant.layers import (
 from vitquant.layers.graph import Stage, Step, follow
 from vitquant.layers.layer import Layer
 from vitquant.layers.linear import WeightPoint
-from vitquant.measure.sensitivity import RoundedPoint, RoundedWeights, Sensitivity, Trial
+from vitquant.measure.sensitivity import SEED, RoundedPoint, RoundedWeights, Sensitivity, Trial
 from vitquant.numerics.quantized import Value, real
 from vitquant.numerics.sqnr import energy
 from vitquant.observers import Observer
@@ -106,6 +106,7 @@ class CandidateSensitivity(Sensitivity):
     Args:
         model, stages, draws: as for :class:`Sensitivity`.
         candidates: the other settings of each point that is estimated.
+        seed: of the random vectors.
     """
 
     def __init__(
@@ -115,9 +116,11 @@ class CandidateSensitivity(Sensitivity):
         candidates: Mapping[str, Sequence[QuantConfig]],
         *,
         draws: int,
+        seed: int = SEED,
     ) -> None:
         points = model.point_modules()
         super().__init__(model, stages, {name: points[name] for name in candidates}, draws=draws)
+        self.generator.manual_seed(seed)
         self.candidates, self.twins, self.seen = candidates, dict[str, list[Point]](), Observations()
         graph = model.graph
         self.inputs = graph.params()

@@ -27,7 +27,7 @@ from vitquant.report.sensitivity import SensitivityTable, Setting, load_sensitiv
 from vitquant.version import __version__
 from vitquant.workflows.quantize import ConfigLike, as_config, calibrate, prepare
 
-DEFAULT = Candidates(bits=(4, 6, 8, 16), observers=("minmax", "omse"))
+DEFAULT = Candidates(bits=(4, 6, 8, 16), weight_bits=(3, 4, 6, 8), observers=("minmax", "omse"))
 DRAWS = 8
 """Random vectors per image."""
 HELD_OUT = 4
@@ -96,6 +96,7 @@ def sensitivity(
     name: str = "model",
     limit: int | None = None,
     draws: int = DRAWS,
+    seed: int = 0,
     batch_size: int = 8,
     exact: bool = False,
     simulation_only: bool = False,
@@ -114,6 +115,7 @@ def sensitivity(
         name: of the model, for the table.
         limit: use at most so many images.
         draws: random vectors per image for the estimates (:mod:`vitquant.measure.sensitivity`).
+        seed: of the random vectors.
         batch_size: images in one forward.
         exact: measure each setting by running the model, rather than estimate it.
         simulation_only: also compare settings that integers cannot execute.
@@ -131,7 +133,7 @@ def sensitivity(
     settings = candidate_settings(model, candidates, simulation_only=simulation_only)
     pixels = read_pixels(images, model, limit)
     described = {name: [c.model_dump() for c in configs] for name, configs in settings.items()}
-    parts = (described, draws, exact, name)
+    parts = (described, draws, seed, exact, name)
     place = None if cache is None else require_path(cache, "cache") / fingerprint(model, pixels, *parts)
     if place is not None and place.is_dir():
         try:
@@ -139,7 +141,7 @@ def sensitivity(
         except ArtifactError:  # it is computed and written again
             pass
     held_out = hold_out(len(pixels))
-    found = estimate(model, pixels, held_out, settings, draws=draws, batch_size=batch_size, exact=exact)
+    found = estimate(model, pixels, held_out, settings, draws=draws, seed=seed, batch_size=batch_size, exact=exact)
     signal = float(found.signal[held_out].sum())
     points = model.point_modules()
     table = SensitivityTable(
