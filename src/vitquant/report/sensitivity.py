@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vitquant.arguments import require_path
-from vitquant.config import QuantConfig
+from vitquant.config import POINT_KINDS, PointKind, QuantConfig, section_of
 from vitquant.config.candidates import setting_label
 from vitquant.errors import ArtifactError, ConfigError
 from vitquant.files import json_text
@@ -92,11 +92,14 @@ class SensitivityTable:
 
     @cached_property
     def energies(self) -> np.ndarray:
-        """Estimated energy of the output's error relative to the output's, per row, on the held-out images.
+        """Estimated energy of the output's error relative to the output's, per row.
 
-        A figure that was measured takes the place of the estimate.
+        It is that on the held-out images; for weights, whose integers were not chosen by images, that on all images,
+        which has a smaller random error. A figure that was measured takes the place of the estimate.
         """
-        found = self.isolated(self.held_out)
+        every = self.isolated(np.ones_like(self.held_out))
+        weights = [POINT_KINDS[section_of(s.point)] is PointKind.WEIGHT for s in self.settings]
+        found = np.where(weights, every, self.isolated(self.held_out))
         for index, setting in enumerate(self.settings):
             if setting.exact_db is not None:
                 found[index] = 10 ** (-setting.exact_db / 10)

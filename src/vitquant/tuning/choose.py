@@ -33,7 +33,8 @@ class Problem:
         errors: relative energy of the output's error, per row; infinite where a row must not be chosen.
         points: the rows of each point.
         costs: per name, the cost of each row; the cost of a choice is their sum.
-        products: the matrix products whose bit operations are ``gbop``.
+        products: the matrix products of two of the points, whose bit operations are ``gbop``; under the same name
+            ``costs`` has those of a point with an operand whose width is fixed.
         tied: pairs of sets of rows: of both sets or of none one is chosen.
     """
 
@@ -45,10 +46,10 @@ class Problem:
 
     def cost(self, name: str, rows: Sequence[int]) -> float:
         """What a choice costs."""
+        total = float(self.costs[name][list(rows)].sum()) if name in self.costs else 0.0
         if name != "gbop":
-            return float(self.costs[name][list(rows)].sum())
+            return total
         chosen = set(rows)
-        total = 0.0
         for product in self.products:
             bits = [next(b for row, b in side.items() if row in chosen) for side in product.sides]
             total += product.multiplications * bits[0] * bits[1] / 1e9
@@ -110,15 +111,13 @@ class Problem:
 
     def coefficients_range(self, name: str) -> tuple[float, float]:
         """The least and the greatest that any choice can cost."""
-        if name == "gbop":
-            ends = [
-                sum(p.multiplications * f(a.values()) * f(b.values()) for p in self.products for a, b in [p.sides])
-                for f in (min, max)
-            ]
-            return ends[0] / 1e9, ends[1] / 1e9
-        costs = self.costs[name]
-        low, high = (sum(f(float(costs[row]) for row in rows) for rows in self.points) for f in (min, max))
-        return low, high
+        costs = self.costs.get(name, np.zeros(len(self.errors)))
+        ends = [sum(f(float(costs[row]) for row in rows) for rows in self.points) for f in (min, max)]
+        for product in self.products if name == "gbop" else ():
+            for index, f in enumerate((min, max)):
+                widths = [f(side.values()) for side in product.sides]
+                ends[index] += product.multiplications * widths[0] * widths[1] / 1e9
+        return ends[0], ends[1]
 
     def coefficients(self, name: str, extra: PairVariables) -> np.ndarray:
         """What each variable costs.
@@ -127,8 +126,9 @@ class Problem:
             ConfigError: there is no such cost.
         """
         if name == "gbop":
-            first: np.ndarray = np.r_[np.zeros(len(self.errors)), extra.weights]
-            return first
+            alone = self.costs.get(name, np.zeros(len(self.errors)))
+            both: np.ndarray = np.r_[alone, extra.weights]
+            return both
         if name not in self.costs:
             raise ConfigError("nothing has this cost", where="budget", got=name, expected=", ".join(self.costs))
         costs: np.ndarray = self.costs[name]

@@ -31,7 +31,7 @@ from vitquant.files import json_text, write_folder
 from vitquant.measure.candidates import pairs
 from vitquant.measure.table import float_outputs, measure
 from vitquant.numerics.sqnr import decibel
-from vitquant.report.sensitivity import SensitivityTable
+from vitquant.report.sensitivity import SensitivityTable, Setting
 from vitquant.report.tuning import RECORD, TUNED, Trial, TuneRecord, reason, tuned_yaml
 from vitquant.strict_files import parse_json, read_file
 from vitquant.tuning.budget import Budget
@@ -39,7 +39,7 @@ from vitquant.tuning.choose import Problem, Product, scipy_parts
 from vitquant.workflows.quantize import ConfigLike, as_config
 from vitquant.workflows.sensitivity import calibrated, fingerprint, hold_out, read_pixels, sensitivity
 
-BITS = Candidates(bits=(4, 5, 6, 8, 12, 16), weight_bits=(2, 3, 4, 5, 6, 8), observers=("minmax", "omse"))
+BITS = Candidates(bits=(4, 5, 6, 8, 12, 16), weight_bits=(2, 3, 4, 5, 6, 7, 8), observers=("minmax", "omse"))
 """What is chosen from if widths are chosen."""
 RANGES = Candidates(
     observers=("minmax", "percentile", "kl", "omse"),
@@ -48,6 +48,9 @@ RANGES = Candidates(
     softmax=("row", "log2"),
 )
 """What is chosen from if all points keep their widths."""
+PIXEL_BITS = 8
+UNIFORM = 2
+"""Choices with equal weights that are measured first."""
 PATIENCE = 3
 """Rounds without an improvement after which the search ends."""
 PARETO = 8
@@ -97,6 +100,21 @@ class Search:
         smallest = problem.solve(limits, minimize="mb", most_error=most) if most > 0 else None
         return smallest or problem.solve(limits)
 
+    def uniform(self) -> list[list[int]]:
+        """Choices with the same width and observer for all weights, the best by the estimates first.
+
+        A search that starts with them ends with nothing worse.
+        """
+        kinds = {row: kind_of(s) for row, s in enumerate(self.table.settings) if s.point.endswith(".weight")}
+        found = []
+        for kind in sorted(set(kinds.values()) if self.budget.limits else ()):
+            errors = self.errors.copy()
+            errors[[row for row, own in kinds.items() if own != kind]] = math.inf
+            rows = replace(self.problem, errors=errors).solve(self.limits)
+            if rows is not None:
+                found.append(rows)
+        return sorted(found, key=self.predicted)[:UNIFORM]
+
     def configs(self, rows: Sequence[int]) -> dict[str, QuantConfig]:
         """The settings that a choice changes."""
         chosen = (self.table.settings[row] for row in rows)
@@ -131,7 +149,7 @@ class Search:
 
     def trial(self, rows: Sequence[int], key: str, predicted: float, measured: float) -> Trial:
         """The record of a run."""
-        costs = {name: self.problem.cost(name, rows) for name in (*self.problem.costs, "gbop")}
+        costs = {name: self.problem.cost(name, rows) for name in self.problem.costs}
         fits = all(costs[name] <= limit * (1 + 1e-6) for name, limit in self.budget.limits.items())
         if self.budget.least_db is not None:
             fits = fits and decibel(1, measured) >= self.budget.least_db
@@ -232,12 +250,13 @@ def tune(
         overfitted=dict(table.overfitted()),
     )
     write(out, search, record, search.now)
+    first = search.uniform()
     tried, idle, chosen = {tuple(search.now)}, 0, [search.now]
     while record.finished is None:
         if time.monotonic() - began > 60 * max_minutes:
             record = replace(record, finished=f"{max_minutes:g} minutes are over (--max-minutes)")
             break
-        rows = search.choose()
+        rows = first.pop(0) if first else search.choose()
         if rows is None:
             if not any(t.fits for t in record.trials):
                 limits = ", ".join(f"{name} {value:g}" for name, value in goal.limits.items())
@@ -249,6 +268,8 @@ def tune(
                 )
             record = replace(record, finished="no other choice is left")
             break
+        if tuple(rows) in tried and first:
+            continue
         if tuple(rows) in tried:
             record = replace(record, finished="the corrected estimates lead to a choice that was measured before")
             break
@@ -259,7 +280,8 @@ def tune(
         key = fingerprint(quantized, pixels)
         predicted, measured = search.predicted(rows), search.measured(quantized, key)
         trial = search.trial(rows, key, predicted, measured)
-        search.correct(rows, measured)
+        if not first:
+            search.correct(rows, measured)
         chosen.append(rows)
         improved = search.better(trial, record.trials[record.best])
         record = replace(
@@ -267,7 +289,7 @@ def tune(
             trials=(*record.trials, trial),
             best=len(record.trials) if improved else record.best,
         )
-        idle = 0 if improved else idle + (trial.fits or goal.least_db is None)
+        idle = 0 if improved or first else idle + (trial.fits or goal.least_db is None)
         if idle >= PATIENCE:
             record = replace(record, finished=f"{PATIENCE} rounds brought no improvement")
         write(out, search, record, chosen[record.best])
@@ -300,6 +322,11 @@ def with_settings(start: QuantModel, changed: Mapping[str, QuantConfig]) -> Mode
     return ModelConfig.from_dict(document | repair_section(start.config.repair))
 
 
+def kind_of(setting: Setting) -> tuple[int, str]:
+    """Width and observer of a setting."""
+    return setting.config.bit_type.bits, setting.config.observer_type
+
+
 def problem_of(model: QuantModel, table: SensitivityTable) -> Problem:
     """The integer program of a table: points, costs, matrix products, and Q and K with the same granularity."""
     points, rows = model.point_modules(), table.points
@@ -314,11 +341,21 @@ def problem_of(model: QuantModel, table: SensitivityTable) -> Problem:
         costs["weight_bits"] = np.where(is_weight, bits * size / totals[0], 0)
     if totals[1]:
         costs["activation_bits"] = np.where(is_weight, 0, bits * size / totals[1])
+    costs["gbop"] = np.zeros(len(bits))
     made = []
     for product in products(model):
-        if len(product.operands) == 2 and all(p in rows for p in product.operands):
-            first, second = ({row: int(bits[row]) for row in rows[p]} for p in product.operands)
+        chosen = [p for p in product.operands if p in rows]
+        if len(chosen) == 2:
+            first, second = ({row: int(bits[row]) for row in rows[p]} for p in chosen)
             made.append(Product(product.multiplications, (first, second)))
+        elif chosen:
+            fixed = PIXEL_BITS
+            for name in product.operands:
+                config = points[name].config
+                if name not in rows and config is not None:
+                    fixed = config.bit_type.bits
+            own = list(rows[chosen[0]])
+            costs["gbop"][own] += product.multiplications * fixed * bits[own] / 1e9
     tied = []
     for name, (_, other) in pairs(model):
         if name in rows and other.name in rows and name < other.name:
