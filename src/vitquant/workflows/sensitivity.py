@@ -57,7 +57,7 @@ def read_pixels(images: ImagesLike, model: QuantModel | FloatModel, limit: int |
     count = sum(map(len, batches))
     if count < 2:
         fix = "give at least two images: some calibrate, others are held out to choose on"
-        raise DataError("too few images", where="calibration", got=count, fix=fix)
+        raise DataError("too few images", where="calibration", got=count, expected="at least two images", fix=fix)
     return torch.cat(batches)
 
 

@@ -264,6 +264,7 @@ def tune(
                     "no choice of settings keeps the budget",
                     where="budget",
                     got=limits or goal.text,
+                    expected="settings with fewer bits",
                     fix="raise it, or compare settings with fewer bits (--bits 2,3,4,6,8)",
                 )
             record = replace(record, finished="no other choice is left")
