@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vitquant.calibration.calibrate import calibrate_batches
     from vitquant.compiler.lowering import compile  # noqa: A004
     from vitquant.config import ModelConfig, QuantConfig, load_config_from_yaml
+    from vitquant.config.candidates import Candidates
     from vitquant.data import Preprocessing, open_images
     from vitquant.errors import VitquantError
     from vitquant.executors.reference import Reference
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from vitquant.program.storage import load_program, save_program
     from vitquant.report.files import load_run
     from vitquant.report.record import RunRecord
+    from vitquant.report.sensitivity import SensitivityTable, load_sensitivity
     from vitquant.workflows.quantize import calibrate, prepare, quantize, repair
+    from vitquant.workflows.sensitivity import sensitivity
 
 _HOMES = {
     "vitquant.workflows.quantize": ("calibrate", "prepare", "quantize", "repair"),
@@ -40,7 +43,10 @@ _HOMES = {
     "vitquant.program.program": ("IntegerProgram",),
     "vitquant.executors.reference": ("Reference",),
     "vitquant.program.storage": ("load_program", "save_program"),
+    "vitquant.config.candidates": ("Candidates",),
+    "vitquant.workflows.sensitivity": ("sensitivity",),
     "vitquant.report.files": ("load_run",),
+    "vitquant.report.sensitivity": ("SensitivityTable", "load_sensitivity"),
     "vitquant.report.record": ("RunRecord",),
     "vitquant.layers": ("IntSoftmax", "Mode", "QAct", "QuantLinear"),
     "vitquant.adapters.adapt": ("adapt",),
@@ -54,6 +60,7 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Candidates",
     "IntSoftmax",
     "IntegerProgram",
     "Mode",
@@ -67,6 +74,7 @@ __all__ = [
     "QuantViT",
     "Reference",
     "RunRecord",
+    "SensitivityTable",
     "VitquantError",
     "__version__",
     "adapt",
@@ -80,6 +88,7 @@ __all__ = [
     "load_fashion_images",
     "load_program",
     "load_run",
+    "load_sensitivity",
     "open_images",
     "prepare",
     "profile",
@@ -87,6 +96,7 @@ __all__ = [
     "repair",
     "save",
     "save_program",
+    "sensitivity",
 ]
 
 

@@ -185,6 +185,16 @@ def options(parser: Any, path: str = "") -> dict[str, set[str]]:
 
 def test_no_option_is_forgotten() -> None:
     elsewhere = {"--fail-under", "--fail-under-top1"}  # test_quality.py
+    compared = {
+        "--bits",
+        "--weight-bits",
+        "--observer",
+        "--mode",
+        "--percentile",
+        "--softmax",
+        "--point",
+    }  # test_sensitivity_command.py
+    elsewhere |= compared | {"--draws", "--cache", "--budget", "--max-minutes"}
     chosen = {"--executor", "--target"}  # argparse refuses what is not in a short list
     shared = {
         "--calib",
@@ -195,7 +205,10 @@ def test_no_option_is_forgotten() -> None:
         "--seed",
         "--img-size",
     }  # of two commands
-    for command, names in options(build_parser()).items():
+    found = options(build_parser())
+    for command in ("sensitivity", "sweep", "tune"):  # the model and the images are those of quantize
+        found[command] = found.get(command, set()) - found["quantize"]
+    for command, names in found.items():
         doors = [door.command for door in DOORS if door.command.startswith(command.partition(" ")[0])]
         missing = {name for name in names if not any(f"{name} ?" in door for door in doors)}
         assert missing <= elsewhere | chosen | shared, command

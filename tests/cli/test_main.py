@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support.documents import documented
 from vitquant.arguments import require_path, require_whole
-from vitquant.cli.main import main
+from vitquant.cli.main import main, share_cores
 from vitquant.device import require_device
 from vitquant.errors import ConfigError
 from vitquant.files import require_writable
@@ -106,7 +107,7 @@ def test_what_was_typed_is_quoted_printably(capsys: pytest.CaptureFixture[str]) 
 
 STARTS = """
 import signal, sys, time
-from vitquant.cli.main import main
+from vitquant.cli.main import main, share_cores
 
 class Slow:
     def add_to(self, commands):
@@ -211,3 +212,32 @@ def test_the_messages_are_documented(capsys: pytest.CaptureFixture[str]) -> None
     for step in steps:
         assert main(["broken"], commands=[Broken(step)]) in (2, 4, 70)
         assert documented(capsys.readouterr().err.rstrip("\n"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "passive"}),
+        ({"GOMP_SPINCOUNT": "10000"}, {"GOMP_SPINCOUNT": "10000"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+        ({"KMP_BLOCKTIME": "1"}, {"KMP_BLOCKTIME": "1"}),
+    ],
+)
+def test_openmp_threads_sleep_unless_the_user_says_how_they_wait(
+    given: dict[str, str], expected: dict[str, str]
+) -> None:
+    environment = {"PATH": "/bin", **given}
+    share_cores(environment)
+    assert environment == {"PATH": "/bin", **expected}
+
+
+def test_the_command_sets_it_before_torch_is_imported_and_python_code_does_not(monkeypatch: Any) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    code = (
+        "import os, sys; from vitquant.cli import main as m\n"
+        "m.attempt = lambda argv, commands: print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)\n"
+        "m.main([]); m.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "False", "passive", "False"]

@@ -210,7 +210,7 @@ def test_the_hook_compares_with_the_exact_softmax() -> None:
     layer = IntSoftmax(config("row"))
     layer.set_mode(Mode.QUANTIZED)
     seen: list[tuple[Tensor, Tensor]] = []
-    layer.hook = lambda point, before, after: seen.append((before, real(after)))
+    layer.hook = lambda point, before, after: seen.append((before(), real(after)))
     scores = raw_scores()
     out = layer(scores)
     assert torch.equal(seen[0][0], scores.softmax(-1))

@@ -166,7 +166,7 @@ def test_head_wise_needs_the_width_of_a_head() -> None:
 def test_the_hook_sees_what_came_and_what_went() -> None:
     point = calibrated(QAct(config(bits=2), layer_name="norm1"), torch.tensor([[1.0]]))
     seen: list[tuple[str, Tensor, Tensor]] = []
-    point.hook = lambda p, before, after: seen.append((p.name, before, real(after)))
+    point.hook = lambda p, before, after: seen.append((p.name, before(), real(after)))
     x = torch.tensor([[0.4, 0.6]])
     out = point(x)
     assert len(seen) == 1

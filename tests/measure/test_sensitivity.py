@@ -82,8 +82,9 @@ class AllSigns(Sensitivity):
         return [s.expand_as(output) for s in signs]
 
 
+@pytest.mark.parametrize("short", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(("kind", "draws", "close"), [(AllSigns, 16, 1e-3), (Sensitivity, 4000, 0.09)])
-def test_a_linear_model(kind: type[Sensitivity], draws: int, close: float) -> None:
+def test_a_linear_model(kind: type[Sensitivity], draws: int, close: float, short: bool) -> None:
     """The error at a point times the matrices behind it is what running the model with that point quantized gives.
 
     The deviation of a sample is at most ``sqrt(2 / 4000)``, or 2.2 %, of the expectation.
@@ -93,6 +94,8 @@ def test_a_linear_model(kind: type[Sensitivity], draws: int, close: float) -> No
     points = {name: point for name, point in model.point_modules().items() if point.active}
     assert list(points) == ["inside", "first.weight", "between", "second.weight", "second.output"]
     sensitivity = kind(model, stages, points, draws=draws)  # type: ignore[arg-type]
+    sensitivity.short = torch.bfloat16 if short else None
+    close = close + 4e-3 if short else close  # 8 bits of each weight, in a sum of few
     exact: dict[str, Tensor] = {}
     with torch.no_grad(), entered(model, x):
         inputs = [x]
@@ -113,9 +116,10 @@ def test_a_linear_model(kind: type[Sensitivity], draws: int, close: float) -> No
     by_hand["first.weight"] = (x @ (model.first.weight_hat - w1).t() + model.first.bias_hat - b1) @ w2.t()
     for name, error in by_hand.items():
         torch.testing.assert_close(error, exact[name], rtol=1e-3, atol=1e-5)
-    for name, meter in sensitivity.meters.items():
-        assert meter.signal == pytest.approx(float(inputs[-1].square().sum()), rel=1e-5)
-        assert meter.noise == pytest.approx(float(exact[name].square().sum()), rel=close), name
+    assert sensitivity.signal == pytest.approx(float(inputs[-1].square().sum()), rel=1e-5)
+    for name, rows in sensitivity.products.items():
+        noise = sum(float(r.square().sum()) for r in rows)
+        assert noise == pytest.approx(float(exact[name].square().sum()), rel=close), name
 
 
 @pytest.mark.job
@@ -193,7 +197,8 @@ def test_the_worst_points_and_those_asked_for_are_exact() -> None:
     exact = isolated(vitquant.profile(model, images, exact=True))
     found = vitquant.profile(model, images)
     measured = isolated(found).keys() - estimates(found).keys()
-    assert len(measured) == 5
+    assert measured >= {row.name for row in found.worst(5)}
+    assert len(measured) < 10
     for name in measured:
         assert isolated(found)[name] == pytest.approx(exact[name], abs=1e-3)
 
@@ -282,14 +287,16 @@ def test_the_flag_reaches_the_results(tmp_path: Any) -> None:
     options: dict[str, Any] = {"calibration": images[:16], "evaluation": images[16:], "profile_images": 2}
     result = job.run(vit, "vit_int8.yaml", out=tmp_path / "out", **options)
     names = estimates(result.profile).keys()
-    assert len(names) == 95
+    assert 90 < len(names) <= 95
     told = json.loads((tmp_path / "out" / "summary.json").read_text())["points"]
     assert {name for name, point in told.items() if point["sqnr_isolated_estimated"]} == names
     assert {name for name, point in vitquant.load_run(tmp_path / "out").points.items() if point.estimated} == names
     everything = job.run(vit, "vit_int8.yaml", out=tmp_path / "all", exact=True, **options)
     assert not any(point.estimated for point in everything.record.points.values())
     assert math.isclose(everything.record.sqnr_db, result.record.sqnr_db)
-    assert "95 of 120 points is an estimate (~) in one run only" in str(result.record.compare(everything.record))
+    assert f"{len(names)} of 120 points is an estimate (~) in one run only" in str(
+        result.record.compare(everything.record)
+    )
 
 
 def test_a_first_stage_without_points_to_estimate() -> None:

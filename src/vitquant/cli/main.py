@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TextIO
@@ -20,6 +21,9 @@ from vitquant.version import __version__
 ENVIRONMENT = 4
 UNEXPECTED = 70
 """Any other error is a bug in vitquant; the number is ``EX_SOFTWARE`` of ``sysexits.h``."""
+
+WAIT_VARIABLES = frozenset({"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"})
+"""How the threads of GNU and LLVM OpenMP wait."""
 
 SIGNALLED = 128
 INTERRUPTED = SIGNALLED + 2
@@ -47,9 +51,10 @@ class Parser(argparse.ArgumentParser):
 
 def all_commands() -> Iterable[Command]:
     """The commands, in the order of the help text."""
-    from vitquant.cli import bench, check, config, demo, evaluate, export, quantize, run, show
+    from vitquant.cli import bench, check, config, demo, evaluate, export, quantize, run, show, tune
+    from vitquant.cli.sensitivity import Sensitivity, Sweep
 
-    return demo, quantize, show, check, evaluate, run, bench, export, config
+    return demo, quantize, show, check, Sensitivity(), Sweep(), tune, evaluate, run, bench, export, config
 
 
 def build_parser(commands: Iterable[Command] | None = None) -> argparse.ArgumentParser:
@@ -72,14 +77,16 @@ def main(argv: Sequence[str] | None = None, *, commands: Iterable[Command] | Non
     only if ``--debug`` is given.
 
     Args:
-        argv: the arguments; by default those of the process. If they are given, the caller is Python code, and signal
-            handlers are not changed.
+        argv: the arguments; by default those of the process. If they are given, the caller is Python code, and neither
+            signal handlers nor the environment are changed.
         commands: the available commands; all by default.
 
     Raises:
         SystemExit: ``--help`` and ``--version`` (0), wrong usage (2).
     """
     catch = stoppable() if argv is None else nullcontext(lambda: None)
+    if argv is None:
+        share_cores(os.environ)
     argv = sys.argv[1:] if argv is None else argv
     streams.prepare()
     warnings.showwarning = show_warning
@@ -96,6 +103,16 @@ def main(argv: Sequence[str] | None = None, *, commands: Iterable[Command] | Non
         finally:
             streams.close()
     return 0
+
+
+def share_cores(environment: MutableMapping[str, str]) -> None:
+    """Let OpenMP's threads sleep while they wait, unless the user has said how they wait.
+
+    By default those of GNU OpenMP, which PyTorch is built with, spin, and take the cores from each other and from other
+    programs. It is set for this process, before PyTorch, which reads it once, is imported.
+    """
+    if WAIT_VARIABLES.isdisjoint(environment):
+        environment["OMP_WAIT_POLICY"] = "passive"
 
 
 def attempt(argv: Sequence[str], commands: Iterable[Command] | None) -> None:

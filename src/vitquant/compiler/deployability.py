@@ -131,11 +131,18 @@ class Deployability:
     graph: Graph
     shapes: Mapping[Step | None, Shape] | None
 
-    def verdict(self, point: Point) -> Verdict:
-        """What integers do at a point."""
-        name, own = point.name, point.config
+    def ships_alone(self, point: Point, config: QuantConfig) -> bool:
+        """Whether integers can execute other settings of a point, if those of Q and K are given to both."""
+        return self.verdict(point, config, paired=True).ships
+
+    def verdict(self, point: Point, config: QuantConfig | None = None, *, paired: bool = False) -> Verdict:
+        """What integers do at a point, with the settings that it has or with others.
+
+        ``paired``: of Q and K, the other one has the same granularity.
+        """
+        name, own = point.name, point.config if config is None else config
         step = self.graph.step_of[point]
-        if own is None or not point.active:
+        if own is None or not own.output_quant_enable:
             return self.inactive(point, step)
         if isinstance(point, WeightPoint):
             return Verdict(name, weight_action(own))
@@ -152,7 +159,7 @@ class Deployability:
             if reader is None:
                 continue
             if isinstance(reader.layer, AttentionScores):
-                return self.pairing_verdict(name, own, step, reader)
+                return self.pairing_verdict(name, own, step, reader, paired)
             if isinstance(reader.layer, Product):
                 overflow = self.product_overflow(reader)
                 if overflow:
@@ -182,7 +189,7 @@ class Deployability:
         fix = "set output_quant_enable: True" if configured else f"add `{section}: {{{settings}}}`"
         return Verdict(name, KEPT_FLOAT, "it stays float", fix, configured)
 
-    def pairing_verdict(self, name: str, own: QuantConfig, step: Step, scores: Step) -> Verdict:
+    def pairing_verdict(self, name: str, own: QuantConfig, step: Step, scores: Step, paired: bool) -> Verdict:
         """Q and K: their scales must leave the sum over a head's channels as one product."""
         sides = [source_of(source) for source in scores.inputs]
         twin = next(side for side in sides if side is not step)
@@ -198,7 +205,7 @@ class Deployability:
                 return Verdict(name, "", problem, f"give {pair} fewer bits")
         if own.calibration_mode != "channel_wise":
             return Verdict(name, "as is, one scale" if own.calibration_mode == "layer_wise" else "one scale a head")
-        if other is not None and twin.layer.active and other.calibration_mode == "channel_wise":
+        if other is not None and twin.layer.active and (paired or other.calibration_mode == "channel_wise"):
             return Verdict(name, f"paired with {told}: the product of the scales is one constant a head")
         return Verdict(
             name,

@@ -109,7 +109,7 @@ class SharedImages:
             warnings.warn(message, SharedImagesWarning, stacklevel=2)
 
 
-def watched(source: ImageSource, watch: Callable[[Batch], None]) -> ImageSource:
+def watched(source: ImageSource, watch: Callable[[Batch], object]) -> ImageSource:
     """The source, with ``watch`` called on each of its batches."""
 
     def through(batch: Batch) -> Batch:

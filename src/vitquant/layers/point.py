@@ -62,7 +62,7 @@ class Point(Layer):
         self, name: str, config: QuantConfig | None, *, head_dim: int | None = None, narrow: bool = False
     ) -> None:
         super().__init__()
-        self.name, self.config, self.narrow = name, config, narrow
+        self.name, self.config, self.narrow, self.head_dim = name, config, narrow, head_dim
         self.channel_dim = self.find_channels()
         self.layout = self.layout_for(head_dim)
         self._mode = Mode.FP32
@@ -192,10 +192,10 @@ class Point(Layer):
                 self.observer.observe(x)
 
     def show(self, before: Value | Callable[[], Tensor], after: Value) -> Value:
-        """Show the tensor before and after the point to its hook, if it has one, and pass the second on."""
+        """Show the value before and after the point to its hook, if it has one, and pass the second on."""
         hook = self.watched_by
         if hook is not None:
-            hook(self, before() if callable(before) else real(before), after)
+            hook(self, before if callable(before) else lambda: real(before), after)
         return after
 
     @contextmanager

@@ -25,8 +25,11 @@ class Mode(Enum):
     QUANTIZED = "quantized"
 
 
-Hook: TypeAlias = Callable[[Any, Tensor, Value], None]
-"""Called with a point, the real tensor that came and the value that went on, once per forward."""
+Hook: TypeAlias = Callable[[Any, Callable[[], Tensor], Value], None]
+"""Called with a point, a function that gives the real tensor that came, and the value that went on, once per forward.
+
+The tensor is made when it is asked for: from accumulators that takes longer than the point itself.
+"""
 
 
 @dataclass

@@ -38,7 +38,7 @@ def divergences(
     integer = run(images, names)
     found: dict[str, Divergence] = {}
 
-    def compare(point: Point, _: Tensor, after: Value) -> None:
+    def compare(point: Point, _: object, after: Value) -> None:
         if point.name in integer:
             expected = integer.pop(point.name)
             simulated = on(after, point.require_params()) if isinstance(after, Tensor) else after

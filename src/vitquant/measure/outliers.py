@@ -66,7 +66,7 @@ class RangeMeter:
         self.tail += float(largest[:, -1].double().sum())
         tokens = share.amax(-1).reshape(len(x), -1)
         self.token_peak += float(tokens.median(dim=1).values.double().sum())
-        peaks = share.transpose(0, self.channel_dim).flatten(1).amax(1)
+        peaks = share.amax([dim for dim in range(share.ndim) if dim != self.channel_dim % share.ndim])
         self.channel_peaks = peaks if self.channel_peaks is None else torch.maximum(self.channel_peaks, peaks)
 
     @property

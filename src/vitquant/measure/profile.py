@@ -2,15 +2,14 @@
 
 *Isolated*: only this point is quantized, and the SQNR is that of the model's output. Most of these are estimated
 (:mod:`vitquant.measure.sensitivity`); those of the worst points, and of any others on request, are exact: the model is
-run with this point quantized. The float model's input of every block is kept, so a point's run starts at its own block;
-the blocks before it are never computed again.
+run with this point quantized. The float model's input of every block is kept, so a point's run starts at its own block.
 
 *Cumulative*: everything is quantized, and the SQNR is that of the point's own tensor, the chain up to it included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -41,7 +40,9 @@ from vitquant.results import PointMetrics
 Exact: TypeAlias = bool | str | Sequence[str]
 """Which isolated SQNRs are exact: ``True`` or ``"all"``, or the names or patterns of further points."""
 WORST = 5
-"""Number of points with the lowest SQNR whose estimates are replaced by exact figures."""
+"""Number of points with the lowest SQNR, all of which are exact."""
+KEPT_BYTES = 256 * 2**20
+"""Memory for float inputs of stages that exact figures start from; what is beyond it is computed again."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,9 @@ class Profiler:
         }
         self.output = SqnrMeter()
         self.images = 0
+        self.kept: list[list[Tensor]] | None = []
+        """The float inputs of all stages and the output, per batch, unless they take more than :data:`KEPT_BYTES`."""
+        self.kept_bytes = 0
 
     def add(self, pixels: Tensor) -> None:
         """Take in one batch of images, ``uint8 [B, C, h, w]``."""
@@ -122,26 +126,45 @@ class Profiler:
                     elif point.name in self.metrics:
                         with only([point], self.model):
                             measured(stage, point, inputs[index], self.metrics[point.name])
-            if self.sensitivity.meters:
+            if self.sensitivity.points:
                 self.sensitivity.add(inputs)
+            self.keep(inputs)
+
+    def keep(self, inputs: list[Tensor]) -> None:
+        """Keep a batch for :meth:`add_exact`, as long as there is room."""
+        size = sum(x.nbytes for x in inputs)
+        if self.kept is not None and self.kept_bytes + size <= KEPT_BYTES:
+            self.kept.append(inputs)
+            self.kept_bytes += size
+        else:
+            self.kept = None
 
     def replace(self, names: Collection[str]) -> None:
         """Drop the estimates of these points, to measure them by :meth:`add_exact`."""
         for name in names:
-            del self.sensitivity.meters[name]
+            self.sensitivity.forget(name)
             self.isolated[name] = SqnrMeter()
 
-    def add_exact(self, pixels: Tensor, names: Collection[str]) -> None:
-        """Measure the isolated error of these points on one batch that :meth:`add` has taken in."""
-        with entered(self.model, pixels):
-            inputs = [pixels]
-            with only([], self.model):
-                for stage in self.stages:
-                    inputs.append(real(stage.run(inputs[-1])))
-            for index, stage in enumerate(self.stages):
-                for point in stage.points():
-                    if point.name in names:
-                        self._isolate(point, index, inputs)
+    def add_exact(self, batches: Iterable[Tensor], names: Collection[str]) -> None:
+        """Measure the isolated error of these points on the batches that :meth:`add` has taken in.
+
+        ``batches`` are their pixels, which are read if the float inputs of the stages could not be kept.
+        """
+        kept = map(self.float_inputs, batches) if self.kept is None else iter(self.kept)
+        for inputs in kept:
+            with entered(self.model, inputs[0]):
+                for index, stage in enumerate(self.stages):
+                    for point in stage.points():
+                        if point.name in names:
+                            self._isolate(point, index, inputs)
+
+    def float_inputs(self, pixels: Tensor) -> list[Tensor]:
+        """The float input of every stage, and the output."""
+        inputs = [pixels.to(self.model.device)]
+        with entered(self.model, pixels), only([], self.model):
+            for stage in self.stages:
+                inputs.append(real(stage.run(inputs[-1])))
+        return inputs
 
     def chain(self, pixels: Tensor) -> list[Tensor]:
         """Run the float and the quantized chain side by side; returns the float input of every stage and the output."""
@@ -161,7 +184,7 @@ class Profiler:
         return inputs
 
     def _compare(self, reference: dict[str, Tensor]) -> Hook:
-        def hook(point: Point, _: Tensor, after: Value) -> None:
+        def hook(point: Point, _: object, after: Value) -> None:
             if point.active:
                 self.cumulative[point.name].add(reference.pop(point.name), real(after))
 
@@ -181,15 +204,15 @@ class Profiler:
 
     def result(self) -> ModelProfile:
         """The profile of all batches so far."""
-        estimated = self.sensitivity.meters
-        isolated = self.isolated | estimated
+        estimated = {name: self.sensitivity.db(name) for name in self.sensitivity.points}
+        isolated = {name: meter.db for name, meter in self.isolated.items()} | estimated
         rows = [
             PointProfile(
                 name=name,
                 config=point.config,
                 active=point.active,
                 shape=point.shape,
-                sqnr_isolated_db=isolated[name].db if name in isolated else None,
+                sqnr_isolated_db=isolated.get(name),
                 sqnr_cumulative_db=self.cumulative[name].db if name in self.cumulative else None,
                 metrics=self.metrics[name].result() if name in self.metrics else None,
                 estimated=name in estimated,
@@ -224,7 +247,7 @@ def profile(
     """Measure the isolated and the cumulative error of every point of a calibrated model.
 
     The isolated SQNR of most points is a first-order estimate (:mod:`vitquant.measure.sensitivity`). It is exact, from
-    a run of the model, for the five points with the lowest estimates, for points whose error the estimate does not
+    a run of the model, for the five points with the lowest SQNR, for points whose error the estimate does not
     cover (a mean over tokens reads them), and for those in ``exact``. :attr:`PointProfile.estimated` tells which it is.
     The estimate is the same in every run. It costs about ``draws + 4`` forwards, an exact figure about half a forward.
 
@@ -259,12 +282,10 @@ def profile(
             profiler.add(batch.pixels.to(model.device))
             if not source.repeatable:
                 kept.append(batch.pixels)
-        worst = {row.name for row in profiler.result().worst(WORST) if row.estimated}
-        if worst:
-            profiler.replace(worst)
+        while worst := {row.name for row in profiler.result().worst(WORST) if row.estimated}:
             again = (batch.pixels for batch in model_batches(source, batch_size)) if source.repeatable else iter(kept)
-            for pixels in again:
-                profiler.add_exact(pixels.to(model.device), worst)
+            profiler.replace(worst)
+            profiler.add_exact(again, worst)
     return profiler.result()
 
 
@@ -313,7 +334,7 @@ def measured_stages(model: QuantModel) -> tuple[Stage, ...]:
 def keep_in(seen: dict[str, Tensor]) -> Hook:
     """A hook that notes what each point passed on."""
 
-    def hook(point: Point, _: Tensor, after: Value) -> None:
+    def hook(point: Point, _: object, after: Value) -> None:
         seen[point.name] = real(after)
 
     return hook
@@ -323,7 +344,7 @@ def measured(stage: Stage, point: Point, x: Tensor, meter: MetricsMeter) -> Valu
     """Run a stage and feed the meter with the point's own tensor and the time of its layer."""
     owner = owner_of(stage, point)
     seen: list[tuple[Tensor, Tensor]] = []
-    with timed(owner) as clock, hooked([point], lambda _, a, b: seen.append((a, real(b)))):
+    with timed(owner) as clock, hooked([point], lambda _, a, b: seen.append((a(), real(b)))):
         y = stage.run(x)
     tensors = owner.folded_weights() if isinstance(owner, QuantLinear) else seen[0]
     meter.add(*tensors, seconds=clock.seconds, images=len(x))

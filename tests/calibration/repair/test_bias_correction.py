@@ -89,7 +89,7 @@ def mean_outputs(model: QuantModel, images: Tensor, *, rounding: bool) -> tuple[
     means: dict[str, Tensor] = {}
     units: dict[str, Tensor] = {}
 
-    def hook(point: Any, before: Tensor, after: Value) -> None:
+    def hook(point: Any, _: object, after: Value) -> None:
         means[point.name] = real(after).double().flatten(0, -2).mean(0)
         if isinstance(after, Accumulators):
             units[point.name] = after.unit

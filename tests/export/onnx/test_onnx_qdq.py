@@ -107,7 +107,7 @@ def simulated_codes(model: QuantModel, images: torch.Tensor) -> dict[str, torch.
     """The codes of every active point of the simulation but weights."""
     seen: dict[str, torch.Tensor] = {}
 
-    def note(point: Point, _: torch.Tensor, after: Value) -> None:
+    def note(point: Point, _: object, after: Value) -> None:
         if point.active and not point.name.endswith(".weight"):
             seen[point.name] = codes_of(point, after)
 
