@@ -60,6 +60,8 @@ def _holds(keyword: str, value: Any, schema: dict[str, Any], root: dict[str, Any
             return not is_object or len(value) <= wanted
         case "items":
             return not isinstance(value, list) or all(valid(item, wanted, root) for item in value)
+        case "minItems":
+            return not isinstance(value, list) or len(value) >= wanted
         case "anyOf":
             return any(valid(value, option, root) for option in wanted)
         case "not":

@@ -165,7 +165,7 @@ def add_candidate_options(parser: argparse.ArgumentParser, defaults: str) -> Non
     group.add_argument("--observer", metavar="LIST", help="minmax, percentile, kl, omse")
     group.add_argument("--mode", metavar="LIST", help="layer_wise, channel_wise, head_wise")
     group.add_argument("--percentile", metavar="LIST", help="percentile_alpha of percentile, such as 0.999,0.9999")
-    group.add_argument("--softmax", metavar="LIST", help="forms of softmax: uniform, row, log2")
+    group.add_argument("--softmax", metavar="LIST", help="forms of softmax: uniform, row, diffusion, log2")
     about = "points to compare settings at; can be repeated (default: all)"
     group.add_argument("--point", action="append", default=[], metavar="PATTERN", help=about)
     about = "also settings that integers cannot execute"

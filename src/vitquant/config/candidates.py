@@ -27,7 +27,7 @@ class Candidates:
     """The settings that are compared at each point: all combinations of the given values.
 
     A field that is empty leaves what the point has. Values that do not apply to a point are left out: observers and
-    granularities at softmax in the forms ``row`` and ``log2``, forms of softmax elsewhere.
+    granularities at softmax in the forms ``row``, ``diffusion`` and ``log2``, forms of softmax elsewhere.
 
     Args:
         bits: widths, 2 to 16.
@@ -35,7 +35,7 @@ class Candidates:
         observers: ``minmax``, ``percentile``, ``kl``, ``omse``.
         modes: ``layer_wise``, ``channel_wise``, ``head_wise``.
         percentiles: values of ``percentile_alpha`` for ``percentile``.
-        softmax: forms, ``uniform``, ``row`` or ``log2``.
+        softmax: forms, ``uniform``, ``row``, ``diffusion`` or ``log2``.
         points: names or patterns of the points.
 
     Raises:
@@ -122,7 +122,7 @@ def changed(
     observer: str | None = None,
     alpha: float | None = None,
 ) -> QuantConfig:
-    """Settings with some fields changed. The forms ``row`` and ``log2`` of softmax are unsigned."""
+    """Settings with some fields changed. All forms of softmax but ``uniform`` are unsigned."""
     values = own.model_dump()
     if bits is not None:
         values["bit_type"]["bits"] = bits

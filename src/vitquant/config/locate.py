@@ -8,7 +8,6 @@ from pathlib import Path
 from vitquant.config.explain import brief, show
 from vitquant.errors import ConfigError
 
-
 RECIPES = "recipes/"
 
 
@@ -28,7 +27,7 @@ def shipped_names() -> tuple[str, ...]:
 def recipe_names() -> tuple[str, ...]:
     """Names of the shipped recipes, such as ``w8a8``: complete configurations, from the widest to the narrowest."""
     found = [Path(name).stem for name in shipped_names() if name.startswith(RECIPES)]
-    return tuple(sorted(found, key=lambda name: [-int(bits) for bits in re.findall("[0-9]+", name)]))
+    return tuple(sorted(found, key=lambda name: [int(bits) for bits in re.findall("[0-9]+", name)], reverse=True))
 
 
 def recipe_file(name: str) -> str:

@@ -45,7 +45,7 @@ RANGES = Candidates(
     observers=("minmax", "percentile", "kl", "omse"),
     modes=("layer_wise", "channel_wise", "head_wise"),
     percentiles=(0.999, 0.9999, 0.99999),
-    softmax=("row", "log2"),
+    softmax=("row", "diffusion", "log2"),
 )
 """What is chosen from if all points keep their widths."""
 PIXEL_BITS = 8

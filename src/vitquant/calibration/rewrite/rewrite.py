@@ -87,7 +87,7 @@ def watch(
 ) -> None:
     """Run the float model, and show what passes these points to ``see``: the point's name, and ``[B, N, C]``."""
 
-    def hook(point: Point, _: Tensor, after: Value) -> None:
+    def hook(point: Point, _: Callable[[], Tensor], after: Value) -> None:
         see(point.name, real(after))
 
     for images in batches:
