@@ -228,9 +228,9 @@ def test_numpy_scalars_are_numbers() -> None:
     ],
 )  # fmt: skip
 def test_odd_scalars(value: str, message: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     found = check(f"weight:\n  bit_type:\n    bits: {value}\n")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert found is not None
     assert message in found
 

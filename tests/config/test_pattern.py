@@ -154,9 +154,9 @@ def test_the_place_is_told(refusal: Callable[[str], str]) -> None:
     ],
 )
 def test_a_part_that_matches_nothing_is_an_error(refusal: Callable[[str], str], text: str, part: str, fix: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     message = refusal(f"overrides:\n  {text}: {{}}\n")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     choice = re.search(r"\{[^}]*\}(?!.*\{)", text) if "nrom2" in text else re.search(r"\{[^}]*\}", text)
     assert choice
     assert message == (

@@ -87,9 +87,9 @@ def bomb(levels: int) -> str:
 
 
 def test_an_alias_bomb_is_refused_before_it_expands(refusal: Refusal) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     message = refusal(bomb(200))  # 4^200 values
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert "too many values after alias expansion. Expected at most 100,000" in message
 
 

@@ -116,6 +116,12 @@ def test_the_oldest_version_that_holds_it_is_written(originals: list[Files]) -> 
         assert json.loads(encode_program(program)[0])["format_version"] == (3 if program.packed else 2)
 
 
+def test_the_size_is_that_of_the_tensors_in_the_file(originals: list[Files]) -> None:
+    for manifest, tensors in originals:
+        program = decode_program(manifest, tensors)
+        assert program.nbytes == sum(array.nbytes for array in load(encode_program(program)[1]).values())
+
+
 def test_what_cannot_be_packed_is_not_written() -> None:
     program = vitquant.compile(quantized())
     for name, message in (("logits/weight", "the tensor cannot be packed: -"), ("x", "does not hold it")):
@@ -132,21 +138,21 @@ def test_packed_tensors_are_checked(name: str) -> None:
 
 def read(files: Files) -> IntegerProgram | None:
     """The program, if it is not refused; whatever else is raised, or hangs, fails the test."""
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         return decode_program(*files)
     except ProgramError:
         return None
     finally:
-        assert time.perf_counter() - start < SLOWEST
+        assert time.process_time() - start < SLOWEST
 
 
 def check_it_runs(program: IntegerProgram) -> None:
     """Whatever is not refused runs, and both executors give the same integers, inside the promised widths."""
     image = torch.randint(0, 256, program.image.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    start = time.perf_counter()
+    start = time.process_time()
     found = Reference(program)(image[None]).codes[0]
-    assert time.perf_counter() - start < SLOWEST
+    assert time.process_time() - start < SLOWEST
     assert found.tolist() == NumpyExecutor(*encode_program(program)).logits(image.numpy()).tolist()
 
 
@@ -168,7 +174,8 @@ def test_files(tmp_path: Path) -> None:
         again = vitquant.load_program(path)
         assert encode_program(again) == encode_program(program)
         assert torch.equal(Reference(again)(pixels(2)).codes, Reference(program)(pixels(2)).codes)
-    assert (tmp_path / PROGRAM_TENSORS).stat().st_size < 1.2 * program.nbytes + 2**14
+    size = (tmp_path / PROGRAM_TENSORS).stat().st_size
+    assert program.nbytes <= size < 1.2 * program.nbytes + 2**14
 
 
 def test_two_programs_do_not_mix(tmp_path: Path) -> None:
@@ -312,10 +319,10 @@ def test_memory(originals: list[Files]) -> None:
     ids=lambda text: repr(text[:12]),
 )
 def test_largest_manifests_are_refused_fast(text: bytes) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ProgramError):
         decode_program(text, b"")
-    assert time.perf_counter() - start < 5 * SLOWEST
+    assert time.process_time() - start < 5 * SLOWEST
 
 
 def test_messages_are_short_and_printable(originals: list[Files]) -> None:

@@ -40,6 +40,11 @@ class Packing:
         """Number of multipliers of a row."""
         return -(-self.columns // self.group) if self.group else 0
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a packed row, with its multipliers."""
+        return packed_width(self.columns, self.bits) + packed_width(self.groups, MULTIPLIER_BITS)
+
 
 def packed_width(columns: int, bits: int) -> int:
     """Bytes of a packed row."""

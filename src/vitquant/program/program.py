@@ -56,9 +56,11 @@ class IntegerProgram:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all constants, scales and zero points."""
+        """Bytes of all constants, scales and zero points as the program's files hold them."""
         grids = sum(v.scale.nbytes + v.zero_point.nbytes for v in self.values().values())
-        return grids + sum(array.nbytes for _, array in self.tensors())
+        packed = self.packed
+        sizes = (len(a) * packed[name].row_bytes if name in packed else a.nbytes for name, a in self.tensors())
+        return grids + sum(sizes)
 
     def choose(self, names: Sequence[str] = ()) -> tuple[Output, ...]:
         """The outputs of these names, in this order; without names the first.

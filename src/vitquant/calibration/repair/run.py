@@ -109,8 +109,8 @@ def repair_images(
                     seconds=time.perf_counter() - start,
                 )
             )
-        for record in records:
-            if record.sqnr_after_db < record.sqnr_before_db - WORSE_DB:
+        for step, record in zip(steps, records, strict=True):
+            if step.gains_on_its_images and record.sqnr_after_db < record.sqnr_before_db - WORSE_DB:
                 message = f"{record}. Fix: give the step more images, or remove it from repair."
                 warnings.warn(message, RepairWarning, stacklevel=3)
     return tuple(records)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ class RepairStep:
     interrupted, the model gets its earlier tensors back. Gradients are off; ``torch.enable_grad()`` turns them on for
     a step's own tensors.
     """
+
+    gains_on_its_images: ClassVar[bool] = True
+    """Whether a loss on the images that it uses is worth a warning."""
 
     def __init__(self, settings: RepairSettings) -> None:
         self.settings = settings
