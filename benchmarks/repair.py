@@ -1,5 +1,8 @@
 """What repair steps gain: SQNR with and without them, on images that no calibration has seen.
 
+Of a configuration with repair steps: none of them, each alone, and the first ones in order. Of one without: GPTQ and
+bias correction.
+
 Photos: the files of one folder are split by name into calibration (even places) and evaluation (odd places). The
 embedded model is calibrated on its calibration images and evaluated on its test images. SQNR is that of all tokens
 after the final norm: over all images, and the median and the smallest over single images.
@@ -19,15 +22,20 @@ from benchmarks.photos import load, load_crops, split
 from benchmarks.report import Report
 from vitquant.adapters.adapt import FloatModel, sqnr_db
 from vitquant.architectures.model import QuantModel
+from vitquant.config import StepSettings
+from vitquant.config.repair import BiasCorrectionSettings, GptqSettings
 
 Figures: TypeAlias = tuple[str, ...]
 
-STEPS: dict[str, list[str]] = {
-    "none": [],
-    "bias_correction": ["bias_correction"],
-    "gptq": ["gptq"],
-    "gptq, bias_correction": ["gptq", "bias_correction"],
-}
+
+def variants(config: vitquant.ModelConfig) -> dict[str, list[StepSettings]]:
+    """The lists of steps to compare, by what the table calls them."""
+    own: list[StepSettings] = list(config.document.repair)
+    if not own:
+        own = [GptqSettings(), BiasCorrectionSettings()]
+    alone: dict[str, list[StepSettings]] = {step.name: [step] for step in own}
+    in_order = {f"up to {step.name}": own[: i + 1] for i, step in enumerate(own) if i}
+    return {"none": [], **alone, **in_order}
 
 
 def main() -> None:
@@ -51,7 +59,7 @@ def main() -> None:
         f"{args.model} at {args.img_size}: {len(photos)} images for calibration, {len(others)} others for evaluation. "
         f"Embedded model: {len(calibration)} and {len(test)} images."
     )
-    for name, steps in STEPS.items():
+    for name, steps in variants(vitquant.ModelConfig.from_yaml(args.config)).items():
         config = vitquant.load_config_from_yaml(args.config) | {"repair": steps}
         if args.bits is not None:
             config["overrides"] = {"*.weight": {"bit_type": {"bits": args.bits}}}
