@@ -164,7 +164,9 @@ def calibrate_and_repair(
     sample = ImageSample(max([getattr(step, "images", 1) for step in settings], default=0), count)
 
     def read(task: str) -> Iterator[Batch]:
-        found = check.watch(model_batches(source, batch_size))
+        found = model_batches(source, batch_size)
+        if not check.count:  # the first time
+            found = check.watch(found)
         for step in copies:
             found = with_copies(found, step.copies, step.seed)
         return track(each_named(found, "images", batch_size), task, total)

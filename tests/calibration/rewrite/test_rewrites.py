@@ -178,6 +178,11 @@ def test_images_that_can_be_read_once_are_enough() -> None:
         assert a.params is None or b.params is None or torch.equal(a.params.scale, b.params.scale), a.name
 
 
+def test_one_image_is_not_taken_for_several_that_are_identical(recwarn: pytest.WarningsRecorder) -> None:
+    vitquant.calibrate(model_of(float_vit(), ["centring"]), pixels(1))
+    assert not [str(w.message) for w in recwarn if "identical" in str(w.message)]
+
+
 def test_a_rewrite_after_the_calibration_is_refused() -> None:
     model = vitquant.calibrate(model_of(float_vit(), []), pixels(8))
     with pytest.raises(ConfigError, match="runs before the calibration"):
