@@ -20,7 +20,7 @@ class CanonicalForm(Rewrite):
     What is quantized is then ``(x - mean) / std``: all channels have about the same range, around zero. A norm that
     anything else reads, such as the model's output, stays as it is.
 
-    Source: the fusion of norms in Ashkboos et al., "SliceGPT", 2024 (arXiv 2401.15024), section 3.1.
+    Source: the fusion of norms in Ashkboos et al., "SliceGPT", 2024 (arXiv 2401.15024).
     """
 
     def measure(self, model: Composite, batches: Sequence[Tensor]) -> dict[str, Tensor]:
