@@ -184,7 +184,7 @@ def options(parser: Any, path: str = "") -> dict[str, set[str]]:
 
 
 def test_no_option_is_forgotten() -> None:
-    elsewhere = {"--fail-under", "--fail-under-top1"}  # test_quality.py
+    elsewhere = {"--fail-under", "--fail-under-top1", "--recipe"}  # test_quality.py, test_recipes.py
     compared = {
         "--bits",
         "--weight-bits",

@@ -18,8 +18,7 @@ from vitquant.arguments import require_count, require_kind, require_path, requir
 from vitquant.artifact.storage import TENSORS, encode_model
 from vitquant.compiler.float_share import float_share
 from vitquant.compiler.lowering import compile  # noqa: A004
-from vitquant.data import ImageSample, ImagesLike, SharedImages, open_images
-from vitquant.data.checks import watched
+from vitquant.data import ImagesLike, SharedImages, open_images
 from vitquant.device import require_device
 from vitquant.errors import DataError, DeployabilityError, NumericsError
 from vitquant.files import require_writable, write_folder
@@ -127,8 +126,6 @@ def run(
     opened = open_images(calibration, model.preprocessing, limit=calibration_limit, ignore_labels=True)
     calib_source = shared.calibrating(opened)
     eval_source = shared.evaluating(open_images(evaluation, model.preprocessing, ignore_labels=ignore_labels))
-    profiled_images = ImageSample(profile_images, None)  # they need not be read a third time
-    eval_source = watched(eval_source, profiled_images.see)
     check_classes(eval_source, quantized)
     if not eval_source.repeatable:
         raise DataError(
@@ -149,7 +146,7 @@ def run(
             integer, evaluated = integer_record(program, comparison), comparison.evaluation
     shared.warn()
     with stopwatch(seconds, "profile"):
-        profiled = profile(quantized, profiled_images.images, batch_size=batch_size, exact=exact)
+        profiled = profile(quantized, evaluation, limit=profile_images, batch_size=batch_size, exact=exact)
     if profiled.outliers:
         warnings.warn(outlier_message(profiled.outliers), OutlierWarning, stacklevel=2)
     seconds["total"] = time.perf_counter() - start
