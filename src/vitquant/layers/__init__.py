@@ -5,7 +5,7 @@ from vitquant.layers.attention import AttentionScores, WeightedSum
 from vitquant.layers.linear import QuantLinear
 from vitquant.layers.norm import QuantNorm
 from vitquant.layers.patch_embed import QuantPatchEmbed
-from vitquant.layers.point import Mode, Point, hooked, only, points_of, set_mode
+from vitquant.layers.point import Mode, Point, hooked, only, points_of, set_mode, watch_float
 from vitquant.layers.product import Product
 from vitquant.layers.residual import QuantEmbedding, QuantResidual
 from vitquant.layers.softmax import IntSoftmax
@@ -33,4 +33,5 @@ __all__ = [
     "only",
     "points_of",
     "set_mode",
+    "watch_float",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vitquant.config import QuantConfig, is_per_head
@@ -19,7 +20,7 @@ from vitquant.numerics.quantized import Value, on, real
 from vitquant.observers import Observer, make_observer
 from vitquant.observers.layout import ChannelLayout
 
-__all__ = ["Hook", "Mode", "Point", "PointState", "hooked", "only", "points_of", "set_mode"]
+__all__ = ["Hook", "Mode", "Point", "PointState", "hooked", "only", "points_of", "set_mode", "watch_float"]
 
 
 @dataclass(frozen=True)
@@ -263,6 +264,19 @@ class Point(Layer):
             return f"{self.name}: float"
         bits = self.config.bit_type
         return f"{self.name}: {'int' if bits.signed else 'uint'}{bits.bits} {self.config.calibration_mode}"
+
+
+def watch_float(
+    module: nn.Module, points: Sequence[Point], batches: Iterable[Tensor], see: Callable[[Point, Tensor], None]
+) -> None:
+    """Run a module in float, and show what passes these points to ``see``."""
+
+    def hook(point: Point, _: Callable[[], Tensor], after: Value) -> None:
+        see(point, real(after))
+
+    with torch.no_grad(), only([], module), hooked(list(points), hook):
+        for batch in batches:
+            module(batch)
 
 
 def widened(low: Tensor, high: Tensor, margin: float) -> tuple[Tensor, Tensor]:

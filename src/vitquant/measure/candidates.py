@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from vitquant.architectures.model import QuantModel
@@ -25,9 +24,9 @@ from vitquant.layers import (
     QAct,
     QuantLinear,
     QuantPatchEmbed,
-    hooked,
     only,
     points_of,
+    watch_float,
 )
 from vitquant.layers.graph import Stage, Step, follow
 from vitquant.layers.layer import Layer
@@ -87,15 +86,13 @@ class Observations:
         for (name, _), observer in self.observers.items():
             by_point.setdefault(name, []).append(observer)
 
-        def see(point: Point, _: object, after: Value) -> None:
+        def see(point: Point, x: Tensor) -> None:
             with point.named():
                 for observer in by_point[point.name]:
-                    observer.observe(real(after))
+                    observer.observe(x)
 
         points = [point for name, point in model.point_modules().items() if name in by_point]
-        with torch.no_grad(), only([], model), hooked(points, see):
-            for pixels in batches:
-                model(pixels.to(model.device))
+        watch_float(model, points, (pixels.to(model.device) for pixels in batches), see)
 
 
 class CandidateSensitivity(Sensitivity):

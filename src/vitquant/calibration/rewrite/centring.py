@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vitquant.calibration.rewrite.rewrite import Rewrite, watch
+from vitquant.calibration.rewrite.rewrite import Rewrite
 from vitquant.calibration.rewrite.wiring import maker, readers
-from vitquant.layers import AttentionScores, QuantLinear, WeightedSum
+from vitquant.layers import AttentionScores, Point, QuantLinear, WeightedSum, watch_float
 from vitquant.layers.graph import graph_of
 from vitquant.layers.layer import Composite
 
@@ -29,12 +29,12 @@ class Centring(Rewrite):
         points = {linear.output.name: linear.output for linear in made}
         sums, counts = {name: torch.zeros((), dtype=torch.float64) for name in points}, dict.fromkeys(points, 0)
 
-        def add(name: str, x: Tensor) -> None:
-            rows = x.reshape(-1, x.shape[-1])
+        def add(point: Point, x: Tensor) -> None:
+            name, rows = point.name, x.reshape(-1, x.shape[-1])
             sums[name] = sums[name].to(rows.device) + rows.sum(0, dtype=torch.float64)
             counts[name] += len(rows)
 
-        watch(model, list(points.values()), batches, add)
+        watch_float(model, list(points.values()), batches, add)
         means = {name: sums[name] / counts[name] for name in points}
         kept: dict[str, Tensor] = {}
         for linear, part, _ in moved(model):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from vitquant.config import StepSettings
 from vitquant.errors import NumericsError
-from vitquant.layers import Point, hooked, only
-from vitquant.layers.layer import AppliedRewrite, Composite, entered
+from vitquant.layers import only
+from vitquant.layers.layer import AppliedRewrite, Composite
 from vitquant.layers.plain_torch import plain_torch
-from vitquant.numerics.quantized import Value, real
+from vitquant.numerics.quantized import real
 from vitquant.numerics.sqnr import SqnrMeter
 
 SAME_DB = 80.0
@@ -80,16 +80,3 @@ def float_output(model: Composite, images: Tensor) -> Tensor:
     """The main output of the float model."""
     with only([], model):
         return real(model(images))
-
-
-def watch(
-    model: Composite, points: Sequence[Point], batches: Sequence[Tensor], see: Callable[[str, Tensor], None]
-) -> None:
-    """Run the float model, and show what passes these points to ``see``: the point's name, and ``[B, N, C]``."""
-
-    def hook(point: Point, _: Callable[[], Tensor], after: Value) -> None:
-        see(point.name, real(after))
-
-    for images in batches:
-        with only([], model), hooked(list(points), hook), entered(model, images):
-            model(images)

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vitquant.calibration.rewrite.rewrite import Rewrite, watch
+from vitquant.calibration.rewrite.rewrite import Rewrite
 from vitquant.calibration.rewrite.wiring import maker, readers
 from vitquant.errors import ModelError
-from vitquant.layers import QAct, QuantLinear
+from vitquant.layers import Point, QAct, QuantLinear, watch_float
 from vitquant.layers.graph import graph_of
 from vitquant.layers.layer import Composite
 
@@ -29,11 +29,11 @@ class SortedChannels(Rewrite):
     def measure(self, model: Composite, batches: Sequence[Tensor]) -> dict[str, Tensor]:
         peaks: dict[str, Tensor] = {}
 
-        def add(name: str, x: Tensor) -> None:
-            peak = x.abs().reshape(-1, x.shape[-1]).amax(0)
+        def add(point: Point, x: Tensor) -> None:
+            name, peak = point.name, x.abs().reshape(-1, x.shape[-1]).amax(0)
             peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
 
-        watch(model, [point for point, _, _ in hidden(model)], batches, add)
+        watch_float(model, [point for point, _, _ in hidden(model)], batches, add)
         return {point.name: peaks[point.name].argsort(stable=True) for point, _, _ in hidden(model)}
 
     def apply(self, model: Composite, measured: Mapping[str, Tensor]) -> None:

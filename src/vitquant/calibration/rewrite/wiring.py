@@ -23,8 +23,8 @@ def maker(graph: Graph, step: Step | None) -> tuple[QuantLinear, slice] | None:
     parts: list[SelectChannels] = []
     while step is not None and step not in graph.outputs.values():
         readers = graph.consumers[step]
-        shared = len(readers) > 1 and not all(isinstance(reader.layer, SelectChannels) for reader in readers)
-        if shared or (len(readers) > 1 and len({part_of(reader) for reader in readers}) < len(readers)):
+        selected = {(r.layer.index, r.layer.count) for r in readers if isinstance(r.layer, SelectChannels)}
+        if len(readers) > 1 and len(selected) < len(readers):  # something else reads all of it, or the same part
             return None
         if isinstance(step.layer, QuantLinear):
             if not rewritable(graph, step) or len(parts) > 1:
@@ -37,12 +37,6 @@ def maker(graph: Graph, step: Step | None) -> tuple[QuantLinear, slice] | None:
             return None
         step = step.inputs[0]
     return None
-
-
-def part_of(step: Step) -> tuple[int, int]:
-    """Which part of how many a step selects."""
-    assert isinstance(step.layer, SelectChannels)
-    return step.layer.index, step.layer.count
 
 
 def readers(graph: Graph, step: Step) -> Sequence[QuantLinear] | None:
