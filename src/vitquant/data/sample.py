@@ -1,4 +1,4 @@
-"""Images that are read and kept, for work that needs some of them once more."""
+"""A sample of the images that are read, for work that needs some of them once more."""
 
 from __future__ import annotations
 
@@ -35,15 +35,12 @@ class ImageSample:
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches unchanged and keep images of them."""
-        return map(self.see, batches)
-
-    def see(self, batch: Batch) -> Batch:
-        """Keep images of a batch, and return it unchanged."""
-        chosen = [i for i in range(len(batch)) if self.read + i in self.places]
-        if chosen:
-            self.kept.append(batch.pixels[chosen])
-        self.read += len(batch)
-        return batch
+        for batch in batches:
+            chosen = [i for i in range(len(batch)) if self.read + i in self.places]
+            if chosen:
+                self.kept.append(batch.pixels[chosen])
+            self.read += len(batch)
+            yield batch
 
     @property
     def images(self) -> Tensor:

@@ -76,7 +76,7 @@ def exponential_table(scale: float, levels: int, approximation: str) -> Tensor:
 def row_codes(exponentials: Tensor, bits: int, fraction_bits: int = 0) -> Tensor:
     """Form ``row``: codes ``round((2^bits - 1) * e)``. The probability of a code is its share of its row's sum.
 
-    With ``fraction_bits``, so many bits more of the same: ``round((2^bits - 1) * 2^fraction_bits * e)``.
+    ``fraction_bits`` adds fractional bits: ``round((2^bits - 1) * 2^fraction_bits * e)``.
     """
     codes: Tensor = exponentials * ((2**bits - 1) << fraction_bits)
     return codes.round_()

@@ -168,7 +168,7 @@ def no_table() -> Array:
 
 
 def check_exponentials(out: Value, table: Array, sizes: Sizes, largest: int, fraction_bits: int = 0) -> None:
-    """The table of exponentials with so many fractional bits, and that no row's sum of them leaves 32 bits."""
+    """The table of exponentials with these fractional bits, and that no row's sum of them leaves 32 bits."""
     if sizes["H"] % len(table):
         refuse(f"{out.name}/table", "the heads cannot share so many tables", got=len(table))
     one = 1 << fraction_bits
